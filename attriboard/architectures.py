@@ -1,0 +1,143 @@
+"""Where each family of Hugging Face models keeps its parts: the one table that knows architectures.
+
+Every entry names modules by their role, relative to the model or to one block. Nothing here is trusted: a
+loaded model proves on a batch that the parts found really add up (see ``Model.prove``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ModelError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Module paths of one family.
+
+    Attributes:
+        family: name for messages.
+        model_types: ``config.model_type`` values.
+        embed, layers, final_norm: paths from the causal language model.
+        attention: the attention module of a block (it carries ``layer_idx``).
+        attn_out, mlp_down: the output projections; their inputs are ``hook_z`` and ``mlp.hook_post``.
+        ln1: the norm before attention.
+        value: the projection that makes values; ``fused`` says how it is packed with queries and keys.
+        attn_post_norm, mlp_post_norm: norms after the sub-layer, before the residual add (Gemma 2 and 3).
+        rms: root-mean-square norms (no centring, no bias); ``unit_offset``: they multiply by ``1 + weight``.
+    """
+
+    family: str
+    model_types: tuple[str, ...]
+    embed: str
+    layers: str
+    final_norm: str
+    attention: str
+    attn_out: str
+    mlp_down: str
+    ln1: str
+    value: str
+    fused: str | None = None
+    attn_post_norm: str | None = None
+    mlp_post_norm: str | None = None
+    rms: bool = True
+    unit_offset: bool = False
+
+
+_LLAMA: dict[str, Any] = dict(
+    embed="model.embed_tokens",
+    layers="model.layers",
+    final_norm="model.norm",
+    attention="self_attn",
+    attn_out="self_attn.o_proj",
+    mlp_down="mlp.down_proj",
+    ln1="input_layernorm",
+    value="self_attn.v_proj",
+)
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture("Llama", ("llama", "mistral", "qwen2", "qwen3", "smollm3"), **_LLAMA),
+    Architecture("Gemma", ("gemma",), **_LLAMA, unit_offset=True),
+    Architecture(
+        "Gemma 2 and 3",
+        ("gemma2", "gemma3_text"),
+        **_LLAMA,
+        attn_post_norm="post_attention_layernorm",
+        mlp_post_norm="post_feedforward_layernorm",
+        unit_offset=True,
+    ),
+    Architecture(
+        "GPT-2",
+        ("gpt2",),
+        embed="transformer.wte",
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        attention="attn",
+        attn_out="attn.c_proj",
+        mlp_down="mlp.c_proj",
+        ln1="ln_1",
+        value="attn.c_attn",
+        fused="thirds",
+        rms=False,
+    ),
+    Architecture(
+        "GPT-J",
+        ("gptj",),
+        embed="transformer.wte",
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        attention="attn",
+        attn_out="attn.out_proj",
+        mlp_down="mlp.fc_out",
+        ln1="ln_1",
+        value="attn.v_proj",
+        rms=False,
+    ),
+    Architecture(
+        "GPT-NeoX",
+        ("gpt_neox",),
+        embed="gpt_neox.embed_in",
+        layers="gpt_neox.layers",
+        final_norm="gpt_neox.final_layer_norm",
+        attention="attention",
+        attn_out="attention.dense",
+        mlp_down="mlp.dense_4h_to_h",
+        ln1="input_layernorm",
+        value="attention.query_key_value",
+        fused="per_head",
+        rms=False,
+    ),
+    Architecture(
+        "OPT",
+        ("opt",),
+        embed="model.decoder.embed_tokens",
+        layers="model.decoder.layers",
+        final_norm="model.decoder.final_layer_norm",
+        attention="self_attn",
+        attn_out="self_attn.out_proj",
+        mlp_down="fc2",
+        ln1="self_attn_layer_norm",
+        value="self_attn.v_proj",
+        rms=False,
+    ),
+)
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The table's entry for a configuration.
+
+    Raises:
+        ModelError: the family is not in the table, or is a variant whose residual stream is normalised in place.
+    """
+    kind = getattr(config, "model_type", "?")
+    if kind == "opt" and not (config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size):
+        raise ModelError(
+            "this OPT model normalises its residual stream in place (as opt-350m does), so heads and neurons do not "
+            "add up in it; choose an OPT model with do_layer_norm_before and no embedding projection."
+        )
+    for entry in ARCHITECTURES:
+        if kind in entry.model_types:
+            return entry
+    known = ", ".join(t for entry in ARCHITECTURES for t in entry.model_types)
+    raise ModelError(f"models of type {kind!r} are not in the architecture table (known: {known}).")

@@ -1,0 +1,135 @@
+"""Levels: what can be scored, how it is named, and where it acts in the model.
+
+A component is replaced by replacing its slice of one activation, and its first-order effect is a product summed
+over that slice; a level knows both, so that methods and evaluation never handle shapes of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import UnknownNameError
+from .model import hook_name
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+@dataclass(frozen=True)
+class Level:
+    """A kind of component.
+
+    Attributes:
+        name: "heads", "neurons", "attn_neurons" or "nodes".
+        axes: the names of the axes of a score tensor.
+        sites: the activations through which the components act.
+        description: one sentence.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    sites: tuple[str, ...]
+    description: str
+
+    def shape(self, model: Model) -> tuple[int, ...]:
+        """The shape of a score tensor."""
+        return {
+            "heads": (model.n_layers, model.n_heads),
+            "neurons": (model.n_layers, model.d_mlp),
+            "attn_neurons": (model.n_layers, model.n_heads, model.d_head),
+            "nodes": (model.n_layers, model.n_heads + 1),
+        }[self.name]
+
+    def size(self, model: Model) -> int:
+        """How many components there are."""
+        return int(torch.tensor(self.shape(model)).prod())
+
+    def names(self, model: Model) -> list[str]:
+        """Component names in row-major order of the score tensor, in the style of MIB: ``a3.h5``, ``m7``, ``m7.n12``."""
+        layers, heads = range(model.n_layers), range(model.n_heads)
+        if self.name == "heads":
+            return [f"a{layer}.h{h}" for layer in layers for h in heads]
+        if self.name == "neurons":
+            return [f"m{layer}.n{j}" for layer in layers for j in range(model.d_mlp)]
+        if self.name == "attn_neurons":
+            return [f"a{layer}.h{h}.d{i}" for layer in layers for h in heads for i in range(model.d_head)]
+        return [n for layer in layers for n in (*(f"a{layer}.h{h}" for h in heads), f"m{layer}")]
+
+    def layer_of(self, model: Model) -> Tensor:
+        """``[n]``: the layer of each component, in row-major order."""
+        return torch.arange(model.n_layers).repeat_interleave(self.size(model) // model.n_layers)
+
+    def hooks(self, model: Model) -> list[str]:
+        """The names of every activation through which the components act."""
+        return [hook_name(site, layer) for layer in range(model.n_layers) for site in self.sites]
+
+    def slices(self, model: Model, masks: Tensor) -> dict[str, Tensor]:
+        """Component masks as activation masks.
+
+        Args:
+            masks: ``[R, n]`` bool, True where the component is to be replaced.
+
+        Returns:
+            by activation name a bool mask that broadcasts against the activation of ``R`` rows; activations with
+            nothing to replace are left out.
+        """
+        per_layer = masks.view(len(masks), *self.shape(model))
+        found: dict[str, Tensor] = {}
+        for layer in torch.nonzero(per_layer.flatten(2).any(2).any(0)).flatten().tolist():
+            mask = per_layer[:, layer]
+            if self.name == "heads":
+                found[hook_name("z", layer)] = mask[:, None, :, None]
+            elif self.name == "neurons":
+                found[hook_name("post", layer)] = mask[:, None, :]
+            elif self.name == "attn_neurons":
+                found[hook_name("z", layer)] = mask[:, None]
+            else:
+                if bool(mask[:, :-1].any()):
+                    found[hook_name("z", layer)] = mask[:, None, :-1, None]
+                if bool(mask[:, -1].any()):
+                    found[hook_name("mlp_out", layer)] = mask[:, None, -1:]
+        return found
+
+    def reduce(self, model: Model, products: Mapping[str, Tensor]) -> Tensor:
+        """``[B, *shape]``: sums products ``[B, T, ...]`` at every activation over positions and each component's slice."""
+
+        def stacked(site: str) -> Tensor:
+            return torch.stack([products[hook_name(site, layer)].sum(1) for layer in range(model.n_layers)], dim=1)
+
+        if self.name == "neurons":
+            return stacked("post")
+        if self.name == "attn_neurons":
+            return stacked("z")
+        heads = stacked("z").sum(-1)
+        if self.name == "heads":
+            return heads
+        return torch.cat([heads, stacked("mlp_out").sum(-1, keepdim=True)], dim=-1)
+
+
+LEVELS: dict[str, Level] = {
+    level.name: level
+    for level in (
+        Level("heads", ("layer", "head"), ("z",), "attention heads"),
+        Level("neurons", ("layer", "neuron"), ("post",), "FFN hidden units, the inputs of the down-projection"),
+        Level("attn_neurons", ("layer", "head", "dimension"), ("z",), "single dimensions of a head's output"),
+        Level(
+            "nodes", ("layer", "node"), ("z", "mlp_out"), "attention heads and whole FFN layers (the last of each row)"
+        ),
+    )
+}
+
+
+def get_level(name: str) -> Level:
+    """The level of that name.
+
+    Raises:
+        UnknownNameError: there is none; the message carries near names.
+    """
+    if name not in LEVELS:
+        raise UnknownNameError("level", name, LEVELS)
+    return LEVELS[name]

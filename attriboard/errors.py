@@ -1,0 +1,49 @@
+"""The errors a user can cause, each one sentence that names the thing, the value and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AttriboardError(Exception):
+    """Base of every error whose message is meant to be read as it is, without a traceback."""
+
+
+class UnknownNameError(AttriboardError):
+    """A task, method, model, level or suite that nobody registered; carries the nearest names."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], way_out: str = "") -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        if near:
+            hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
+        elif known:
+            hint = f"known: {', '.join(known)}."
+        else:
+            hint = "none is registered."
+        super().__init__(f"unknown {kind} {name!r}: {hint}{' ' + way_out if way_out else ''}")
+
+
+class ConfigurationError(AttriboardError):
+    """A suite file, option or command line that cannot be carried out as written."""
+
+
+class ExampleError(AttriboardError):
+    """An example a model's tokenizer cannot use: a multi-token answer, a counterfactual of another length, ..."""
+
+
+class TaskError(AttriboardError):
+    """A task that could not supply what was asked of it."""
+
+
+class ModelError(AttriboardError):
+    """A model that cannot be found, loaded, or that failed its self-proof."""
+
+
+class MethodError(AttriboardError):
+    """A method that cannot score what it was asked to, or returned something that is not scores."""
+
+
+class SkipCell(AttriboardError):
+    """Raised when a cell does not apply (a task without the marks a method needs): recorded, not a failure."""

@@ -1,0 +1,242 @@
+"""Replaces any set of components, a different set in every row, and measures what the model then answers.
+
+Two shortcuts keep this cheap, both exact: a pass restarts at the first layer in which a row differs from a pass
+already made (the clean one, or the one in which everything is replaced), and with counterfactual replacement the
+prompt's beginning that both prompts share is never run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigurationError, UnknownNameError
+from .model import Batch, Edit, hook_name
+
+if TYPE_CHECKING:
+    from .components import Level
+    from .model import EncodedExample, Model
+
+Replacement = Literal["counterfactual", "mean", "zero"]
+REPLACEMENTS: tuple[Replacement, ...] = ("counterfactual", "mean", "zero")
+
+MEASURES = ("metric", "logprob", "correct")
+"""What is measured of a row, in this order: the task's metric, log p(answer), and whether the answer is the top token."""
+
+
+def measure(model: Model, logits: Tensor, batch: Batch) -> Tensor:
+    """``[B, 3]`` float32: the :data:`MEASURES` of each row, from logits ``[B, V]``."""
+    logits = logits.float()
+    rows = torch.arange(len(batch), device=logits.device)
+    logprob = logits[rows, batch.answer] - logits.logsumexp(-1)
+    correct = (logits.argmax(-1) == batch.answer).float()
+    return torch.stack([model.metric(logits, batch), logprob, correct], dim=1)
+
+
+def component_means(model: Model, examples: Sequence[EncodedExample], level: Level) -> dict[str, Tensor]:
+    """The mean of every activation of a level over all real tokens of the examples, by name, without batch and position.
+
+    One mean per component (and head dimension), as mean ablation is meant; computed in float64.
+    """
+    names = level.hooks(model)
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in model.batches(examples):
+        run = model.run(batch, names)
+        real = batch.real
+        count += int(real.sum())
+        for name in names:
+            total = run[name][real].double().sum(0)
+            sums[name] = sums[name] + total if name in sums else total
+    return {name: (total / count).to(model.dtype) for name, total in sums.items()}
+
+
+def replacement_values(
+    model: Model,
+    batch: Batch,
+    names: Iterable[str],
+    replacement: Replacement,
+    means: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """What activations are replaced by: tensors by name that broadcast against the batch's own.
+
+    Raises:
+        ConfigurationError: counterfactual replacement of examples without a counterfactual, or mean without means.
+        UnknownNameError: another kind of replacement.
+    """
+    names = list(names)
+    if replacement == "counterfactual":
+        if batch.counterfactual is None:
+            raise ConfigurationError(
+                "counterfactual replacement needs a counterfactual for every example; give one, or choose replacement "
+                "'zero' or 'mean'."
+            )
+        run = model.run(batch.counterfactual, names)
+        return {name: run[name] for name in names}
+    if replacement == "mean":
+        if means is None:
+            raise ConfigurationError("mean replacement needs the component means of the train split.")
+        return {name: means[name] for name in names}
+    if replacement == "zero":
+        zero = torch.zeros((), dtype=model.dtype, device=model.device)
+        return dict.fromkeys(names, zero)
+    raise UnknownNameError("replacement", replacement, REPLACEMENTS)
+
+
+def replacing(values: dict[str, Tensor], slices: dict[str, Tensor], rows: Tensor | None = None) -> dict[str, Edit]:
+    """Edits that put ``values`` where ``slices`` is True; ``rows`` picks each row's example from batched values."""
+
+    def edit(name: str, mask: Tensor) -> Edit:
+        value = values[name]
+
+        def apply(x: Tensor) -> Tensor:
+            chosen = value[rows] if rows is not None and value.dim() == x.dim() else value
+            return torch.where(mask.to(x.device), chosen, x)
+
+        return apply
+
+    return {name: edit(name, mask) for name, mask in slices.items()}
+
+
+@dataclass
+class _Pass:
+    """A finished pass: residuals entering each block ``[L, B, T, d_model]`` and the logits ``[B, V]``."""
+
+    resid: Tensor
+    logits: Tensor
+
+
+class Intervention:
+    """Everything needed to replace component sets of one level on one batch.
+
+    Args:
+        model: the model.
+        batch: the examples.
+        level: what is replaced.
+        replacement: "counterfactual", "mean" or "zero", at all positions.
+        means: from :func:`component_means`, for mean replacement.
+
+    Raises:
+        ConfigurationError: the batch lacks what the replacement needs.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batch: Batch,
+        level: Level,
+        replacement: Replacement = "counterfactual",
+        means: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.model, self.level = model, level
+        self.batch = model.share_prefix(batch) if replacement == "counterfactual" else batch
+        self.values = replacement_values(model, self.batch, level.hooks(model), replacement, means)
+        self._resid_names = [hook_name("resid_pre", layer) for layer in range(model.n_layers)]
+        self.clean = self._pass({})
+        self._empty: _Pass | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by this object's tensors, in bytes (the pass with everything replaced counted in advance)."""
+        return sum(v.nbytes for v in self.values.values()) + 2 * self.clean.resid.nbytes
+
+    @property
+    def empty(self) -> _Pass:
+        """The pass in which every component of the level is replaced."""
+        if self._empty is None:
+            everything = torch.ones(len(self.batch), self.level.size(self.model), dtype=torch.bool)
+            self._empty = self._pass(replacing(self.values, self.level.slices(self.model, everything)))
+        return self._empty
+
+    def _pass(self, edits: dict[str, Edit]) -> _Pass:
+        run = self.model.run(self.batch, self._resid_names, edits)
+        return _Pass(run.stack("resid_pre").transpose(0, 1), run.logits)
+
+    def __call__(
+        self,
+        masks: Tensor,
+        measure: Callable[[Model, Tensor, Batch], Tensor] = measure,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Measures every set on every example.
+
+        Args:
+            masks: ``[S, n]`` bool: the components replaced in each of ``S`` sets.
+            measure: from (model, logits ``[R, V]``, batch of ``R`` rows) to ``[R, K]``; default :func:`measure`.
+            progress: called with the number of rows finished after each pass.
+
+        Returns:
+            ``[S, B, K]`` float32.
+        """
+        n_sets, n_examples = len(masks), len(self.batch)
+        rows = torch.arange(n_examples).repeat(n_sets)
+        return self.rows(masks.repeat_interleave(n_examples, dim=0), rows, measure, progress).view(
+            n_sets, n_examples, -1
+        )
+
+    def rows(
+        self,
+        masks: Tensor,
+        rows: Tensor,
+        measure: Callable[[Model, Tensor, Batch], Tensor] = measure,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """As calling the object, for explicit rows: ``masks`` ``[R, n]`` on the examples ``rows`` ``[R]`` -> ``[R, K]``."""
+        model = self.model
+        start, from_empty = self._starts(masks)
+        order = torch.argsort(start, stable=True)
+        results: list[Tensor] = []
+        for chunk in order.split(model.batch_size):
+            example = rows[chunk]
+            batch = self.batch.rows(example)
+            at = int(start[chunk].min())
+            if at == model.n_layers:
+                logits = self._finished(from_empty[chunk], example)
+            else:
+                resid = self.clean.resid[at][example]
+                if bool(from_empty[chunk].any()):
+                    other = self.empty.resid[at][example]
+                    resid = torch.where(from_empty[chunk].to(resid.device)[:, None, None], other, resid)
+                slices = self.level.slices(model, masks[chunk])
+                ahead = {name: mask for name, mask in slices.items() if int(name.split(".")[1]) >= at}
+                logits = model.run(batch, edits=replacing(self.values, ahead, example), start=(at, resid)).logits
+            results.append(measure(model, logits, batch).float().cpu())
+            if progress is not None:
+                progress(len(chunk))
+        out = torch.cat(results)
+        return out[torch.argsort(order)]
+
+    def _finished(self, from_empty: Tensor, example: Tensor) -> Tensor:
+        clean = self.clean.logits[example]
+        if not bool(from_empty.any()):
+            return clean
+        return torch.where(from_empty.to(clean.device)[:, None], self.empty.logits[example], clean)
+
+    def _starts(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """``[R]`` the first layer each row must run, and whether it may start from the all-replaced pass."""
+        model = self.model
+        per_layer = masks.view(len(masks), model.n_layers, -1)
+        layers = torch.arange(model.n_layers)
+
+        def first(differs: Tensor) -> Tensor:
+            return torch.where(differs, layers, model.n_layers).min(1).values
+
+        from_clean, from_empty = first(per_layer.any(2)), first((~per_layer).any(2))
+        return torch.maximum(from_clean, from_empty), from_empty > from_clean
+
+
+def single_effects(intervention: Intervention, chunk: int = 64) -> Tensor:
+    """``[B, n]``: the metric lost when each component alone is replaced: clean metric minus replaced metric. Exact."""
+    model, batch = intervention.model, intervention.batch
+    size = intervention.level.size(model)
+    clean = measure(model, intervention.clean.logits, batch)[:, 0].cpu()
+    lost = []
+    for part in torch.arange(size).split(chunk):
+        masks = torch.zeros(len(part), size, dtype=torch.bool)
+        masks[torch.arange(len(part)), part] = True
+        lost.append(clean - intervention(masks)[:, :, 0])
+    return torch.cat(lost).T

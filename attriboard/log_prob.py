@@ -1,0 +1,235 @@
+"""The log-probability increase of Yu and Ananiadou (2024): what adding a vector to the residual stream does to log p.
+
+The final norm's statistic is computed once, from the last layer's output at the last position, and held fixed for
+every vector at every layer: ``U(z) = W_U (gamma * z / s)`` with ``s`` frozen, and ``I_t(delta; z) = log p_t(z + delta)
+- log p_t(z)`` where ``p = softmax(U(.))``. Norms that centre their input (LayerNorm) centre ``z`` too; the final norm's
+bias and the unembedding's bias are added as constants, so that ``log p_t`` of the last residual is the model's own
+(the published notebooks leave the bias out; ``published=True`` does as they do). Soft-capping of logits (Gemma 2) is
+not part of ``U``.
+
+``log p_t`` is concave in ``z``, so its tangent is an upper bound: ``I_t(delta; z) <= delta . grad log p_t(z)``. The bound
+costs one product with the unembedding per base; :func:`exact_top` evaluates exactly only where it could matter.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .model import hook_name
+
+if TYPE_CHECKING:
+    from .components import Level
+    from .model import Batch, Edit, Model
+
+_MAX_CELLS = 48_000_000
+"""Most logits held at a time (float32: 192 MB)."""
+
+
+class FrozenUnembedding:
+    """``U`` for a batch: the unembedding behind the final norm with its statistic frozen at each row's last residual.
+
+    Args:
+        model: the model.
+        resid: ``[B, d_model]``, the last layer's output at each row's last token.
+        published: leave out the final norm's bias, as the published notebooks do.
+    """
+
+    def __init__(self, model: Model, resid: Tensor, published: bool = False) -> None:
+        self.centred = not model.architecture.rms
+        self.scale = model.final_norm_scale(resid)
+        self.gamma = model.final_norm_weight
+        self.W_U = model.W_U.float()
+        bias = torch.zeros(model.d_vocab, device=resid.device)
+        if model.final_norm_bias is not None and not published:
+            bias = bias + model.final_norm_bias.float() @ self.W_U.T
+        if model.b_U is not None:
+            bias = bias + model.b_U.float()
+        self.bias = bias
+
+    def row(self, i: int) -> FrozenUnembedding:
+        """The same for one row alone, so that only one row's logits need be in memory."""
+        one = copy.copy(self)
+        one.scale = self.scale[i : i + 1]
+        return one
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """``[..., V]``: ``W_U (gamma * vector)`` of vectors ``[..., d_model]``, without scale and bias."""
+        vectors = vectors.float()
+        if self.centred:
+            vectors = vectors - vectors.mean(-1, keepdim=True)
+        return (vectors * self.gamma) @ self.W_U.T
+
+    def logits(self, z: Tensor) -> Tensor:
+        """``U(z)``: ``[B, ..., V]`` for ``z`` ``[B, ..., d_model]``."""
+        return self.project(z / self._scale_like(z)) + self.bias
+
+    def log_prob(self, z: Tensor, target: Tensor) -> Tensor:
+        """``log p_t(z)``: ``[B, ...]`` for ``z`` ``[B, ..., d_model]`` and token ids ``target`` ``[B]``."""
+        return _log_prob(self.logits(z), target)
+
+    def increase(self, base: Tensor, delta: Tensor, target: Tensor) -> Tensor:
+        """``I_t(delta; base)``: ``[B, ...]`` for ``delta`` ``[B, ..., d_model]`` and a ``base`` that broadcasts to it."""
+        return self.log_prob(base + delta, target) - self.log_prob(base, target)
+
+    def tangent(self, z: Tensor, target: Tensor) -> Tensor:
+        """``[B, ..., d_model]``: the gradient of ``log p_t`` at ``z``."""
+        towards = -torch.softmax(self.logits(z), -1)
+        index = _like(target, towards)[..., None].expand(*towards.shape[:-1], 1)
+        towards.scatter_add_(-1, index, torch.ones_like(towards[..., :1]))
+        return self.pull_back(towards)
+
+    def pull_back(self, weights: Tensor) -> Tensor:
+        """``[B, ..., d_model]``: the residual direction of a weighting of the vocabulary ``[B, ..., V]``."""
+        direction = (weights @ self.W_U) * self.gamma
+        if self.centred:
+            direction = direction - direction.mean(-1, keepdim=True)
+        return direction / self._scale_like(direction)
+
+    def _scale_like(self, z: Tensor) -> Tensor:
+        return self.scale.view(-1, *(1,) * (z.dim() - 1))
+
+
+def _like(target: Tensor, values: Tensor) -> Tensor:
+    """``target`` ``[B]`` with as many singleton axes as ``values`` ``[B, ..., V]`` has between batch and vocabulary."""
+    return target.view(-1, *(1,) * (values.dim() - 2))
+
+
+def _log_prob(logits: Tensor, target: Tensor) -> Tensor:
+    index = _like(target, logits)[..., None].expand(*logits.shape[:-1], 1)
+    return logits.gather(-1, index)[..., 0] - logits.logsumexp(-1)
+
+
+def last_token(
+    model: Model, batch: Batch, sites: tuple[str, ...], edits: dict[str, Edit] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Activations at each row's last token: by site ``[B, L, ...]``, and the last layer's output ``[B, d_model]``."""
+    last_resid = hook_name("resid_post", model.n_layers - 1)
+    names = [hook_name(site, layer) for site in sites for layer in range(model.n_layers)]
+    run = model.run(batch, [*names, last_resid], edits)
+    rows = torch.arange(len(batch), device=model.device)
+    found = {
+        site: torch.stack([run[hook_name(site, layer)][rows, batch.last] for layer in range(model.n_layers)], dim=1)
+        for site in sites
+    }
+    return found, run[last_resid][rows, batch.last]
+
+
+@dataclass
+class Candidates:
+    """Contributions ``coefficient * vector`` to be added to one of several bases, for a batch of ``B`` examples.
+
+    Attributes:
+        base: ``[B, G, d_model]``: the residuals that contributions are added to.
+        group: ``[N]``: which base each candidate is added to.
+        coefficient: ``[B, N]``.
+        vectors: from candidate indices ``[n]`` to their vectors ``[n, d_model]``.
+        gain: ``[B, G, d_model]`` or None: factor on the vectors of each group (norms after the sub-layer, scale fixed).
+    """
+
+    base: Tensor
+    group: Tensor
+    coefficient: Tensor
+    vectors: Callable[[Tensor], Tensor]
+    gain: Tensor | None = None
+
+    def bounds(self, unembedding: FrozenUnembedding, target: Tensor) -> Tensor:
+        """``[B, N]``: the tangent bound of every candidate; one product with the unembedding per base."""
+        slope = unembedding.tangent(self.base, target)
+        if self.gain is not None:
+            slope = slope * self.gain
+        out = torch.empty_like(self.coefficient, dtype=torch.float32)
+        for g in self.group.unique().tolist():
+            index = torch.nonzero(self.group == g)[:, 0]
+            out[:, index] = slope[:, g] @ self.vectors(index).float().T
+        return out * self.coefficient
+
+    def increases(self, unembedding: FrozenUnembedding, target: Tensor, index: Tensor) -> Tensor:
+        """``[B, n]``: the exact increase of the candidates ``index`` ``[n]``."""
+        n_examples, n_vocab = self.base.shape[0], unembedding.W_U.shape[0]
+        size = max(1, _MAX_CELLS // (n_vocab * min(n_examples, 8)))
+        return torch.cat([self._increases(unembedding, target, part) for part in index.split(size)], dim=1)
+
+    def _increases(self, unembedding: FrozenUnembedding, target: Tensor, index: Tensor) -> Tensor:
+        groups, local = self.group[index].unique(return_inverse=True)
+        vectors = self.vectors(index).float()
+        projected = None if self.gain is not None else unembedding.project(vectors)
+        out = torch.empty(self.base.shape[0], len(index), device=self.base.device)
+        for b in range(self.base.shape[0]):
+            one = slice(b, b + 1)
+            base = unembedding.project(self.base[b, groups] / unembedding.scale[b]) + unembedding.bias
+            if projected is not None:
+                step = projected
+            else:
+                assert self.gain is not None
+                step = unembedding.project(vectors * self.gain[b, groups][local])
+            factor = (self.coefficient[b, index] / unembedding.scale[b]).float()
+            moved = torch.addcmul(base[local], step, factor[:, None])
+            start = _log_prob(base[None], target[one])[0]
+            out[b] = _log_prob(moved[None], target[one])[0] - start[local]
+        return out
+
+
+def level_candidates(model: Model, level: Level, base: Tensor, activation: Tensor) -> Candidates:
+    """Every component's contribution at the last token, in the order of the level.
+
+    Args:
+        level: "neurons" (added to the mid residual) or "attn_neurons" (added to the layer's input).
+        base: ``[B, L, d_model]``, the residual that contributions of each layer are added to.
+        activation: ``[B, L, ...]``, ``hook_post`` or ``hook_z`` at the last token.
+    """
+    neurons = level.name == "neurons"
+    layers = range(model.n_layers)
+    gains = [(model.mlp_gain if neurons else model.attn_gain)(i, activation[:, i].to(model.dtype)) for i in layers]
+    weights = [model.W_out(i) if neurons else model.W_O(i).flatten(0, 1) for i in layers]
+    width = len(weights[0])
+
+    def vectors(index: Tensor) -> Tensor:
+        layer = index // width
+        out = torch.empty(len(index), model.d_model, device=model.device)
+        for at in layer.unique().tolist():
+            out[layer == at] = weights[at][index[layer == at] % width].float()
+        return out
+
+    return Candidates(
+        base=base,
+        group=level.layer_of(model).to(model.device),
+        coefficient=activation.float().flatten(1),
+        vectors=vectors,
+        gain=None if gains[0] is None else torch.stack([g for g in gains if g is not None], dim=1),
+    )
+
+
+def exact_top(
+    candidates: Candidates, unembedding: FrozenUnembedding, target: Tensor, k: int, chunk: int = 128
+) -> tuple[Tensor, Tensor]:
+    """The log-probability increase averaged over examples, with a provably exact top ``k``.
+
+    Candidates are evaluated exactly in the order of their tangent bound until the next bound is below the ``k``-th best
+    exact value; no candidate left over can then belong to the top ``k``.
+
+    Returns:
+        ``[N]`` values (exact where evaluated, the bound elsewhere, which is never smaller than the truth), and ``[N]``
+        bool, True where exact.
+    """
+    values = candidates.bounds(unembedding, target).double().mean(0)
+    order = torch.argsort(values, descending=True)
+    slack = 1e-5 * float(values.abs().max()) + 1e-12
+    exact = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    done, step = 0, max(1, min(k, chunk))
+    best = torch.empty(0, dtype=torch.float64, device=values.device)
+    while done < len(order):
+        if len(best) >= k and float(values[order[done]]) + slack < float(best[k - 1]):
+            break
+        index = order[done : done + step]
+        found = candidates.increases(unembedding, target, index).double().mean(0)
+        values[index] = found
+        exact[index] = True
+        best = torch.cat([best, found]).sort(descending=True).values[: max(k, 1)]
+        done, step = done + len(index), min(chunk, max(8, k // 8))
+    return values, exact

@@ -1,0 +1,151 @@
+"""What a method is: from a model and examples to one score per component, and the registry of methods."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigurationError, MethodError, SkipCell
+from .interventions import REPLACEMENTS, Replacement, component_means, replacement_values
+from .registry import Registry
+from .scores import Scores
+
+if TYPE_CHECKING:
+    from .components import Level
+    from .model import Batch, EncodedExample, Model
+
+
+@dataclass
+class Method(ABC):
+    """Base class of all attribution methods; a subclass is a dataclass whose fields are the method's options.
+
+    A method implements :meth:`score_batch`; one that needs to see all examples together, or works in stages,
+    overrides :meth:`attribute` instead. Higher = more responsible for the answer.
+
+    Class attributes:
+        name: as typed on the command line.
+        paper: where the method comes from.
+        description: one sentence for lists and tables.
+        levels: the levels it can score.
+        needs: of "weights", "forward", "gradients", "counterfactual" and "marks:NAME" (a mark of the task).
+        control: True for floors that use no knowledge of the answer.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+    levels: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[frozenset[str]] = frozenset({"forward"})
+    modality: ClassVar[str] = "text"
+    control: ClassVar[bool] = False
+
+    def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
+        """``[B, *level.shape(model)]``: the scores of each example of a batch.
+
+        An example's scores must not depend on the other rows or on padding.
+        """
+        raise NotImplementedError(f"{type(self).__name__} implements neither score_batch nor attribute.")
+
+    def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
+        """Scores averaged over examples (not over batches), accumulated in float64.
+
+        Raises:
+            MethodError: the level is not one of the method's, or ``score_batch`` returned another shape.
+        """
+        self.check_level(level)
+        total = torch.zeros(level.shape(model), dtype=torch.float64)
+        for batch in model.batches(examples):
+            scores = self.score_batch(model, batch, level)
+            expected = (len(batch), *level.shape(model))
+            if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
+                raise MethodError(
+                    f"{self.name}.score_batch returned {_describe(scores)}, expected shape {expected} "
+                    f"(examples, {', '.join(level.axes)})."
+                )
+            total += scores.detach().double().sum(0).cpu()
+        return self.scores(total / len(examples), model, level)
+
+    def scores(self, values: Tensor, model: Model, level: Level, **metadata: Any) -> Scores:
+        """Wraps values shaped as the level."""
+        return Scores(values.detach().float().cpu().contiguous(), level.name, level.names(model), metadata)
+
+    def check_level(self, level: Level) -> None:
+        if level.name not in self.levels:
+            raise MethodError(f"{self.name} scores {', '.join(self.levels)}, not {level.name}.")
+
+    def check_examples(self, examples: Sequence[EncodedExample]) -> None:
+        """Refuses examples that lack what the method needs.
+
+        Raises:
+            SkipCell: says what is missing.
+        """
+        for need in sorted(self.needs):
+            kind, _, mark = need.partition(":")
+            if kind == "marks" and not all(e.example.marks.get(mark) for e in examples):
+                raise SkipCell(f"{self.name} needs examples with a mark called {mark!r}, which these do not have.")
+
+
+@dataclass
+class ReplacingMethod(Method):
+    """Base class of methods that exchange activations; the contract for what they exchange them for stands here.
+
+    Options:
+        replacement: "counterfactual" (the activation on the paired prompt, same position), "mean" (the component's
+            mean over all tokens of the examples) or "zero".
+    """
+
+    replacement: Replacement = "counterfactual"
+    _means: dict[str, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.replacement not in REPLACEMENTS:
+            raise ConfigurationError(
+                f"replacement of {self.name} is {self.replacement!r}, expected one of {', '.join(REPLACEMENTS)}."
+            )
+
+    def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
+        self.check_level(level)
+        self._means = component_means(model, examples, level) if self.replacement == "mean" else None
+        return super().attribute(model, examples, level)
+
+    def shared(self, model: Model, batch: Batch) -> Batch:
+        """The batch behind the prefix it shares with its counterfactual, where that is exact."""
+        return model.share_prefix(batch) if self.replacement == "counterfactual" else batch
+
+    def values(self, model: Model, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+        """What activations are replaced by, by name."""
+        return replacement_values(model, batch, names, self.replacement, self._means)
+
+
+def checked(scores: Any, method: Method, model: Model, level: Level) -> Scores:
+    """The scores a method returned, if they are scores.
+
+    Raises:
+        MethodError: not a :class:`Scores`, a wrong shape, or values that are not finite.
+    """
+    if not isinstance(scores, Scores):
+        raise MethodError(f"{method.name} returned {_describe(scores)}, expected Scores.")
+    expected = level.shape(model)
+    if tuple(scores.values.shape) != expected:
+        raise MethodError(
+            f"{method.name} returned {_describe(scores.values)}, expected shape {expected} ({', '.join(level.axes)})."
+        )
+    bad = ~torch.isfinite(scores.values)
+    if bool(bad.any()):
+        first = scores.names[int(bad.flatten().nonzero()[0])]
+        raise MethodError(
+            f"{method.name} returned {int(bad.sum())} scores that are NaN or infinite, the first for {first}."
+        )
+    return scores
+
+
+def _describe(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+methods: Registry[Method] = Registry("method", Method, "attriboard.methods")

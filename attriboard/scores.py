@@ -1,0 +1,66 @@
+"""Scores: one number per component, with names, and their file format (safetensors with JSON metadata)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import MethodError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a method says of every component; higher = more responsible for the answer.
+
+    Attributes:
+        values: float32, shaped as the level (for example ``(layer, head)``).
+        level: the level's name.
+        names: component names in row-major order.
+        metadata: whatever the method wants to say of its scores, as JSON (for example which entries are exact).
+    """
+
+    values: Tensor
+    level: str
+    names: list[str]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def ranking(self, absolute: bool = False) -> Tensor:
+        """``[n]``: component indices from the highest score to the lowest (of absolute scores if asked); ties in order."""
+        flat = self.values.flatten()
+        return torch.argsort(flat.abs() if absolute else flat, descending=True, stable=True)
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The ``k`` best components with their scores."""
+        flat = self.values.flatten()
+        return [(self.names[i], float(flat[i])) for i in self.ranking()[:k].tolist()]
+
+    def save(self, path: Path, **metadata: str) -> None:
+        """Writes one tensor named ``scores`` and metadata ``names`` (JSON), ``level`` and whatever is given.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        texts = {"names": json.dumps(self.names), "level": self.level, "details": json.dumps(self.metadata), **metadata}
+        save_file({"scores": self.values.contiguous()}, path, metadata=texts)
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            MethodError: the file has no tensor ``scores`` or no names.
+        """
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "scores" not in file.keys() or "names" not in metadata:  # noqa: SIM118
+                raise MethodError(f"{path} is not a score file: it needs a tensor 'scores' and metadata 'names'.")
+            values = file.get_tensor("scores")
+        details = json.loads(metadata.get("details", "{}"))
+        return cls(values, metadata.get("level", ""), json.loads(metadata["names"]), details)

@@ -1,0 +1,51 @@
+"""In-context heads: what a head gains for the answer by reading the demonstrations' labels (A3 at the label positions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attriboard.components import Level
+from attriboard.log_prob import FrozenUnembedding
+from attriboard.method import Method
+from attriboard.model import Batch, Model, hook_name
+
+
+@dataclass
+class InContextHeads(Method):
+    """``sum_p I_t(alpha_p v_p W_O; x)`` over the token positions ``p`` of the mark "label".
+
+    Each position's contribution through the head is added alone to the layer's input at the last token; the increases
+    are summed over the marked positions. Exact.
+    """
+
+    name = "in_context_heads"
+    paper = "Yu & Ananiadou 2024, arXiv 2402.02872"
+    description = "log p(answer) gained through the head from the demonstrations' label positions"
+    levels = ("heads",)
+    needs = frozenset({"forward", "weights", "marks:label"})
+
+    def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
+        layers = range(model.n_layers)
+        last_resid = hook_name("resid_post", model.n_layers - 1)
+        sites = ("resid_pre", "pattern", "v", "z")
+        run = model.run(batch, [*(hook_name(site, layer) for site in sites for layer in layers), last_resid])
+        rows = torch.arange(len(batch), device=model.device)
+        unembedding = FrozenUnembedding(model, run[last_resid][rows, batch.last])
+        first = model.first_position(batch)
+        scores = torch.zeros(len(batch), *level.shape(model), device=model.device)
+        for b, example in enumerate(batch.examples):
+            q = int(batch.last[b])
+            labels = torch.tensor(model.mark_positions(example, "label"), device=model.device) + first[b]
+            for layer in layers:
+                pattern = run[hook_name("pattern", layer)][b, :, q, labels]
+                weighted = pattern[..., None] * run[hook_name("v", layer)][b, :, labels]
+                outputs = torch.einsum("hpd,hdm->hpm", weighted, model.W_O(layer)).float()
+                gain = model.attn_gain(layer, run[hook_name("z", layer)][b, q])
+                outputs = outputs if gain is None else outputs * gain
+                base = run[hook_name("resid_pre", layer)][b, q].float()
+                increase = unembedding.row(b).increase(base[None, None, None], outputs[None], batch.answer[b : b + 1])
+                scores[b, layer] = increase[0].sum(-1)
+        return scores

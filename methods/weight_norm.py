@@ -1,0 +1,36 @@
+"""Control: the size of a component's output weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from attriboard.components import Level
+from attriboard.method import Method
+from attriboard.model import EncodedExample, Model
+from attriboard.scores import Scores
+
+
+@dataclass
+class WeightNorm(Method):
+    """The Frobenius norm of the component's block of its output projection; it never sees a prompt."""
+
+    name = "weight_norm"
+    paper = "control"
+    description = "norm of the component's output weights"
+    levels = ("heads", "neurons", "nodes")
+    needs = frozenset({"weights"})
+    control = True
+
+    def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
+        self.check_level(level)
+        per_layer = []
+        for layer in range(model.n_layers):
+            heads = model.W_O(layer).float().flatten(1).norm(dim=1)
+            out = model.W_out(layer).float()
+            per_layer.append(
+                {"heads": heads, "neurons": out.norm(dim=1), "nodes": torch.cat([heads, out.norm()[None]])}[level.name]
+            )
+        return self.scores(torch.stack(per_layer), model, level)
