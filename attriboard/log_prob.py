@@ -74,8 +74,17 @@ class FrozenUnembedding:
         return _log_prob(self.logits(z), target)
 
     def increase(self, base: Tensor, delta: Tensor, target: Tensor) -> Tensor:
-        """``I_t(delta; base)``: ``[B, ...]`` for ``delta`` ``[B, ..., d_model]`` and a ``base`` that broadcasts to it."""
-        return self.log_prob(base + delta, target) - self.log_prob(base, target)
+        """``I_t(delta; base)``: ``[B, G, ...]`` for ``delta`` ``[B, G, ..., d_model]`` and a ``base`` that broadcasts to it.
+
+        Groups ``G`` are taken a few at a time, so that the logits in memory stay bounded.
+        """
+        per_group = delta[:, 0].numel() // delta.shape[-1] * self.W_U.shape[0]
+        step = max(1, _MAX_CELLS // per_group)
+        parts = []
+        for start in range(0, delta.shape[1], step):
+            at, base_at = delta[:, start : start + step], base[:, start : start + step] if base.shape[1] > 1 else base
+            parts.append(self.log_prob(base_at + at, target) - self.log_prob(base_at, target))
+        return torch.cat(parts, dim=1)
 
     def tangent(self, z: Tensor, target: Tensor) -> Tensor:
         """``[B, ..., d_model]``: the gradient of ``log p_t`` at ``z``."""

@@ -35,6 +35,7 @@ class Registry(Generic[T]):
         self.kind, self.base, self.package = kind, base, package
         self._classes: dict[str, type[T]] = {}
         self.broken: dict[str, str] = {}
+        self.included: list[Path] = []
         self._loaded = False
 
     def _load(self) -> None:
@@ -79,6 +80,9 @@ class Registry(Generic[T]):
     def include(self, path: Path) -> int:
         """Registers every class in a Python file or folder outside the packages; returns how many it found."""
         self._load()
+        if not path.exists():
+            raise ConfigurationError(f"--include {path} does not exist.")
+        self.included.append(path)
         files = sorted(path.glob("*.py")) if path.is_dir() else [path]
         found = 0
         for file in files:

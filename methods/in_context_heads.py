@@ -39,13 +39,15 @@ class InContextHeads(Method):
         for b, example in enumerate(batch.examples):
             q = int(batch.last[b])
             labels = torch.tensor(model.mark_positions(example, "label"), device=model.device) + first[b]
+            outputs = []
             for layer in layers:
                 pattern = run[hook_name("pattern", layer)][b, :, q, labels]
                 weighted = pattern[..., None] * run[hook_name("v", layer)][b, :, labels]
-                outputs = torch.einsum("hpd,hdm->hpm", weighted, model.W_O(layer)).float()
+                output = torch.einsum("hpd,hdm->hpm", weighted, model.W_O(layer)).float()
                 gain = model.attn_gain(layer, run[hook_name("z", layer)][b, q])
-                outputs = outputs if gain is None else outputs * gain
-                base = run[hook_name("resid_pre", layer)][b, q].float()
-                increase = unembedding.row(b).increase(base[None, None, None], outputs[None], batch.answer[b : b + 1])
-                scores[b, layer] = increase[0].sum(-1)
+                outputs.append(output if gain is None else output * gain)
+            base = torch.stack([run[hook_name("resid_pre", layer)][b, q].float() for layer in layers])
+            delta = torch.stack(outputs)
+            increase = unembedding.row(b).increase(base[None, :, None, None], delta[None], batch.answer[b : b + 1])
+            scores[b] = increase[0].sum(-1)
         return scores

@@ -50,15 +50,12 @@ class LogProbIncrease(Method):
         unembedding = FrozenUnembedding(model, torch.cat([last for _, last, _ in parts]), self.published)
         layers = range(model.n_layers)
         if level.name == "heads":
-            increases = []
-            for layer in layers:
-                outputs = model.head_outputs(layer, activation[:, layer]).float()
-                per_example = [
-                    unembedding.row(b).increase(resid[b : b + 1, layer, None], outputs[b : b + 1], target[b : b + 1])
-                    for b in range(len(target))
-                ]
-                increases.append(torch.cat(per_example).double().mean(0))
-            return self.scores(torch.stack(increases), model, level, exact=level.size(model))
+            total = torch.zeros(level.shape(model), dtype=torch.float64, device=model.device)
+            for b in range(len(target)):
+                outputs = [model.head_outputs(layer, activation[b : b + 1, layer]) for layer in layers]
+                delta = torch.stack(outputs, dim=1).float()
+                total += unembedding.row(b).increase(resid[b : b + 1, :, None], delta, target[b : b + 1])[0].double()
+            return self.scores(total / len(target), model, level, exact=level.size(model))
         candidates = level_candidates(model, level, resid, activation)
         values, exact = exact_top(candidates, unembedding, target, self.exact_top_k)
         names = level.names(model)

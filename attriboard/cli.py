@@ -1,0 +1,313 @@
+"""The command line: list, validate, run, attribute, leaderboard.
+
+Exit codes: 0 success; 1 some cells failed (after everything else ran); 2 a name, option or input that cannot be used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .errors import AttriboardError, ConfigurationError, UnknownNameError
+
+if TYPE_CHECKING:
+    from .results import Cell, Record
+    from .suite import Suite
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+KINDS = ("tasks", "methods", "models", "suites")
+
+Include = Annotated[
+    list[Path] | None, typer.Option(help="A Python file or folder with tasks or methods of your own.", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+def main() -> None:
+    """The entry point: one clear sentence for every error a user can cause."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="transformers")
+    try:
+        app()
+    except AttriboardError as error:
+        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        sys.exit(2)
+
+
+def _include(paths: list[Path] | None) -> None:
+    from .method import methods
+    from .task import tasks
+
+    for path in paths or []:
+        if not tasks.include(path) + methods.include(path):
+            raise ConfigurationError(f"--include {path} defines no task and no method (a subclass with a name).")
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str | None, typer.Argument(help="tasks, methods, models or suites; all by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    include: Include = None,
+) -> None:
+    """Lists what there is: tasks, methods, models, suites."""
+    if kind is not None and kind not in KINDS:
+        raise UnknownNameError("kind", kind, KINDS)
+    _include(include)
+    found = {name: _listing(name) for name in ([kind] if kind else KINDS)}
+    if as_json:
+        typer.echo(json.dumps(found if kind is None else found[kind], indent=1))
+        return
+    for name, rows in found.items():
+        table = Table(title=name, title_justify="left", box=None, pad_edge=False)
+        shown = [c for c in (rows[0] if rows else ()) if c not in ("paper", "needs", "version")]
+        for column in shown:
+            table.add_column(column, no_wrap=column in ("name", "installed"))
+        for row in rows:
+            values = [row.get(column, "") for column in shown]
+            table.add_row(*(escape(", ".join(v) if isinstance(v, list) else str(v)) for v in values))
+        out.print(table)
+        out.print()
+
+
+def _listing(kind: str) -> list[dict[str, Any]]:
+    if kind == "tasks":
+        from .task import tasks
+
+        return [
+            {"name": t.name, "version": t.version, "subsets": list(t.all_subsets), "description": t.description, "paper": t.paper}
+            for t in tasks
+        ] + _broken(tasks)
+    if kind == "methods":
+        from .method import methods
+
+        return [
+            {
+                "name": m.name,
+                "levels": list(m.levels),
+                "needs": sorted(m.needs),
+                "description": m.description,
+                "paper": m.paper,
+            }
+            for m in methods
+        ] + _broken(methods)
+    if kind == "models":
+        from .loading import MODELS
+
+        return [
+            {"name": name, "installed": "yes" if m.find() else "no", "wheel": m.wheel, "hub": m.hub or "", "licence": m.licence}
+            for name, m in MODELS.items()
+        ]
+    from .suite import Suite, suites
+
+    rows: list[dict[str, Any]] = []
+    for name, path in suites().items():
+        suite = Suite.load(path)
+        rows.append(
+            {"name": name, "cells": len(suite.cells()), "expected": suite.expected, "description": suite.description}
+        )
+    return rows
+
+
+def _broken(registry: Any) -> list[dict[str, Any]]:
+    return [{"name": name, "description": f"cannot be imported: {why}"} for name, why in registry.broken.items()]
+
+
+@app.command()
+def validate(
+    suite: Annotated[Path | None, typer.Argument(help="A suite file or name; all suites by default.")] = None,
+    include: Include = None,
+) -> None:
+    """Checks a suite and every definition it names; runs nothing."""
+    from .method import methods
+    from .suite import Suite, suites
+    from .task import tasks
+
+    _include(include)
+    for path in [suite] if suite else suites().values():
+        loaded = Suite.load(path)
+        out.print(f"{loaded.name}: {len(loaded.cells())} cells, all names and options are good.", highlight=False)
+    for registry in (tasks, methods):
+        for name, why in registry.broken.items():
+            raise ConfigurationError(f"{registry.kind} file {name!r} cannot be imported: {why}")
+        out.print(f"{len(registry.names())} {registry.kind}s can be imported.", highlight=False)
+
+
+@app.command()
+def run(
+    suite: Annotated[Path, typer.Argument(help="A suite file, or the name of one in benchmarks/.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for records; results/SUITE by default.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task (repeatable).")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method (repeatable); a new one is added.")] = None,
+    model: Annotated[str | None, typer.Option(help="This model instead of the suite's.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="Only this level (repeatable).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Draw only this many examples per split (a trial run).")] = None,
+    seed: Annotated[int | None, typer.Option(help="This seed instead of the suite's.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the suite's by default.")] = None,
+    include: Include = None,
+    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    force: Annotated[bool, typer.Option("--force", help="Run again what is done.")] = False,
+) -> None:
+    """Runs a suite and stores one record per cell; what is done already is skipped."""
+    from .loading import check_device
+    from .results import Folder
+    from .runner import run_cells
+    from .suite import Suite
+
+    _include(include)
+    loaded = Suite.load(suite)
+    if executor not in ("local", "ray"):
+        raise UnknownNameError("executor", executor, ("local", "ray"))
+    changes: dict[str, Any] = {}
+    if limit is not None:
+        if limit < 1:
+            raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
+        changes |= {"train_examples": limit, "test_examples": limit, "min_kept": 1}
+    if device is not None:
+        changes["device"] = device
+    settings = loaded.settings.model_copy(update=changes)
+    check_device(settings.device)
+    cells = loaded.cells(task or (), method or (), level or (), model, seed)
+    folder = Folder(out_dir or Path("results") / loaded.name)
+    folder.claim(loaded.name, **_about(loaded))
+    try:
+        with _progress(len(cells)) as (started, finished):
+            outcome = run_cells(loaded.name, cells, settings, folder, force, executor, started, finished)
+    except KeyboardInterrupt:
+        err.print("interrupted: finished cells are stored; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    for name, why in sorted(folder.foreign.items()):
+        err.print(f"note: {escape(str(folder.path / name))} is not a record ({escape(why)}); left alone.", highlight=False)
+    done = f"{len(outcome.made) - len(outcome.failed)} cells run, {outcome.done_before} done before"
+    out.print(f"{done}, {len(outcome.failed)} failed. Records: {folder.path}", highlight=False)
+    for record in outcome.failed:
+        err.print(f"failed: {escape(str(record.cell))}: {escape(record.reason)}", highlight=False)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _about(suite: Suite) -> dict[str, Any]:
+    return {"description": suite.description, "expected": suite.expected, "not_run": suite.not_run}
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Any, Any]]:
+    """A bar with the time left on a terminal; elsewhere one line per finished cell."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=600) as bar:
+        task = bar.add_task("starting", total=total)
+        count = 0
+
+        def started(cell: Cell) -> None:
+            bar.update(task, description=escape(f"{cell.task_label} / {cell.level} / {cell.method_label}"))
+
+        def finished(record: Record) -> None:
+            nonlocal count
+            count += 1
+            bar.advance(task)
+            if not err.is_terminal:
+                seconds = sum(record.seconds.values())
+                err.print(f"[{count}/{total}] {record.status} {record.cell} ({seconds:.1f} s)", highlight=False, markup=False)
+
+        yield started, finished
+
+
+@app.command()
+def attribute(
+    model: Annotated[str, typer.Option(help="A short name, folder or Hugging Face id.")],
+    method: Annotated[str, typer.Option(help="See `attriboard list methods`.")],
+    level: Annotated[str, typer.Option(help="heads, neurons, attn_neurons or nodes.")],
+    out_file: Annotated[Path, typer.Option("--out", help="A .safetensors file.")],
+    task: Annotated[str | None, typer.Option(help="Score the examples of a task's train split.")] = None,
+    limit: Annotated[int, typer.Option(help="With --task: how many examples are drawn.")] = 16,
+    prompt: Annotated[str | None, typer.Option(help="Or score one prompt.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Its answer, exactly as typed: one token.")] = None,
+    foil: Annotated[str | None, typer.Option(help="The wrong answer it is compared with.")] = None,
+    counterfactual: Annotated[str | None, typer.Option(help="A prompt of equal length whose answer is the foil.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the task's examples and of random scores.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Device = "cpu",
+    include: Include = None,
+) -> None:
+    """Scores the components of a model for one prompt, or for the examples of a task, and writes them to a file."""
+    from .attribute import attribute_prompt, attribute_task
+    from .loading import check_device, check_model_name
+
+    _include(include)
+    check_device(device)
+    check_model_name(model)
+    one_prompt = prompt is not None or answer is not None
+    if one_prompt == (task is not None):
+        raise ConfigurationError("give either --task, or --prompt with --answer.")
+    if one_prompt and (prompt is None or answer is None):
+        raise ConfigurationError("--prompt and --answer belong together; give both.")
+    if task is not None and any(x is not None for x in (foil, counterfactual)):
+        raise ConfigurationError("--foil and --counterfactual belong to --prompt; a task brings its own.")
+    if out_file.suffix != ".safetensors":
+        raise ConfigurationError(f"--out {out_file} does not end in .safetensors.")
+    common = {"model_name": model, "method_name": method, "level_name": level, "dtype": dtype, "device": device, "seed": seed}
+    if task is not None:
+        scores, said = attribute_task(task, limit, **common)
+    else:
+        assert prompt is not None and answer is not None
+        scores, said = attribute_prompt(prompt, answer, foil, counterfactual, **common)
+    try:
+        out_file.parent.mkdir(parents=True, exist_ok=True)
+        scores.save(out_file, method=method, model=model, answer=said["answer"])
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {out_file}: {error.strerror or error}.") from error
+    out.print(escape(said["summary"]), highlight=False)
+    for name, value in scores.top(5):
+        out.print(f"  {name}  {value:+.4f}", highlight=False)
+    out.print(f"wrote {escape(str(out_file))}: scores {tuple(scores.values.shape)}", highlight=False)
+
+
+@app.command()
+def leaderboard(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records.")],
+    form: Annotated[str, typer.Option("--format", help="md, csv, latex, html or json.")] = "md",
+    out_file: Annotated[Path | None, typer.Option("--out", help="A file; standard output by default.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Also draw the curves of every table into this folder.")] = None,
+) -> None:
+    """Builds the board from stored records and nothing else."""
+    from . import leaderboard as boards
+
+    text = boards.render(folder, form)
+    if figures is not None:
+        for made in boards.figures(folder, figures):
+            err.print(f"drew {escape(str(made))}", highlight=False)
+    if out_file is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out_file.parent.mkdir(parents=True, exist_ok=True)
+        out_file.write_text(text)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {out_file}: {error.strerror}.") from error
+    err.print(f"wrote {escape(str(out_file))}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What the cells of one task on one model share: examples, baselines, replacement values, and finished measurements."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from .components import Level
+from .errors import TaskError
+from .interventions import Intervention, Replacement, component_means
+from .model import EncodedExample, Model
+from .task import SPLITS, Task
+
+
+class Kept(BaseModel):
+    """How many examples of a split were seen, answered correctly, and kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seen: int
+    correct: int
+    kept: int
+    by_subset: dict[str, tuple[int, int]]
+    """By subset: (correct, seen)."""
+
+    @property
+    def share(self) -> float:
+        return self.correct / self.seen
+
+
+class Context:
+    """One task on one model with one seed.
+
+    Only examples whose answer is the model's top token are kept, as in the papers; what was seen and kept is reported.
+
+    Args:
+        model: the model.
+        task: the task.
+        seed: of the examples.
+        n_train, n_test: examples drawn per split.
+        max_kept: most correctly answered examples used per split.
+        min_kept: fewer than this in a split is an error.
+        cache_bytes: most memory for replacement values and residuals of test batches kept between measurements;
+            what does not fit is computed again, so memory does not grow with the number of examples.
+
+    Raises:
+        TaskError: too few examples fit the tokenizer or are answered correctly.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        seed: int,
+        n_train: int,
+        n_test: int,
+        max_kept: int,
+        min_kept: int,
+        cache_bytes: int = 2**30,
+    ) -> None:
+        self.model, self.task, self.seed = model, task, seed
+        self.cache_bytes = cache_bytes
+        self.kept: dict[str, Kept] = {}
+        self.examples: dict[str, list[EncodedExample]] = {}
+        digest = hashlib.sha256()
+        for split, n in zip(SPLITS, (n_train, n_test)):
+            seen = [model.encode(e) for e in task.examples(split, n, seed, model.why_not)]
+            for example in seen:
+                digest.update(repr((split, example.tokens, example.answer, example.foil, example.counterfactual)).encode())
+            right = [e for e, ok in zip(seen, _answered(model, seen)) if ok]
+            chosen = _spread(right, max_kept)
+            by_subset = {
+                s: (sum(e.example.subset == s for e in right), sum(e.example.subset == s for e in seen))
+                for s in task.subsets
+            }
+            self.kept[split] = Kept(seen=len(seen), correct=len(right), kept=len(chosen), by_subset=by_subset)
+            self.examples[split] = chosen
+            if len(chosen) < min_kept:
+                raise TaskError(
+                    f"{model.name} answers only {len(right)} of {len(seen)} {split} examples of task {task.name!r}; at least "
+                    f"{min_kept} are needed: draw more examples, choose easier subsets, or another model."
+                )
+        self.data_sha256 = digest.hexdigest()
+        self._interventions: OrderedDict[tuple[str, str, int], Intervention] = OrderedDict()
+        self._measured: dict[tuple[str, str, bytes], Tensor] = {}
+        self._means: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def train(self) -> list[EncodedExample]:
+        return self.examples["train"]
+
+    @property
+    def test(self) -> list[EncodedExample]:
+        return self.examples["test"]
+
+    def measure(self, level: Level, replacement: Replacement, masks: Tensor) -> Tensor:
+        """Replaces every set on every test example.
+
+        Args:
+            masks: ``[S, n]`` bool: the components replaced in each set.
+
+        Returns:
+            ``[S, N, 3]`` float32 (see :data:`attriboard.interventions.MEASURES`). A set measured before is not run again.
+        """
+        keys = [(level.name, replacement, hashlib.sha256(mask.numpy().tobytes()).digest()) for mask in masks]
+        new = {key: i for i, key in enumerate(keys) if key not in self._measured}
+        if new:
+            wanted = masks[list(new.values())]
+            batches = range(0, len(self.test), self.model.batch_size)
+            found = torch.cat([self._intervention(level, replacement, start)(wanted) for start in batches], dim=1)
+            self._measured.update(zip(new, found))
+        return torch.stack([self._measured[key] for key in keys])
+
+    def _intervention(self, level: Level, replacement: Replacement, start: int) -> Intervention:
+        key = (level.name, replacement, start)
+        if key in self._interventions:
+            self._interventions.move_to_end(key)
+            return self._interventions[key]
+        batch = self.model.batch(self.test[start : start + self.model.batch_size])
+        means = None
+        if replacement == "mean":
+            if level.name not in self._means:
+                self._means[level.name] = component_means(self.model, self.train, level)
+            means = self._means[level.name]
+        made = Intervention(self.model, batch, level, replacement, means)
+        held = sum(other.nbytes for other in self._interventions.values())
+        while self._interventions and held + made.nbytes > self.cache_bytes:
+            held -= self._interventions.popitem(last=False)[1].nbytes
+        if made.nbytes <= self.cache_bytes:
+            self._interventions[key] = made
+        return made
+
+
+def _answered(model: Model, examples: Sequence[EncodedExample]) -> list[bool]:
+    found: list[bool] = []
+    for batch in model.batches(examples):
+        found += (model.run(batch).logits.argmax(-1) == batch.answer).tolist()
+    return found
+
+
+def _spread(examples: list[EncodedExample], n: int) -> list[EncodedExample]:
+    """The first ``n`` examples, taken from the subsets in turn."""
+    queues: dict[str, list[EncodedExample]] = {}
+    for example in examples:
+        queues.setdefault(example.example.subset, []).append(example)
+    chosen: list[EncodedExample] = []
+    while len(chosen) < n and any(queues.values()):
+        for queue in queues.values():
+            if queue and len(chosen) < n:
+                chosen.append(queue.pop(0))
+    return chosen

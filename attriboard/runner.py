@@ -1,0 +1,396 @@
+"""Cells to records: what is done is skipped, what fails is recorded, and nothing finished is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .components import get_level
+from .context import Context
+from .errors import AttriboardError, ConfigurationError, SkipCell
+from .evaluation import ablation, faithfulness, speed
+from .evaluation.metrics import METRICS
+from .loading import fingerprint, load_model
+from .method import checked, methods
+from .model import Model
+from .results import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings, digest
+from .statistics import bootstrap_interval
+from .task import tasks
+
+_DETERMINING = (
+    "architectures.py",
+    "components.py",
+    "context.py",
+    "interventions.py",
+    "log_prob.py",
+    "method.py",
+    "model.py",
+    "statistics.py",
+    "task.py",
+    "evaluation/ablation.py",
+    "evaluation/faithfulness.py",
+    "evaluation/metrics.py",
+    "evaluation/speed.py",
+)
+"""The harness' own files whose text is part of a result's identity."""
+
+
+def identity(cell: Cell, settings: Settings) -> str:
+    """SHA-256 of everything that determines a cell's result.
+
+    The cell, the settings but for the batch size, the weights, the code of the task, of the method and of the harness,
+    and the metric versions.
+
+    Raises:
+        AttriboardError: a name in the cell does not exist.
+    """
+    return digest(
+        {
+            "cell": cell.model_dump(),
+            "settings": settings.model_dump(exclude={"batch_size"}),
+            "weights": fingerprint(cell.model),
+            "task": _source_hash(tasks.get(cell.task)),
+            "method": _source_hash(methods.get(cell.method)),
+            "harness": _harness_hash(),
+            "metrics": {name: metric.version for name, metric in METRICS.items()},
+        }
+    )
+
+
+@cache
+def _harness_hash() -> str:
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _DETERMINING)).hexdigest()
+
+
+def _source_hash(cls: type) -> str:
+    file = inspect.getsourcefile(cls)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of this package's own checkout; None when it is installed elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--", "attriboard", "tasks", "methods")
+    commit = git("rev-parse", "HEAD")
+    return (commit + ("+changes" if changed else "")) or None
+
+
+def provenance(device: torch.device) -> Provenance:
+    """The versions and the machine behind a record made now."""
+    cuda = device.type == "cuda"
+    return Provenance(
+        attriboard=importlib.metadata.version("attriboard"),
+        attriboard_commit=_commit(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=importlib.metadata.version("transformers"),
+        platform=f"{platform.system()} {platform.machine()}",
+        device=torch.cuda.get_device_name(device) if cuda else _processor(),
+        threads=torch.get_num_threads(),
+        created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+    )
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class Workshop:
+    """Models and contexts kept between cells: one model, and the contexts of its current task."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._models: dict[str, Model | AttriboardError] = {}
+        self._contexts: dict[str, Context | AttriboardError] = {}
+
+    def model(self, name: str) -> Model:
+        if name not in self._models:
+            self._models.clear()
+            self._contexts.clear()
+            s = self.settings
+            self._models[name] = _or_error(lambda: load_model(name, s.device, s.dtype, s.batch_size))
+        return _value(self._models[name])
+
+    def context(self, cell: Cell) -> Context:
+        model = self.model(cell.model)
+        key = digest([cell.model, cell.task, cell.task_options, cell.seed])
+        if key not in self._contexts:
+            self._contexts.clear()
+            s = self.settings
+            self._contexts[key] = _or_error(
+                lambda: Context(
+                    model,
+                    tasks.make(cell.task, cell.task_options),
+                    cell.seed,
+                    s.train_examples,
+                    s.test_examples,
+                    s.max_kept,
+                    s.min_kept,
+                )
+            )
+        return _value(self._contexts[key])
+
+    def execute(self, suite: str, cell: Cell) -> Record:
+        """The record of a cell; whatever goes wrong in it becomes a failed record."""
+        base: dict[str, Any] = {
+            "suite": suite,
+            "identity": identity(cell, self.settings),
+            "cell": cell,
+            "settings": self.settings,
+        }
+        try:
+            return Record(**base, **self._run(cell))
+        except SkipCell as error:
+            return Record(**base, status="skipped", reason=str(error), provenance=provenance(torch.device("cpu")))
+        except Exception as error:
+            reason = str(error) if isinstance(error, AttriboardError) else f"{type(error).__name__}: {error}"
+            return Record(
+                **base,
+                status="failed",
+                reason=reason,
+                traceback="" if isinstance(error, AttriboardError) else traceback.format_exc(limit=-4),
+                provenance=provenance(torch.device("cpu")),
+            )
+
+    def _run(self, cell: Cell) -> dict[str, Any]:
+        s = self.settings
+        context = self.context(cell)
+        model, task, level = context.model, context.task, get_level(cell.level)
+        method = methods.make(cell.method, cell.method_options)
+        if "seed" in type(method).__dataclass_fields__ and "seed" not in cell.method_options:
+            method.seed = cell.seed  # type: ignore[attr-defined]
+        method.check_level(level)
+        method.check_examples(context.train)
+        clock = _Clock()
+        with speed.PeakMemory(model.device) as memory:
+            scores = checked(method.attribute(model, context.train, level), method, model, level)
+        clock.lap("attribute")
+        faith = faithfulness.evaluate(context, scores, level, cell.replacement)
+        clock.lap("faithfulness")
+        drops = ablation.evaluate(context, scores, level, cell.replacement, s.ablation_draws)
+        clock.lap("ablation")
+        fast = speed.measure(
+            method, model, context.train[: s.speed_examples], level, s.speed_repeats, s.speed_max_seconds, memory.mib
+        )
+        clock.lap("speed")
+        return {
+            "status": "ok",
+            "task_version": task.version,
+            "model": ModelFacts(
+                source=model.source,
+                weights_sha256=model.weights_sha256,
+                n_layers=model.n_layers,
+                n_heads=model.n_heads,
+                n_components=level.size(model),
+            ),
+            "data_sha256": context.data_sha256,
+            "kept": context.kept,
+            "chance": 1 / len(task.labels) if task.labels else None,
+            "items": [e.example.item for e in context.test],
+            "subsets": [e.example.subset for e in context.test],
+            "control": method.control,
+            "top": scores.top(20),
+            "scores_sha256": hashlib.sha256(scores.values.numpy().tobytes()).hexdigest(),
+            "scores_metadata": _brief(scores.metadata),
+            "faithfulness": faith,
+            "ablation": drops,
+            "speed": fast,
+            "aggregates": aggregates(faith, drops, fast),
+            "seconds": clock.laps,
+            "provenance": provenance(model.device),
+        }
+
+
+def aggregates(
+    faith: faithfulness.Faithfulness, drops: ablation.Ablation, fast: speed.Speed
+) -> dict[str, Aggregate]:
+    """Every metric with its interval, from the per-example measurements alone."""
+    n = len(faith.full)
+    found: dict[str, Aggregate] = {}
+    for name, statistic in {**faith.statistics(), **drops.statistics()}.items():
+        interval = bootstrap_interval(n, statistic)
+        low, high = interval or (None, None)
+        value = float(statistic(np.arange(n)))
+        found[name] = Aggregate(value=value, low=low, high=high, version=METRICS[name].version)
+    per_example = [s / fast.examples for s in fast.seconds]
+    found["seconds_per_example"] = Aggregate(
+        value=float(np.median(per_example)),
+        low=min(per_example),
+        high=max(per_example),
+        version=METRICS["seconds_per_example"].version,
+    )
+    for name, value in (("forward_equivalents", fast.forward_equivalents), ("peak_memory_mib", fast.peak_memory_mib)):
+        found[name] = Aggregate(value=value, version=METRICS[name].version)
+    return found
+
+
+def _brief(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata without its long lists, which belong to the score file."""
+    return {k: v for k, v in metadata.items() if not (isinstance(v, list) and len(v) > 20)}
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+def _or_error(make: Callable[[], Any]) -> Any:
+    """The value, or the error itself, so that cells that share it fail alike and it is not tried again."""
+    try:
+        return make()
+    except AttriboardError as error:
+        return error
+
+
+def _value(found: Any) -> Any:
+    if isinstance(found, AttriboardError):
+        raise found
+    return found
+
+
+@dataclass
+class Outcome:
+    """What became of a run: records made now, cells done before, and the cells that failed."""
+
+    made: list[Record] = field(default_factory=list)
+    done_before: int = 0
+
+    @property
+    def failed(self) -> list[Record]:
+        return [r for r in self.made if r.status == "failed"]
+
+
+def pending(folder: Folder, cells: Sequence[Cell], settings: Settings, force: bool) -> list[Cell]:
+    """The cells without a finished record in the folder."""
+    if force:
+        return list(cells)
+    finished = {r.identity for r in folder.read() if r.status != "failed"}
+    return [cell for cell in cells if identity(cell, settings) not in finished]
+
+
+def run_cells(
+    suite: str,
+    cells: Sequence[Cell],
+    settings: Settings,
+    folder: Folder,
+    force: bool = False,
+    executor: str = "local",
+    started: Callable[[Cell], None] = lambda cell: None,
+    finished: Callable[[Record], None] = lambda record: None,
+) -> Outcome:
+    """Runs what is not done and stores each record as soon as it exists.
+
+    Args:
+        executor: "local" (this process) or "ray" (cells become Ray tasks).
+        started, finished: called around each cell.
+
+    Raises:
+        ConfigurationError: the folder belongs to another suite, or a record cannot be written.
+    """
+    folder.claim(suite)
+    todo = pending(folder, cells, settings, force)
+    outcome = Outcome(done_before=len(cells) - len(todo))
+    stream = {"local": _local, "ray": _ray}[executor](suite, todo, settings, started)
+    for record in stream:
+        try:
+            folder.write(record)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot write {folder.path / record.filename}: {error.strerror}; {len(outcome.made)} records made before "
+                f"it are safe. Make room and run the same command again: it goes on from there."
+            ) from error
+        outcome.made.append(record)
+        finished(record)
+    return outcome
+
+
+def _local(suite: str, cells: Sequence[Cell], settings: Settings, started: Callable[[Cell], None]) -> Iterator[Record]:
+    workshop = Workshop(settings)
+    for cell in cells:
+        started(cell)
+        yield workshop.execute(suite, cell)
+
+
+def _ray(suite: str, cells: Sequence[Cell], settings: Settings, started: Callable[[Cell], None]) -> Iterator[Record]:
+    """Cells as Ray tasks; every worker process keeps its model and context from one cell to the next."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigurationError("--executor ray needs Ray; type: pip install 'attriboard[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    gpus = 1 if settings.device.startswith("cuda") else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_ray_cell)
+    included = [str(path) for path in {*tasks.included, *methods.included}]
+    waiting = {}
+    for cell in cells:
+        started(cell)
+        task = remote.remote(suite, cell.model_dump(), settings.model_dump(), torch.get_num_threads(), included)
+        waiting[task] = cell
+    while waiting:
+        (ready,), _ = ray.wait(list(waiting), num_returns=1)
+        cell = waiting.pop(ready)
+        try:
+            yield Record.model_validate_json(ray.get(ready))
+        except ray.exceptions.RayError as error:
+            yield Record(
+                suite=suite,
+                identity=identity(cell, settings),
+                cell=cell,
+                settings=settings,
+                status="failed",
+                reason=f"its Ray worker died: {str(error).splitlines()[0]}",
+                provenance=provenance(torch.device("cpu")),
+            )
+
+
+_WORKSHOPS: dict[str, Workshop] = {}
+"""In a Ray worker: the workshop of the settings it last ran with."""
+
+
+def _ray_cell(
+    suite: str, cell: dict[str, Any], settings: dict[str, Any], threads: int, included: list[str]
+) -> str:
+    torch.set_num_threads(threads)
+    for path in included:
+        tasks.include(Path(path))
+        methods.include(Path(path))
+    key = digest(settings)
+    if key not in _WORKSHOPS:
+        _WORKSHOPS.clear()
+        _WORKSHOPS[key] = Workshop(Settings.model_validate(settings))
+    return _WORKSHOPS[key].execute(suite, Cell.model_validate(cell)).model_dump_json()
+

@@ -1,0 +1,244 @@
+"""Suites: a TOML file that says which methods run on which tasks, models and levels, and how."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .components import LEVELS, get_level
+from .errors import ConfigurationError, UnknownNameError
+from .interventions import Replacement
+from .loading import check_model_name
+from .method import methods
+from .results import Cell, Settings
+from .task import tasks
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Spec(BaseModel):
+    """A task or method with options: ``"name"``, or ``{name = "...", option = value}``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Group(BaseModel):
+    """Every listed method on every listed task at every listed level."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tasks: list[Spec]
+    methods: list[Spec]
+    levels: list[str]
+    replacements: list[Replacement] = Field(default_factory=lambda: ["counterfactual"])
+
+    @field_validator("tasks", "methods", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+
+class Suite(BaseModel):
+    """A suite file.
+
+    Attributes:
+        name: also the name of its results folder.
+        description, expected: what it is for, and how long it takes on what.
+        models: names for :func:`attriboard.loading.load_model`.
+        seeds: of examples and random choices.
+        settings: see :class:`attriboard.results.Settings`.
+        groups: what is run.
+        not_run: what was left out on purpose and why; printed below the board.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    description: str = ""
+    expected: str = ""
+    models: list[str]
+    seeds: list[int] = Field(default_factory=lambda: [0])
+    settings: Settings = Field(default_factory=Settings)
+    groups: list[Group]
+    not_run: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def load(cls, path: Path) -> Suite:
+        """Reads a suite file.
+
+        Raises:
+            ConfigurationError: no such file, not TOML, a wrong key or a wrong type; names file, key and expectation.
+        """
+        path = find_suite(path)
+        try:
+            suite = cls.model_validate(tomllib.loads(path.read_text()))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(f"{path} is not valid TOML: {error}.") from error
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{path} is not a text file: {error.reason}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(f"{path}: {_complaint(key, first)}") from error
+        suite.check()
+        return suite
+
+    def check(self) -> None:
+        """Checks every name and option the suite uses, running nothing.
+
+        Raises:
+            UnknownNameError, ConfigurationError: the first that is wrong.
+        """
+        for model in self.models:
+            check_model_name(model)
+        for group in self.groups:
+            for level in group.levels:
+                get_level(level)
+            for spec in group.tasks:
+                tasks.make(spec.name, spec.options)
+            for spec in group.methods:
+                method = methods.make(spec.name, spec.options)
+                for level in group.levels:
+                    if level not in method.levels:
+                        raise ConfigurationError(
+                            f"suite {self.name!r} asks {spec.name} for level {level!r}, but it scores "
+                            f"{', '.join(method.levels)}; move it to a group without {level!r}."
+                        )
+
+    def cells(
+        self,
+        task: Sequence[str] = (),
+        method: Sequence[str] = (),
+        level: Sequence[str] = (),
+        model: str | None = None,
+        seed: int | None = None,
+    ) -> list[Cell]:
+        """The cells, narrowed to the given names.
+
+        A registered task or method that the suite does not list is added to it: a new method on every task and level
+        of the suite that it can score, a new task with every method of the suite.
+
+        Raises:
+            UnknownNameError: a name nobody registered.
+            ConfigurationError: the combination leaves nothing to run.
+        """
+        for name in task:
+            tasks.get(name)
+        for name in method:
+            methods.get(name)
+        for name in level:
+            get_level(name)
+        for name in [model] if model else []:
+            check_model_name(name)
+        models = [model] if model else self.models
+        seeds = self.seeds if seed is None else [seed]
+        found = {
+            _key(spec_task, spec_method, at, replacement): (spec_task, spec_method, at, replacement)
+            for group in [*self.groups, *self._added(task, method)]
+            for spec_task in group.tasks
+            for spec_method in group.methods
+            for at in group.levels
+            for replacement in group.replacements
+            if (not task or spec_task.name in task)
+            and (not method or spec_method.name in method)
+            and (not level or at in level)
+        }
+        if not found:
+            raise ConfigurationError(self._nothing(task, method, level))
+        return [
+            Cell(
+                task=spec_task.name,
+                task_options=spec_task.options,
+                method=spec_method.name,
+                method_options=spec_method.options,
+                model=on,
+                level=at,
+                replacement=replacement,
+                seed=s,
+            )
+            for on in models
+            for s in seeds
+            for spec_task, spec_method, at, replacement in _task_by_task(found.values())
+        ]
+
+    def _added(self, task: Sequence[str], method: Sequence[str]) -> list[Group]:
+        known_tasks = {s.name: s for g in self.groups for s in g.tasks}
+        known_methods = {s.name for g in self.groups for s in g.methods}
+        levels = [name for name in LEVELS if any(name in g.levels for g in self.groups)]
+        groups = [
+            Group(
+                tasks=list(known_tasks.values()),
+                methods=[Spec(name=name)],
+                levels=[at for at in levels if at in methods.get(name).levels],
+            )
+            for name in method
+            if name not in known_methods
+        ]
+        new_tasks = [Spec(name=name) for name in task if name not in known_tasks]
+        if new_tasks:
+            groups += [g.model_copy(update={"tasks": new_tasks}) for g in self.groups]
+        return groups
+
+    def _nothing(self, task: Sequence[str], method: Sequence[str], level: Sequence[str]) -> str:
+        for name in method:
+            able = methods.get(name).levels
+            if level and not set(level) & set(able):
+                return f"{name} scores {', '.join(able)}, not {', '.join(level)}."
+        asked = ", ".join(
+            f"{k} {'/'.join(v)}" for k, v in (("task", task), ("method", method), ("level", level)) if v
+        )
+        return f"suite {self.name!r} has no cell with {asked}."
+
+
+def _key(task: Spec, method: Spec, level: str, replacement: str) -> str:
+    return repr((task.model_dump(), method.model_dump(), level, replacement))
+
+
+def _task_by_task(found: Iterable[tuple[Spec, Spec, str, Replacement]]) -> list[tuple[Spec, Spec, str, Replacement]]:
+    """Grouped by task, then level, so that what cells share is in memory when they come."""
+    listed = list(found)
+    order = {repr(t.model_dump()): i for i, t in reversed(list(enumerate(t for t, *_ in listed)))}
+    return sorted(listed, key=lambda c: (order[repr(c[0].model_dump())], list(LEVELS).index(c[2]), c[3]))
+
+
+def find_suite(path: Path) -> Path:
+    """A suite by path, or by the bare name of a file in ``benchmarks/``.
+
+    Raises:
+        UnknownNameError: there is no such file; carries the names of the suites that there are.
+    """
+    if path.is_file():
+        return path
+    known = suites()
+    if path.name in known or path.stem in known:
+        return known.get(path.name) or known[path.stem]
+    raise UnknownNameError("suite", str(path), known, "A path to a .toml file works too.")
+
+
+def suites() -> dict[str, Path]:
+    """The suites by name: those in ``benchmarks/`` of this checkout and of the current folder."""
+    folders = (Path(__file__).resolve().parent.parent / "benchmarks", Path.cwd() / "benchmarks")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
+
+
+def _complaint(key: str, error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"key {key!r} is not known here; remove or rename it."
+    if error["type"] == "missing":
+        return f"key {key!r} is missing."
+    return f"key {key!r} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
+
+
