@@ -45,16 +45,16 @@ class Architecture:
     unit_offset: bool = False
 
 
-_LLAMA: dict[str, Any] = dict(
-    embed="model.embed_tokens",
-    layers="model.layers",
-    final_norm="model.norm",
-    attention="self_attn",
-    attn_out="self_attn.o_proj",
-    mlp_down="mlp.down_proj",
-    ln1="input_layernorm",
-    value="self_attn.v_proj",
-)
+_LLAMA: dict[str, Any] = {
+    "embed": "model.embed_tokens",
+    "layers": "model.layers",
+    "final_norm": "model.norm",
+    "attention": "self_attn",
+    "attn_out": "self_attn.o_proj",
+    "mlp_down": "mlp.down_proj",
+    "ln1": "input_layernorm",
+    "value": "self_attn.v_proj",
+}
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("Llama", ("llama", "mistral", "qwen2", "qwen3", "smollm3"), **_LLAMA),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from .components import get_level
-from .errors import SkipCell, TaskError, MethodError
+from .context import answered
+from .errors import MethodError, SkipCell, TaskError
 from .loading import load_model
 from .method import Method, ReplacingMethod, checked, methods
 from .model import EncodedExample, Model
@@ -44,7 +45,9 @@ def attribute_prompt(
     logits = model.run(model.batch([example])).logits[0].float()
     probability = float(logits.softmax(-1)[example.answer])
     best = model.tokenizer.decode([int(logits.argmax())])
-    summary = f"{model_name}: p({answer!r}) = {probability:.4f}, the model's own answer is {best!r}; highest {level_name}:"
+    summary = (
+        f"{model_name}: p({answer!r}) = {probability:.4f}, the model's own answer is {best!r}; highest {level_name}:"
+    )
     return scores, {"answer": answer, "summary": summary}
 
 
@@ -68,14 +71,16 @@ def attribute_task(
     method = _method(method_name, level_name, seed, replacement="counterfactual")
     model = load_model(model_name, device, dtype)
     drawn = [model.encode(e) for e in task.examples("train", limit, seed, model.why_not)]
-    right = [e for b in model.batches(drawn) for e, ok in zip(b.examples, model.run(b).logits.argmax(-1) == b.answer) if ok]
+    right = [e for e, ok in zip(drawn, answered(model, drawn)) if ok]
     if not right:
         raise TaskError(
-            f"{model_name} answers none of {len(drawn)} examples of task {task_name!r} correctly; raise --limit or choose "
-            f"another model."
+            f"{model_name} answers none of {len(drawn)} examples of task {task_name!r} correctly; raise --limit or "
+            f"choose another model."
         )
     scores = _scores(model, method, right, level_name)
-    summary = f"{model_name}: {len(right)} of {len(drawn)} examples of {task_name} answered correctly; highest {level_name}:"
+    summary = (
+        f"{model_name}: {len(right)} of {len(drawn)} examples of {task_name} answered correctly; highest {level_name}:"
+    )
     return scores, {"answer": f"task:{task_name}", "summary": summary}
 
 

@@ -32,7 +32,8 @@ err = Console(stderr=True, soft_wrap=True)
 KINDS = ("tasks", "methods", "models", "suites")
 
 Include = Annotated[
-    list[Path] | None, typer.Option(help="A Python file or folder with tasks or methods of your own.", show_default=False)
+    list[Path] | None,
+    typer.Option(help="A Python file or folder with tasks or methods of your own.", show_default=False),
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
@@ -88,7 +89,13 @@ def _listing(kind: str) -> list[dict[str, Any]]:
         from .task import tasks
 
         return [
-            {"name": t.name, "version": t.version, "subsets": list(t.all_subsets), "description": t.description, "paper": t.paper}
+            {
+                "name": t.name,
+                "version": t.version,
+                "subsets": list(t.all_subsets),
+                "description": t.description,
+                "paper": t.paper,
+            }
             for t in tasks
         ] + _broken(tasks)
     if kind == "methods":
@@ -108,7 +115,13 @@ def _listing(kind: str) -> list[dict[str, Any]]:
         from .loading import MODELS
 
         return [
-            {"name": name, "installed": "yes" if m.find() else "no", "wheel": m.wheel, "hub": m.hub or "", "licence": m.licence}
+            {
+                "name": name,
+                "installed": "yes" if m.find() else "no",
+                "wheel": m.wheel,
+                "hub": m.hub or "",
+                "licence": m.licence,
+            }
             for name, m in MODELS.items()
         ]
     from .suite import Suite, suites
@@ -190,7 +203,9 @@ def run(
         err.print("interrupted: finished cells are stored; the same command goes on from there.")
         raise typer.Exit(130) from None
     for name, why in sorted(folder.foreign.items()):
-        err.print(f"note: {escape(str(folder.path / name))} is not a record ({escape(why)}); left alone.", highlight=False)
+        err.print(
+            f"note: {escape(str(folder.path / name))} is not a record ({escape(why)}); left alone.", highlight=False
+        )
     done = f"{len(outcome.made) - len(outcome.failed)} cells run, {outcome.done_before} done before"
     out.print(f"{done}, {len(outcome.failed)} failed. Records: {folder.path}", highlight=False)
     for record in outcome.failed:
@@ -206,7 +221,14 @@ def _about(suite: Suite) -> dict[str, Any]:
 @contextmanager
 def _progress(total: int) -> Iterator[tuple[Any, Any]]:
     """A bar with the time left on a terminal; elsewhere one line per finished cell."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -229,7 +251,9 @@ def _progress(total: int) -> Iterator[tuple[Any, Any]]:
             bar.advance(task)
             if not err.is_terminal:
                 seconds = sum(record.seconds.values())
-                err.print(f"[{count}/{total}] {record.status} {record.cell} ({seconds:.1f} s)", highlight=False, markup=False)
+                err.print(
+                    f"[{count}/{total}] {record.status} {record.cell} ({seconds:.1f} s)", highlight=False, markup=False
+                )
 
         yield started, finished
 
@@ -245,7 +269,9 @@ def attribute(
     prompt: Annotated[str | None, typer.Option(help="Or score one prompt.")] = None,
     answer: Annotated[str | None, typer.Option(help="Its answer, exactly as typed: one token.")] = None,
     foil: Annotated[str | None, typer.Option(help="The wrong answer it is compared with.")] = None,
-    counterfactual: Annotated[str | None, typer.Option(help="A prompt of equal length whose answer is the foil.")] = None,
+    counterfactual: Annotated[
+        str | None, typer.Option(help="A prompt of equal length whose answer is the foil.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the task's examples and of random scores.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Device = "cpu",
@@ -267,7 +293,14 @@ def attribute(
         raise ConfigurationError("--foil and --counterfactual belong to --prompt; a task brings its own.")
     if out_file.suffix != ".safetensors":
         raise ConfigurationError(f"--out {out_file} does not end in .safetensors.")
-    common = {"model_name": model, "method_name": method, "level_name": level, "dtype": dtype, "device": device, "seed": seed}
+    common: dict[str, Any] = {
+        "model_name": model,
+        "method_name": method,
+        "level_name": level,
+        "dtype": dtype,
+        "device": device,
+        "seed": seed,
+    }
     if task is not None:
         scores, said = attribute_task(task, limit, **common)
     else:

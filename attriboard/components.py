@@ -50,7 +50,7 @@ class Level:
         return int(torch.tensor(self.shape(model)).prod())
 
     def names(self, model: Model) -> list[str]:
-        """Component names in row-major order of the score tensor, in the style of MIB: ``a3.h5``, ``m7``, ``m7.n12``."""
+        """Component names in row-major order of the scores, in the style of MIB: ``a3.h5``, ``m7``, ``m7.n12``."""
         layers, heads = range(model.n_layers), range(model.n_heads)
         if self.name == "heads":
             return [f"a{layer}.h{h}" for layer in layers for h in heads]
@@ -96,7 +96,7 @@ class Level:
         return found
 
     def reduce(self, model: Model, products: Mapping[str, Tensor]) -> Tensor:
-        """``[B, *shape]``: sums products ``[B, T, ...]`` at every activation over positions and each component's slice."""
+        """``[B, *shape]``: products ``[B, T, ...]`` at every activation, summed over positions and components."""
 
         def stacked(site: str) -> Tensor:
             return torch.stack([products[hook_name(site, layer)].sum(1) for layer in range(model.n_layers)], dim=1)

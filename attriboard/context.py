@@ -71,8 +71,10 @@ class Context:
         for split, n in zip(SPLITS, (n_train, n_test)):
             seen = [model.encode(e) for e in task.examples(split, n, seed, model.why_not)]
             for example in seen:
-                digest.update(repr((split, example.tokens, example.answer, example.foil, example.counterfactual)).encode())
-            right = [e for e, ok in zip(seen, _answered(model, seen)) if ok]
+                digest.update(
+                    repr((split, example.tokens, example.answer, example.foil, example.counterfactual)).encode()
+                )
+            right = [e for e, ok in zip(seen, answered(model, seen)) if ok]
             chosen = _spread(right, max_kept)
             by_subset = {
                 s: (sum(e.example.subset == s for e in right), sum(e.example.subset == s for e in seen))
@@ -82,8 +84,8 @@ class Context:
             self.examples[split] = chosen
             if len(chosen) < min_kept:
                 raise TaskError(
-                    f"{model.name} answers only {len(right)} of {len(seen)} {split} examples of task {task.name!r}; at least "
-                    f"{min_kept} are needed: draw more examples, choose easier subsets, or another model."
+                    f"{model.name} answers only {len(right)} of {len(seen)} {split} examples of task {task.name!r}; at "
+                    f"least {min_kept} are needed: draw more examples, choose easier subsets, or another model."
                 )
         self.data_sha256 = digest.hexdigest()
         self._interventions: OrderedDict[tuple[str, str, int], Intervention] = OrderedDict()
@@ -105,7 +107,7 @@ class Context:
             masks: ``[S, n]`` bool: the components replaced in each set.
 
         Returns:
-            ``[S, N, 3]`` float32 (see :data:`attriboard.interventions.MEASURES`). A set measured before is not run again.
+            ``[S, N, 3]`` float32 (see :data:`attriboard.interventions.MEASURES`). Sets measured before are not run.
         """
         keys = [(level.name, replacement, hashlib.sha256(mask.numpy().tobytes()).digest()) for mask in masks]
         new = {key: i for i, key in enumerate(keys) if key not in self._measured}
@@ -136,7 +138,8 @@ class Context:
         return made
 
 
-def _answered(model: Model, examples: Sequence[EncodedExample]) -> list[bool]:
+def answered(model: Model, examples: Sequence[EncodedExample]) -> list[bool]:
+    """Whether each example's answer is the model's top token."""
     found: list[bool] = []
     for batch in model.batches(examples):
         found += (model.run(batch).logits.argmax(-1) == batch.answer).tolist()

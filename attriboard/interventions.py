@@ -25,7 +25,7 @@ Replacement = Literal["counterfactual", "mean", "zero"]
 REPLACEMENTS: tuple[Replacement, ...] = ("counterfactual", "mean", "zero")
 
 MEASURES = ("metric", "logprob", "correct")
-"""What is measured of a row, in this order: the task's metric, log p(answer), and whether the answer is the top token."""
+"""What is measured of a row: the task's metric, log p(answer), and whether the answer is the top token."""
 
 
 def measure(model: Model, logits: Tensor, batch: Batch) -> Tensor:
@@ -38,7 +38,7 @@ def measure(model: Model, logits: Tensor, batch: Batch) -> Tensor:
 
 
 def component_means(model: Model, examples: Sequence[EncodedExample], level: Level) -> dict[str, Tensor]:
-    """The mean of every activation of a level over all real tokens of the examples, by name, without batch and position.
+    """The mean of every activation of a level over all real tokens of the examples, by name: one value per unit.
 
     One mean per component (and head dimension), as mean ablation is meant; computed in float64.
     """
@@ -100,6 +100,11 @@ def replacing(values: dict[str, Tensor], slices: dict[str, Tensor], rows: Tensor
         return apply
 
     return {name: edit(name, mask) for name, mask in slices.items()}
+
+
+def pinned(point: Tensor) -> Edit:
+    """An edit that sets an activation to ``point`` and leaves it in the graph, so that its gradient can be taken."""
+    return lambda x: x + (point - x.detach())
 
 
 @dataclass
@@ -185,7 +190,7 @@ class Intervention:
         measure: Callable[[Model, Tensor, Batch], Tensor] = measure,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """As calling the object, for explicit rows: ``masks`` ``[R, n]`` on the examples ``rows`` ``[R]`` -> ``[R, K]``."""
+        """As calling the object, for explicit rows: ``masks`` ``[R, n]`` on examples ``rows`` ``[R]`` -> ``[R, K]``."""
         model = self.model
         start, from_empty = self._starts(masks)
         order = torch.argsort(start, stable=True)

@@ -161,15 +161,19 @@ def markdown(board: Board) -> str:
     if not overall.empty:
         lines += ["## Overall", ""]
         lines += [
-            "Mean relative rank over a level's tables (0 = best of its table, 1 = last), for S, N and the drop in p, and "
-            "their mean. A method that stands in fewer tables met fewer opponents.",
+            "Mean relative rank over a level's tables (0 = best of its table, 1 = last), for S, N and the drop in p, "
+            "and their mean. A method that stands in fewer tables met fewer opponents.",
             "",
         ]
         for level, part in overall.groupby("level", sort=False):
             head = ["method", "tables", "mean rank", *(METRICS[m].title for m in RANKED)]
             body = [
-                [_name(row.method, row.control), row.tables, f"{row.mean_rank:.2f}", *(f"{getattr(row, m):.2f}" for m in RANKED)]
-                for row in part.itertuples()
+                [
+                    _name(row["method"], row["control"]),
+                    row["tables"],
+                    *(f"{row[m]:.2f}" for m in ("mean_rank", *RANKED)),
+                ]
+                for row in part.to_dict(orient="records")
             ]
             lines += [f"### {level}", "", *_markdown_table(head, body), ""]
     lines += ["## Tables", ""]
@@ -196,11 +200,14 @@ def latex(board: Board) -> str:
             columns=["method", *(METRICS[m].title for m in COLUMNS)],
         )
         caption = _tex(f"{table.title}. {_examples_line(table)}")
-        body = frame.map(_tex).rename(columns=_tex).to_latex(index=False, escape=False, column_format="l" + "r" * len(COLUMNS))
+        body = (
+            frame.map(_tex)
+            .rename(columns=_tex)
+            .to_latex(index=False, escape=False, column_format="l" + "r" * len(COLUMNS))
+        )
         label = "".join(ch if ch.isalnum() else "-" for ch in f"{table.task}-{table.level}-{table.model}")
         parts.append(
-            "\\begin{table}\n\\centering\n"
-            f"\\caption{{{caption}}}\n\\label{{tab:{label}}}\n{body}\\end{{table}}\n"
+            f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{label}}}\n{body}\\end{{table}}\n"
         )
     return "\n".join(parts)
 
@@ -272,7 +279,12 @@ def figures(path: Path, out: Path) -> list[Path]:
             if faith is None:
                 continue
             index = np.arange(len(faith.full))
-            style: dict[str, Any] = {"linestyle": ":" if record.control else "-", "linewidth": 1.2, "marker": ".", "markersize": 4}
+            style: dict[str, Any] = {
+                "linestyle": ":" if record.control else "-",
+                "linewidth": 1.2,
+                "marker": ".",
+                "markersize": 4,
+            }
             for axis, values in zip(axes, (faith.sufficiency, faith.necessity)):
                 axis.plot(faith.sizes, faith.curve(values, index), label=record.cell.method_label, **style)
         for axis, name in zip(axes, ("sufficiency: top k kept", "necessity: top k replaced")):
@@ -332,7 +344,9 @@ def _how_it_ran(board: Board) -> str:
     models = sorted({(r.cell.model, r.model.weights_sha256[:12]) for r in records if r.model})
     sources = sorted({r.provenance.device for r in records if r.provenance})
     dtypes = sorted({f"{r.settings.dtype} on {r.settings.device}" for r in records})
-    versions = sorted({f"attriboard {r.provenance.attriboard}, torch {r.provenance.torch}" for r in records if r.provenance})
+    versions = sorted(
+        {f"attriboard {r.provenance.attriboard}, torch {r.provenance.torch}" for r in records if r.provenance}
+    )
     named = ", ".join(f"{name} (weights {sha})" for name, sha in models)
     counts = f"{len(records)} records, {sum(r.status == 'failed' for r in board.left_out)} failed, " + (
         f"{sum(r.status == 'skipped' for r in board.left_out)} skipped"
@@ -345,8 +359,8 @@ def _legend() -> str:
         f"**{METRICS[m].title}** {'↑' if METRICS[m].better == 'higher' else '↓'} ({METRICS[m].unit})" for m in COLUMNS
     )
     return (
-        f"{shown}. Brackets: 95 % bootstrap interval over the test examples (for seconds: smallest and largest repeat). "
-        "*Italic*: controls. Definitions: [docs/metrics.md](docs/metrics.md)."
+        f"{shown}. Brackets: 95 % bootstrap interval over the test examples (for seconds: smallest and largest "
+        "repeat). *Italic*: controls. Definitions: [docs/metrics.md](docs/metrics.md)."
     )
 
 
@@ -366,12 +380,17 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
 
 
 def _tex(text: str) -> str:
-    for raw, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("−", "$-$")):
+    for raw, escaped in (
+        ("\\", r"\textbackslash{}"),
+        ("&", r"\&"),
+        ("%", r"\%"),
+        ("_", r"\_"),
+        ("#", r"\#"),
+        ("−", "$-$"),
+    ):
         text = text.replace(raw, escaped)
     return text
 
 
 def _metric_fields(metric: Metric) -> dict[str, Any]:
     return {k: getattr(metric, k) for k in ("title", "version", "unit", "better", "family", "description")}
-
-

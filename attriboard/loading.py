@@ -218,7 +218,9 @@ def fingerprint(name: str) -> str:
     if folder.is_dir():
         files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".gguf"))
         stamps = [(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        return hashlib.sha256("".join(f"{f.name}:{_file_hash(*stamp)};" for f, stamp in zip(files, stamps)).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join(f"{f.name}:{_file_hash(*stamp)};" for f, stamp in zip(files, stamps)).encode()
+        ).hexdigest()
     return name
 
 

@@ -7,8 +7,8 @@ bias and the unembedding's bias are added as constants, so that ``log p_t`` of t
 (the published notebooks leave the bias out; ``published=True`` does as they do). Soft-capping of logits (Gemma 2) is
 not part of ``U``.
 
-``log p_t`` is concave in ``z``, so its tangent is an upper bound: ``I_t(delta; z) <= delta . grad log p_t(z)``. The bound
-costs one product with the unembedding per base; :func:`exact_top` evaluates exactly only where it could matter.
+``log p_t`` is concave in ``z``, so its tangent is an upper bound: ``I_t(delta; z) <= delta . grad log p_t(z)``. The
+bound costs one product with the unembedding per base; :func:`exact_top` evaluates exactly only where it could matter.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class FrozenUnembedding:
         return _log_prob(self.logits(z), target)
 
     def increase(self, base: Tensor, delta: Tensor, target: Tensor) -> Tensor:
-        """``I_t(delta; base)``: ``[B, G, ...]`` for ``delta`` ``[B, G, ..., d_model]`` and a ``base`` that broadcasts to it.
+        """``I_t(delta; base)``: ``[B, G, ...]`` for ``delta`` ``[B, G, ..., d_model]``; ``base`` broadcasts to it.
 
         Groups ``G`` are taken a few at a time, so that the logits in memory stay bounded.
         """

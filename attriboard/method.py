@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Method(ABC):
+class Method:
     """Base class of all attribution methods; a subclass is a dataclass whose fields are the method's options.
 
     A method implements :meth:`score_batch`; one that needs to see all examples together, or works in stages,

@@ -14,10 +14,13 @@ Shapes: ``B`` rows, ``T`` positions, ``H`` query heads, ``H_kv`` key/value heads
 | ``blocks.l.attn.hook_v``        | ``[B, H, T_keys, d_head]`` | values, expanded to query heads (read only)       |
 | ``blocks.l.attn.hook_z``        | ``[B, T, H, d_head]`` | head outputs before the output projection              |
 | ``blocks.l.hook_attn_out``      | ``[B, T, d_model]``   | what attention adds to the residual stream             |
-| ``blocks.l.hook_resid_mid``     | ``[B, T, d_model]``   | ``resid_pre + attn_out`` (in parallel blocks: a sum that the model itself never forms) |
+| ``blocks.l.hook_resid_mid``     | ``[B, T, d_model]``   | ``resid_pre + attn_out``                               |
 | ``blocks.l.mlp.hook_post``      | ``[B, T, d_mlp]``     | FFN coefficients, the input of the down-projection     |
 | ``blocks.l.hook_mlp_out``       | ``[B, T, d_model]``   | what the FFN adds to the residual stream               |
 | ``blocks.l.hook_resid_post``    | ``[B, T, d_model]``   | residual stream leaving block ``l``                    |
+
+In blocks that run attention and FFN in parallel (GPT-J, GPT-NeoX), ``hook_resid_mid`` is a sum that the model itself
+never forms.
 """
 
 from __future__ import annotations
@@ -360,11 +363,12 @@ class Model:
         return self._norm_scale(self._final_norm, resid)
 
     def _norm_weight(self, norm: Any) -> Tensor:
-        return 1.0 + norm.weight.float() if self.architecture.unit_offset else norm.weight.float()
+        weight: Tensor = norm.weight.float()
+        return 1.0 + weight if self.architecture.unit_offset else weight
 
     def _norm_scale(self, norm: Any, x: Tensor) -> Tensor:
         x = x.float()
-        epsilon = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", 0.0)
+        epsilon: float = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None) or 0.0
         if not self.architecture.rms:
             x = x - x.mean(-1, keepdim=True)
         return (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
@@ -791,8 +795,8 @@ class Model:
             worst = float((a - b).abs().max()) / scale
             if not worst <= (0.0 if exact else tolerance):
                 raise ModelError(
-                    f"self-proof of {self.name} ({self.architecture.family}) failed at {part}: off by {worst:.2g} of its "
-                    f"largest value; its modules do not do what the architecture table says."
+                    f"self-proof of {self.name} ({self.architecture.family}) failed at {part}: off by {worst:.2g} of "
+                    f"its largest value; its modules do not do what the architecture table says."
                 )
 
         rows = torch.arange(len(batch), device=self.device)

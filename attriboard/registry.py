@@ -61,7 +61,9 @@ class Registry(Generic[T]):
         found = 0
         for _, value in inspect.getmembers(module, inspect.isclass):
             own = value.__module__ == module.__name__
-            if own and issubclass(value, self.base) and not inspect.isabstract(value) and getattr(value, "name", ""):
+            if not own or not issubclass(value, self.base) or inspect.isabstract(value):
+                continue
+            if getattr(value, "name", None):
                 self.add(value)
                 found += 1
         return found

@@ -206,7 +206,9 @@ class Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"cannot make the folder {self.path}: {error.strerror}; choose another --out.") from error
+            raise ConfigurationError(
+                f"cannot make the folder {self.path}: {error.strerror}; choose another --out."
+            ) from error
         marker = self.path / MARKER
         if marker.exists():
             try:
@@ -221,7 +223,9 @@ class Folder:
             try:
                 self._write(marker, json.dumps({"suite": suite, **about}, indent=1) + "\n")
             except OSError as error:
-                raise ConfigurationError(f"cannot write into {self.path}: {error.strerror}; choose another --out.") from error
+                raise ConfigurationError(
+                    f"cannot write into {self.path}: {error.strerror}; choose another --out."
+                ) from error
 
     def about(self) -> dict[str, Any]:
         """What :meth:`claim` kept; empty where there is nothing readable."""
@@ -261,7 +265,9 @@ class Folder:
             ConfigurationError: there is no such folder.
         """
         if not self.path.is_dir():
-            raise ConfigurationError(f"there is no results folder {self.path}; run a suite with --out {self.path} first.")
+            raise ConfigurationError(
+                f"there is no results folder {self.path}; run a suite with --out {self.path} first."
+            )
         records = []
         for file in sorted(self.path.glob("*.json")):
             if file.name == MARKER:

@@ -229,9 +229,7 @@ class Workshop:
         }
 
 
-def aggregates(
-    faith: faithfulness.Faithfulness, drops: ablation.Ablation, fast: speed.Speed
-) -> dict[str, Aggregate]:
+def aggregates(faith: faithfulness.Faithfulness, drops: ablation.Ablation, fast: speed.Speed) -> dict[str, Aggregate]:
     """Every metric with its interval, from the per-example measurements alone."""
     n = len(faith.full)
     found: dict[str, Aggregate] = {}
@@ -329,8 +327,8 @@ def run_cells(
             folder.write(record)
         except OSError as error:
             raise ConfigurationError(
-                f"cannot write {folder.path / record.filename}: {error.strerror}; {len(outcome.made)} records made before "
-                f"it are safe. Make room and run the same command again: it goes on from there."
+                f"cannot write {folder.path / record.filename}: {error.strerror}; {len(outcome.made)} records made "
+                f"before it are safe. Make room and run the same command again: it goes on from there."
             ) from error
         outcome.made.append(record)
         finished(record)
@@ -381,9 +379,7 @@ _WORKSHOPS: dict[str, Workshop] = {}
 """In a Ray worker: the workshop of the settings it last ran with."""
 
 
-def _ray_cell(
-    suite: str, cell: dict[str, Any], settings: dict[str, Any], threads: int, included: list[str]
-) -> str:
+def _ray_cell(suite: str, cell: dict[str, Any], settings: dict[str, Any], threads: int, included: list[str]) -> str:
     torch.set_num_threads(threads)
     for path in included:
         tasks.include(Path(path))
@@ -393,4 +389,3 @@ def _ray_cell(
         _WORKSHOPS.clear()
         _WORKSHOPS[key] = Workshop(Settings.model_validate(settings))
     return _WORKSHOPS[key].execute(suite, Cell.model_validate(cell)).model_dump_json()
-

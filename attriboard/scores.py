@@ -32,7 +32,7 @@ class Scores:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def ranking(self, absolute: bool = False) -> Tensor:
-        """``[n]``: component indices from the highest score to the lowest (of absolute scores if asked); ties in order."""
+        """``[n]``: component indices from the highest (absolute, if asked) score to the lowest; ties in order."""
         flat = self.values.flatten()
         return torch.argsort(flat.abs() if absolute else flat, descending=True, stable=True)
 

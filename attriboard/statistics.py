@@ -15,7 +15,9 @@ LEVEL = 0.95
 RESAMPLES = 1000
 
 
-def bootstrap_interval(n: int, statistic: Callable[[NDArray[np.intp]], Array], seed: int = 0) -> tuple[float, float] | None:
+def bootstrap_interval(
+    n: int, statistic: Callable[[NDArray[np.intp]], Array], seed: int = 0
+) -> tuple[float, float] | None:
     """The 95 % bias-corrected and accelerated bootstrap interval of a statistic of ``n`` examples.
 
     Args:

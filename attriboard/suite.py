@@ -43,7 +43,7 @@ class Group(BaseModel):
     tasks: list[Spec]
     methods: list[Spec]
     levels: list[str]
-    replacements: list[Replacement] = Field(default_factory=lambda: ["counterfactual"])
+    replacements: tuple[Replacement, ...] = ("counterfactual",)
 
     @field_validator("tasks", "methods", mode="before")
     @classmethod
@@ -71,7 +71,7 @@ class Suite(BaseModel):
     expected: str = ""
     models: list[str]
     seeds: list[int] = Field(default_factory=lambda: [0])
-    settings: Settings = Field(default_factory=Settings)
+    settings: Settings = Settings()
     groups: list[Group]
     not_run: list[str] = Field(default_factory=list)
 
@@ -197,9 +197,7 @@ class Suite(BaseModel):
             able = methods.get(name).levels
             if level and not set(level) & set(able):
                 return f"{name} scores {', '.join(able)}, not {', '.join(level)}."
-        asked = ", ".join(
-            f"{k} {'/'.join(v)}" for k, v in (("task", task), ("method", method), ("level", level)) if v
-        )
+        asked = ", ".join(f"{k} {'/'.join(v)}" for k, v in (("task", task), ("method", method), ("level", level)) if v)
         return f"suite {self.name!r} has no cell with {asked}."
 
 
@@ -240,5 +238,3 @@ def _complaint(key: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"key {key!r} is missing."
     return f"key {key!r} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
-
-

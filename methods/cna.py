@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level, get_level
+from attriboard.interventions import replacing
 from attriboard.log_prob import FrozenUnembedding, last_token, level_candidates
 from attriboard.method import Method, methods
 from attriboard.model import Edit, EncodedExample, Model
@@ -17,7 +18,7 @@ from attriboard.scores import Scores
 
 @dataclass
 class ComparativeNeuronAnalysis(Method):
-    """``I_0 - I_1``: a neuron's log-probability increase in the model as it is, minus that with ``n_heads`` heads zeroed.
+    """``I_0 - I_1``: a neuron's log-probability increase in the model as it is, minus that with heads zeroed.
 
     Both increases use the original run's frozen final norm and the answer. The heads are those that
     ``head_ablation`` (zeroing) ranks highest on the first ``head_examples`` examples. Neurons in layers that the heads
@@ -76,4 +77,5 @@ def _zero_heads(model: Model, heads: Tensor) -> dict[str, Edit]:
     masks = torch.zeros(1, model.n_layers * model.n_heads, dtype=torch.bool)
     masks[0, heads] = True
     slices = get_level("heads").slices(model, masks)
-    return {name: lambda x, mask=mask: x.masked_fill(mask.to(x.device), 0.0) for name, mask in slices.items()}
+    zero = torch.zeros((), dtype=model.dtype, device=model.device)
+    return replacing(dict.fromkeys(slices, zero), slices)

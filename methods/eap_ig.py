@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
+from attriboard.interventions import pinned
 from attriboard.method import ReplacingMethod
 from attriboard.model import Batch, Model
 
@@ -45,9 +46,7 @@ class EapIg(ReplacingMethod):
         total: dict[str, Tensor] = {}
         for k in range(1, self.steps + 1):
             point = corrupted + k / self.steps * (embed - corrupted)
-            run = model.run(
-                batch, names, {"hook_embed": lambda x, point=point: x + (point - x.detach())}, gradients=True
-            )
+            run = model.run(batch, names, {"hook_embed": pinned(point)}, gradients=True)
             for name, gradient in run.gradients(model.metric(run.logits, batch), names).items():
                 total[name] = total[name] + gradient if name in total else gradient
         return level.reduce(model, {name: (clean[name] - values[name]) * total[name] / self.steps for name in names})

@@ -1,4 +1,4 @@
-"""In-context heads: what a head gains for the answer by reading the demonstrations' labels (A3 at the label positions)."""
+"""In-context heads: what a head gains for the answer by reading the demonstrations' labels (A3 at their positions)."""
 
 from __future__ import annotations
 

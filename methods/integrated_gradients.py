@@ -1,4 +1,4 @@
-"""Integrated gradients of activations (knowledge neurons): each layer's activations brought from a baseline to their value."""
+"""Integrated gradients of activations (knowledge neurons): from a baseline to their value, one layer at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.interventions import replacement_values
+from attriboard.interventions import pinned, replacement_values
 from attriboard.method import ReplacingMethod
 from attriboard.model import Batch, Model, hook_name
 
@@ -59,7 +59,7 @@ class IntegratedGradients(ReplacingMethod):
             run = model.run(
                 batch.rows(rows),
                 [name],
-                {name: lambda x, point=point: x + (point - x.detach())},
+                {name: pinned(point)},
                 start=(layer, resid[rows]),
                 gradients=True,
             )

@@ -23,7 +23,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 300)
 
 
 def sizes(n: int) -> list[int]:
-    """The published sizes up to half of the level's ``n`` components (beyond that, random draws are mostly the same set)."""
+    """The sizes up to half of the level's ``n`` components; beyond that, random draws are mostly the same set."""
     return [k for k in SIZES if k <= max(1, n // 2)]
 
 

@@ -92,7 +92,7 @@ class Faithfulness(BaseModel):
 
 
 def cpr(f: Array) -> Array:
-    """MIB's circuit performance ratio of ``f`` ``[10, ...]`` at :data:`FRACTIONS` (Mueller et al. 2025; trapezoids, no point at 0)."""
+    """MIB's circuit performance ratio (Mueller et al. 2025) of ``f`` ``[10, ...]`` at :data:`FRACTIONS`."""
     return np.trapezoid(f, np.array(FRACTIONS), axis=0)
 
 
@@ -124,8 +124,8 @@ def evaluate(context: Context, scores: Scores, level: Level, replacement: Replac
     full, empty = rows[0], rows[1]
     if abs(float(np.mean(full)) - float(np.mean(empty))) < 1e-6:
         raise TaskError(
-            f"replacing all {n} {level.name} ({replacement}) does not change the metric of task {context.task.name!r}, so "
-            f"no set of them can be faithful or not."
+            f"replacing all {n} {level.name} ({replacement}) does not change the metric of task {context.task.name!r}, "
+            f"so no set of them can be faithful or not."
         )
     at = 2
     curves = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import resource
@@ -56,9 +57,7 @@ def measure(
     while len(seconds) < repeats and (not seconds or sum(seconds) < max_seconds):
         seconds.append(_timed(method, model, examples, level))
     work = (model.cost.total - before) / len(seconds) / len(examples)
-    return Speed(
-        examples=len(examples), seconds=seconds, forward_equivalents=work, peak_memory_mib=peak_memory_mib
-    )
+    return Speed(examples=len(examples), seconds=seconds, forward_equivalents=work, peak_memory_mib=peak_memory_mib)
 
 
 def _timed(method: Method, model: Model, examples: Sequence[EncodedExample], level: Level) -> float:
@@ -102,18 +101,15 @@ class PeakMemory:
 
 def _hand_back_freed_memory() -> None:
     gc.collect()
-    try:
+    # with another C library, freed memory that it keeps for reuse hides part of the growth
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # another C library: freed memory that it keeps for reuse hides part of the growth
 
 
 def _reset_peak() -> None:
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass  # not Linux, or not allowed: the peak is then that of the whole process
+    # where this is not Linux, or not allowed, the peak is that of the whole process
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def _resident_peak() -> float:

