@@ -1,4 +1,4 @@
-"""What the cells of one task on one model share: examples, baselines, replacement values, and finished measurements."""
+"""What the cells of one task on one model share: examples, baselines and replacement values."""
 
 from __future__ import annotations
 
@@ -89,7 +89,6 @@ class Context:
                 )
         self.data_sha256 = digest.hexdigest()
         self._interventions: OrderedDict[tuple[str, str, int], Intervention] = OrderedDict()
-        self._measured: dict[tuple[str, str, bytes], Tensor] = {}
         self._means: dict[str, dict[str, Tensor]] = {}
 
     @property
@@ -107,16 +106,15 @@ class Context:
             masks: ``[S, n]`` bool: the components replaced in each set.
 
         Returns:
-            ``[S, N, 3]`` float32 (see :data:`attriboard.interventions.MEASURES`). Sets measured before are not run.
+            ``[S, N, 3]`` float32 (see :data:`attriboard.interventions.MEASURES`).
+
+        Equal sets are run once. Nothing is remembered between calls: the same call gives the same bits, whatever ran
+        before it.
         """
-        keys = [(level.name, replacement, hashlib.sha256(mask.numpy().tobytes()).digest()) for mask in masks]
-        new = {key: i for i, key in enumerate(keys) if key not in self._measured}
-        if new:
-            wanted = masks[list(new.values())]
-            batches = range(0, len(self.test), self.model.batch_size)
-            found = torch.cat([self._intervention(level, replacement, start)(wanted) for start in batches], dim=1)
-            self._measured.update(zip(new, found))
-        return torch.stack([self._measured[key] for key in keys])
+        distinct, place = masks.unique(dim=0, return_inverse=True)
+        batches = range(0, len(self.test), self.model.batch_size)
+        found = torch.cat([self._intervention(level, replacement, start)(distinct) for start in batches], dim=1)
+        return found[place]
 
     def _intervention(self, level: Level, replacement: Replacement, start: int) -> Intervention:
         key = (level.name, replacement, start)

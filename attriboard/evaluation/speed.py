@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from ..model import Cost
+
 if TYPE_CHECKING:
     from ..components import Level
     from ..method import Method
@@ -52,11 +54,11 @@ def measure(
     The caller has run the method on the whole train split before, under :class:`PeakMemory`, so that it is warm here.
     Repeats stop after ``max_seconds``, but at least one is made.
     """
-    seconds: list[float] = []
-    before = model.cost.total
-    while len(seconds) < repeats and (not seconds or sum(seconds) < max_seconds):
+    model.cost = Cost()
+    seconds = [_timed(method, model, examples, level)]
+    work = model.cost.total / len(examples)
+    while len(seconds) < repeats and sum(seconds) < max_seconds:
         seconds.append(_timed(method, model, examples, level))
-    work = (model.cost.total - before) / len(seconds) / len(examples)
     return Speed(examples=len(examples), seconds=seconds, forward_equivalents=work, peak_memory_mib=peak_memory_mib)
 
 
