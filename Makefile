@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint full speed board clean
+.PHONY: install quick test test-slow lint full speed board docs clean
 
 install: $(INSTALLED)
 
@@ -39,6 +39,9 @@ speed: install
 
 board: install
 	$(BIN)/attriboard leaderboard results/quick --out leaderboard.md
+
+docs: install
+	$(BIN)/python -m attriboard.evaluation.metrics > docs/metrics.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

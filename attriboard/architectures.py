@@ -26,6 +26,7 @@ class Architecture:
         value: the projection that makes values; ``fused`` says how it is packed with queries and keys.
         attn_post_norm, mlp_post_norm: norms after the sub-layer, before the residual add (Gemma 2 and 3).
         rms: root-mean-square norms (no centring, no bias); ``unit_offset``: they multiply by ``1 + weight``.
+        tuple_blocks: a block returns a pair whose first part is the residual.
     """
 
     family: str
@@ -43,6 +44,7 @@ class Architecture:
     mlp_post_norm: str | None = None
     rms: bool = True
     unit_offset: bool = False
+    tuple_blocks: bool = False
 
 
 _LLAMA: dict[str, Any] = {
@@ -93,6 +95,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ln1="ln_1",
         value="attn.v_proj",
         rms=False,
+        tuple_blocks=True,
     ),
     Architecture(
         "GPT-NeoX",

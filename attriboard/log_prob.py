@@ -79,7 +79,7 @@ class FrozenUnembedding:
         Groups ``G`` are taken a few at a time, so that the logits in memory stay bounded.
         """
         per_group = delta[:, 0].numel() // delta.shape[-1] * self.W_U.shape[0]
-        step = max(1, _MAX_CELLS // per_group)
+        step = max(1, _MAX_CELLS // max(1, per_group))
         parts = []
         for start in range(0, delta.shape[1], step):
             at, base_at = delta[:, start : start + step], base[:, start : start + step] if base.shape[1] > 1 else base

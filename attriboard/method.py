@@ -57,6 +57,8 @@ class Method:
             MethodError: the level is not one of the method's, or ``score_batch`` returned another shape.
         """
         self.check_level(level)
+        if not examples:
+            raise MethodError(f"{self.name} was given no examples.")
         total = torch.zeros(level.shape(model), dtype=torch.float64)
         for batch in model.batches(examples):
             scores = self.score_batch(model, batch, level)
@@ -119,6 +121,18 @@ class ReplacingMethod(Method):
     def values(self, model: Model, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
         """What activations are replaced by, by name."""
         return replacement_values(model, batch, names, self.replacement, self._means)
+
+
+def positive(method: Method, *names: str) -> None:
+    """Refuses options that must be whole numbers of at least 1.
+
+    Raises:
+        ConfigurationError: names the option and its value.
+    """
+    for name in names:
+        value = getattr(method, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigurationError(f"{name} of {method.name} is {value!r}, expected a whole number of at least 1.")
 
 
 def checked(scores: Any, method: Method, model: Model, level: Level) -> Scores:

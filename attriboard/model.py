@@ -161,6 +161,7 @@ class Run:
         Rows do not interact, so the gradient of the sum is each row's own gradient.
         """
         raw = [self._raw[name] for name in names]
+        # an activation that cannot reach the value (at a last layer's early positions, say) has gradient zero
         grads = torch.autograd.grad(value.sum(), raw, retain_graph=keep_graph, allow_unused=True)
         self._model.cost.backward += 2 * self._share
         return {
@@ -283,7 +284,6 @@ class Model:
         self.d_head: int = _in_out(self._attn_out[0]).shape[0] // self.n_heads
         self.d_mlp: int = _in_out(self._mlp_down[0]).shape[0]
         self.d_vocab: int = self.hf.get_output_embeddings().weight.shape[0]
-        self._tuple_blocks = False
 
     @property
     def device(self) -> torch.device:
@@ -429,7 +429,7 @@ class Model:
                 of another length.
         """
         ids: list[int] = self.tokenizer(example.prompt)["input_ids"]
-        if not ids:
+        if not self.tokenizer(example.prompt, add_special_tokens=False)["input_ids"]:
             raise ExampleError("the prompt is empty.")
         if len(ids) > self.max_length:
             raise ExampleError(
@@ -684,7 +684,8 @@ class Model:
             pre = seen.pop("pre")
             before = pre + output
             after = pass_through(name, before)
-            return None if after is before else after - pre
+            # with gradients on, the captured sum itself must lie on the way to the output
+            return after - pre if after is not before or after.requires_grad else None
 
         hook(self.blocks[layer], remember, pre=True)
         hook(attn_end, replace_sum)
@@ -730,7 +731,7 @@ class Model:
         resid = resid.detach().requires_grad_() if gradients else resid
 
         def output(x: Tensor) -> Any:
-            return (x, None) if self._tuple_blocks else x
+            return (x, None) if self.architecture.tuple_blocks else x
 
         def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             return output(hidden_states)
@@ -769,9 +770,10 @@ class Model:
     def prove(self) -> None:
         """Shows on one batch that the parts are what the table says.
 
-        Head outputs sum to the attention output, neuron outputs to the FFN output, the residual stream adds up, the
-        hooked logits equal the plain model's, the final norm and unembedding reproduce them from the last residual,
-        a restart from the middle is bit-identical, and zeroing a head changes the output.
+        Values come from the norm before attention, head outputs sum to the attention output, neuron outputs to the
+        FFN output, the residual stream adds up, the hooked logits equal the plain model's, the final norm and
+        unembedding reproduce them from the last residual, a restart from the middle is bit-identical, and zeroing a
+        head changes the output.
 
         Raises:
             ModelError: names the first part that fails.
@@ -781,13 +783,10 @@ class Model:
         batch = self._rows(tokens, [EncodedExample(Example("", ""), tuple(t), 0, None, None) for t in tokens])
         with torch.no_grad():
             plain = self.hf(**self._inputs(batch), use_cache=False)
-        handle = self.blocks[0].register_forward_hook(
-            lambda module, args, output: setattr(self, "_tuple_blocks", isinstance(output, tuple))
-        )
         sites = ("resid_pre", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
         run = self.run(batch, [hook_name(s, layer) for s in sites for layer in range(self.n_layers)])
-        handle.remove()
-        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        values = self.run(batch, [hook_name("v", layer) for layer in range(self.n_layers)])
+        tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
 
         def same(part: str, a: Tensor, b: Tensor, exact: bool = False) -> None:
             a, b = a.float(), b.float()
@@ -801,8 +800,18 @@ class Model:
 
         rows = torch.arange(len(batch), device=self.device)
         same("the hooked logits", run.logits, plain.logits[rows, batch.last])
+        resid = run[hook_name("resid_post", self.n_layers - 1)][rows, batch.last]
+        expected = self._before_softcap(plain.logits[rows, batch.last])
+        same("the final norm and unembedding", self._unembed(resid), expected)
         for layer in range(self.n_layers):
             at = {site: run[hook_name(site, layer)] for site in sites}
+            normed = at["resid_pre"].float()
+            normed = normed if self.architecture.rms else normed - normed.mean(-1, keepdim=True)
+            normed = normed / self._norm_scale(self._ln1[layer], at["resid_pre"]) * self.ln1_weight(layer)
+            made = einops.einsum(normed, self.W_V(layer).float(), "b t d_model, h d_model d_head -> b h t d_head")
+            value = values[hook_name("v", layer)].float()
+            shift = (value - made).mean((0, 2), keepdim=True)  # the biases of the norm and of the projection
+            same(f"the norm before attention and the values of layer {layer}", made + shift, value)
             heads = self.head_outputs(layer, at["z"]).sum(-2)
             gain = self.attn_gain(layer, at["z"])
             bias = self.b_O(layer)
@@ -819,10 +828,6 @@ class Model:
                 at["resid_post"],
             )
             same(f"the mid residual of layer {layer}", at["resid_mid"], at["resid_pre"] + at["attn_out"])
-        resid = run[hook_name("resid_post", self.n_layers - 1)][rows, batch.last]
-        same(
-            "the final norm and unembedding", self._unembed(resid), self._before_softcap(plain.logits[rows, batch.last])
-        )
         middle = self.n_layers // 2
         again = self.run(batch, start=(middle, run[hook_name("resid_pre", middle)]))
         same(f"the restart from layer {middle}", again.logits, run.logits, exact=True)
@@ -837,9 +842,9 @@ class Model:
         if not self.architecture.rms:
             x = x - x.mean(-1, keepdim=True)
         x = x / self.final_norm_scale(resid) * self.final_norm_weight
-        x = x if self.final_norm_bias is None else x + self.final_norm_bias
+        x = x if self.final_norm_bias is None else x + self.final_norm_bias.float()
         logits = x @ self.W_U.float().T
-        return logits if self.b_U is None else logits + self.b_U
+        return logits if self.b_U is None else logits + self.b_U.float()
 
     def _before_softcap(self, logits: Tensor) -> Tensor:
         cap = getattr(self.config, "final_logit_softcapping", None)

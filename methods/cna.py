@@ -11,7 +11,7 @@ from torch import Tensor
 from attriboard.components import Level, get_level
 from attriboard.interventions import replacing
 from attriboard.log_prob import FrozenUnembedding, last_token, level_candidates
-from attriboard.method import Method, methods
+from attriboard.method import Method, methods, positive
 from attriboard.model import Edit, EncodedExample, Model
 from attriboard.scores import Scores
 
@@ -42,6 +42,9 @@ class ComparativeNeuronAnalysis(Method):
     n_heads: int = 1
     head_examples: int = 4
     candidates: int = 500
+
+    def __post_init__(self) -> None:
+        positive(self, "n_heads", "head_examples", "candidates")
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)

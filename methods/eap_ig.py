@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attriboard.components import Level
 from attriboard.interventions import pinned
-from attriboard.method import ReplacingMethod
+from attriboard.method import ReplacingMethod, positive
 from attriboard.model import Batch, Model
 
 
@@ -33,6 +33,10 @@ class EapIg(ReplacingMethod):
     needs = frozenset({"forward", "gradients", "counterfactual"})
 
     steps: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "steps")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         batch = self.shared(model, batch)

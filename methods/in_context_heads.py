@@ -38,7 +38,9 @@ class InContextHeads(Method):
         scores = torch.zeros(len(batch), *level.shape(model), device=model.device)
         for b, example in enumerate(batch.examples):
             q = int(batch.last[b])
-            labels = torch.tensor(model.mark_positions(example, "label"), device=model.device) + first[b]
+            labels = (
+                torch.tensor(model.mark_positions(example, "label"), dtype=torch.long, device=model.device) + first[b]
+            )
             outputs = []
             for layer in layers:
                 pattern = run[hook_name("pattern", layer)][b, :, q, labels]

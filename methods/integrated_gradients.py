@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attriboard.components import Level
 from attriboard.interventions import pinned, replacement_values
-from attriboard.method import ReplacingMethod
+from attriboard.method import ReplacingMethod, positive
 from attriboard.model import Batch, Model, hook_name
 
 
@@ -20,7 +20,8 @@ class IntegratedGradients(ReplacingMethod):
     All activations of one layer (at all positions) move together from the baseline ``a'`` to their clean value while
     earlier layers stay clean, so the scores of a layer sum to the metric lost when the whole layer is replaced. The
     integral is a midpoint sum. Published for FFN neurons at one position with a zero baseline; ``replacement="zero"``
-    with these levels is that method at all positions.
+    with these levels is that method at all positions. Where a norm follows the sub-layer (Gemma 2 and 3), the model
+    jumps as activations leave zero, and the sum with a zero baseline misses the jump: use another baseline there.
 
     Options:
         steps: midpoints along the path.
@@ -34,6 +35,10 @@ class IntegratedGradients(ReplacingMethod):
     needs = frozenset({"forward", "gradients", "counterfactual"})
 
     steps: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "steps")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         batch = self.shared(model, batch)

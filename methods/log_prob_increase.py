@@ -9,7 +9,7 @@ import torch
 
 from attriboard.components import Level
 from attriboard.log_prob import FrozenUnembedding, exact_top, last_token, level_candidates
-from attriboard.method import Method
+from attriboard.method import Method, positive
 from attriboard.model import EncodedExample, Model
 from attriboard.scores import Scores
 
@@ -39,6 +39,9 @@ class LogProbIncrease(Method):
 
     exact_top_k: int = 100
     published: bool = False
+
+    def __post_init__(self) -> None:
+        positive(self, "exact_top_k")
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)

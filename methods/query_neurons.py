@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attriboard.components import Level
 from attriboard.log_prob import Candidates, FrozenUnembedding, exact_top
-from attriboard.method import Method
+from attriboard.method import Method, positive
 from attriboard.model import Batch, Model, Run, hook_name
 
 
@@ -34,6 +34,9 @@ class QueryNeurons(Method):
     needs = frozenset({"forward", "weights"})
 
     top_k: int = 30
+
+    def __post_init__(self) -> None:
+        positive(self, "top_k")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         sites = ("resid_pre", "pattern", "v", "z", "post")

@@ -22,16 +22,19 @@ BINARY = [sys.executable, "-m", "attriboard.cli"]
 
 def _call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """The command in this process: exit code, standard output, standard error."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["attriboard", *map(str, arguments)])
-        main()
+        with pytest.raises(SystemExit) as caught:
+            main()
     printed = capsys.readouterr()
     return int(caught.value.code or 0), printed.out, printed.err
 
 
 def _process(*arguments: object, **kwargs) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run([*BINARY, *map(str, arguments)], capture_output=True, text=True, env=env, check=False, **kwargs)
+    return subprocess.run(
+        [*BINARY, *map(str, arguments)], capture_output=True, text=True, env=env, check=False, **kwargs
+    )
 
 
 def test_run_then_board_then_rerun_in_real_processes(toy: dict, tmp_path: Path) -> None:
@@ -266,7 +269,9 @@ def test_attribute_zeroes_without_a_counterfactual_and_patches_with_one(
 def test_attribute_scores_a_task(toy: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "s.safetensors"
     arguments = ["--model", toy["model"], "--method", "eap_ig", "--level", "nodes", "--out", file]
-    code, out, err = _call(capsys, "attribute", *arguments, "--task", "repeat", "--limit", "6", "--include", toy["task"])
+    code, out, err = _call(
+        capsys, "attribute", *arguments, "--task", "repeat", "--limit", "6", "--include", toy["task"]
+    )
     assert code == 0, err
     assert "examples of repeat answered correctly" in out and _scores(file).shape == (3, 5)
 

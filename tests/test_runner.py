@@ -248,5 +248,7 @@ def test_ray_gives_the_same_records_as_local(suite: Suite, tmp_path: Path) -> No
 
 
 def test_a_cell_reads_like_a_sentence() -> None:
-    cell = Cell(task="arithmetic", method="head_ablation", method_options={"replacement": "mean"}, model="m", level="heads")
+    cell = Cell(
+        task="arithmetic", method="head_ablation", method_options={"replacement": "mean"}, model="m", level="heads"
+    )
     assert str(cell) == "arithmetic / heads / head_ablation(replacement=mean) on m, seed 0"

@@ -148,3 +148,35 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
+
+
+def page() -> str:
+    """``docs/metrics.md``: every metric in words."""
+    lines = [
+        "# Metrics",
+        "",
+        "Made from `attriboard/evaluation/metrics.py` by `make docs`; every record stores the version of each metric.",
+        "",
+        "With *m* the task's metric (logit of the answer minus logit of the foil) averaged over test examples,",
+        "f(k) = (m_k − m_empty) / (m_full − m_empty): m_full is the untouched model, m_empty the model with",
+        "every component of the level replaced, at all positions. Sizes k are the distinct whole numbers nearest to",
+        "0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 % of the level's n components, at least 1; MIB's two scores use",
+        "floor(k n).",
+        "f is never clipped.",
+        "",
+    ]
+    for metric in METRICS.values():
+        lines += [
+            f"## {metric.title}",
+            "",
+            f"`{metric.name}`, version {metric.version}, {metric.family}. "
+            f"Unit: {metric.unit}. Better: {metric.better}.",
+            "",
+            metric.description,
+            "",
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

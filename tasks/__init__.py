@@ -1,0 +1,1 @@
+"""The tasks: one file each; see `attriboard.task.Task` for the contract."""

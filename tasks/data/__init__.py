@@ -1,0 +1,1 @@
+"""Texts written for this project, under its licence."""

@@ -1,0 +1,525 @@
+"""Tiny random models of every family in the table, examples for them, and slow literal runs to judge fast code by.
+
+Nothing here uses ``attriboard.model`` to compute a number: parts are found by this file's own list, activations are
+read and replaced by hooks written out below, one unpadded row at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
+
+from attriboard.model import Cost, EncodedExample, Model
+from attriboard.task import Example
+
+VOCAB = 97
+LAYERS = 3
+D_MODEL = 32
+
+_LLAMA: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": D_MODEL,
+    "intermediate_size": 40,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GPT: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "n_embd": D_MODEL,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": 64,
+    "n_inner": 40,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_NEOX: dict[str, Any] = {**_LLAMA, "rotary_pct": 0.5}
+_NEOX.pop("num_key_value_heads")
+_WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**_LLAMA),
+    "llama_biases_tied": lambda: transformers.LlamaConfig(
+        **{**_LLAMA, "tie_word_embeddings": True}, attention_bias=True, mlp_bias=True
+    ),
+    "mistral": lambda: transformers.MistralConfig(**_LLAMA, head_dim=8, sliding_window=5),
+    "qwen2": lambda: transformers.Qwen2Config(**_LLAMA),
+    "qwen3": lambda: transformers.Qwen3Config(**_LLAMA, head_dim=12),
+    "smollm3": lambda: transformers.SmolLM3Config(**_LLAMA, no_rope_layers=[1, 0, 1]),
+    "gemma": lambda: transformers.GemmaConfig(**{**_LLAMA, "num_key_value_heads": 1}, head_dim=12),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **_LLAMA,
+        head_dim=12,
+        sliding_window=4,
+        layer_types=_WINDOWS,
+        query_pre_attn_scalar=10,
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=6.0,
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **_LLAMA, head_dim=12, sliding_window=4, layer_types=_WINDOWS, query_pre_attn_scalar=10
+    ),
+    "gpt2": lambda: transformers.GPT2Config(**_GPT),
+    "gpt2_untied": lambda: transformers.GPT2Config(
+        **_GPT, tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True
+    ),
+    "gptj": lambda: transformers.GPTJConfig(**_GPT, rotary_dim=4, tie_word_embeddings=False),
+    "neox_parallel": lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=True),
+    "neox_sequential": lambda: transformers.GPTNeoXConfig(**_NEOX, use_parallel_residual=False),
+    "opt": lambda: transformers.OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=D_MODEL,
+        word_embed_proj_dim=D_MODEL,
+        ffn_dim=40,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        do_layer_norm_before=True,
+    ),
+}
+FAMILIES = tuple(CONFIGS)
+FOUR = ("llama", "gpt2", "gemma2", "neox_parallel")
+"""One family of each kind of block: grouped queries, biases and LayerNorm, norms after the sub-layer, parallel."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Module paths of one family, written down a second time so that the project's table has a judge."""
+
+    layers: str
+    embed: str
+    norm: str
+    out: str
+    down: str
+    attn_end: str
+    mlp_end: str
+    ln1: str
+    second_norm: str | None
+
+
+def _parts(family: str) -> Parts:
+    if family.startswith("gpt2"):
+        return Parts(
+            "transformer.h",
+            "transformer.wte",
+            "transformer.ln_f",
+            "attn.c_proj",
+            "mlp.c_proj",
+            "attn.c_proj",
+            "mlp.c_proj",
+            "ln_1",
+            "ln_2",
+        )
+    if family == "gptj":
+        out, down = "attn.out_proj", "mlp.fc_out"
+        return Parts("transformer.h", "transformer.wte", "transformer.ln_f", out, down, out, down, "ln_1", None)
+    if family.startswith("neox"):
+        out, down = "attention.dense", "mlp.dense_4h_to_h"
+        second = None if family == "neox_parallel" else "post_attention_layernorm"
+        return Parts(
+            "gpt_neox.layers",
+            "gpt_neox.embed_in",
+            "gpt_neox.final_layer_norm",
+            out,
+            down,
+            out,
+            down,
+            "input_layernorm",
+            second,
+        )
+    if family == "opt":
+        d = "model.decoder."
+        return Parts(
+            f"{d}layers",
+            f"{d}embed_tokens",
+            f"{d}final_layer_norm",
+            "self_attn.out_proj",
+            "fc2",
+            "self_attn.out_proj",
+            "fc2",
+            "self_attn_layer_norm",
+            "final_layer_norm",
+        )
+    out, down = "self_attn.o_proj", "mlp.down_proj"
+    ends = (out, down, "input_layernorm", "post_attention_layernorm")
+    if family in ("gemma2", "gemma3"):
+        ends = (
+            "post_attention_layernorm",
+            "post_feedforward_layernorm",
+            "input_layernorm",
+            "pre_feedforward_layernorm",
+        )
+    return Parts("model.layers", "model.embed_tokens", "model.norm", out, down, *ends)
+
+
+PARTS = {family: _parts(family) for family in FAMILIES}
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def fresh(family: str, seed: int = 0) -> Any:
+    """A new model of the family with every weight, norm weight and bias drawn at random, large enough to matter."""
+    torch.manual_seed(seed)
+    hf = AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in hf.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.dim() == 1:
+                weight.add_(0.3 * noise)
+            elif name.startswith(PARTS[family].embed):
+                weight.copy_((0.12 if "gemma" in family else 0.6) * noise)
+            else:
+                weight.copy_(1.3 * noise / weight.shape[1] ** 0.5)
+    return hf.requires_grad_(False)
+
+
+tiny = functools.cache(fresh)
+"""As :func:`fresh`, one for all tests; never change its weights."""
+
+
+@functools.cache
+def _proven(family: str) -> Model:
+    return Model(tiny(family), tokenizer(), name=family)
+
+
+def hooked(family: str, batch_size: int = 16, padding_side: str = "left") -> Model:
+    """The project's model around :func:`tiny`, proven once, its costs counted from zero."""
+    model = copy.copy(_proven(family))
+    model.cost, model.batch_size, model.padding_side = Cost(), batch_size, padding_side
+    return model
+
+
+def in_double(hf: Any) -> Any:
+    """A float64 copy, smooth and with root-mean-square norms that also compute in float64, for finite differences."""
+    double = copy.deepcopy(hf).double()
+    for module in double.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
+            module.forward = functools.partial(_rms_norm, module, offset)
+        if hasattr(module, "activation_fn"):
+            module.activation_fn = nn.GELU()  # OPT's ReLU has kinks that finite differences would step over
+    return double
+
+
+def _rms_norm(module: Any, offset: float, x: Tensor) -> Tensor:
+    epsilon = getattr(module, "variance_epsilon", None) or module.eps
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * (offset + module.weight)
+
+
+# --- a tokenizer and examples -----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def tokenizer(bos: bool = False) -> Any:
+    """Words ``w1`` to ``w95`` are tokens 1 to 95; 0 is unknown and 96 pads."""
+    vocab = {"[UNK]": 0, **{f"w{i}": i for i in range(1, 96)}, "[PAD]": 96}
+    fast = Tokenizer(WordLevel(vocab, unk_token="[UNK]"))
+    fast.pre_tokenizer = WhitespaceSplit()
+    if bos:
+        fast.post_processor = TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def words(tokens: Sequence[int]) -> str:
+    return " ".join(f"w{i}" for i in tokens)
+
+
+def example(
+    tokens: Sequence[int],
+    counterfactual: Sequence[int] | None = None,
+    answer: int = 7,
+    foil: int | None = 11,
+    label: Sequence[int] = (),
+) -> EncodedExample:
+    """An encoded example that :func:`tokenizer` would encode to the same; ``label`` are the marked token positions."""
+    spans = tuple((len(words(tokens[:i])) + (i > 0), len(words(tokens[: i + 1]))) for i in label)
+    text = Example(
+        prompt=words(tokens),
+        answer=f" w{answer}",
+        foil=None if foil is None else f" w{foil}",
+        counterfactual=None if counterfactual is None else words(counterfactual),
+        marks={"label": spans},
+    )
+    return EncodedExample(text, tuple(tokens), answer, foil, None if counterfactual is None else tuple(counterfactual))
+
+
+EXAMPLES = (
+    example([5, 17, 33, 21, 60, 9, 44], [5, 17, 33, 21, 71, 9, 44], answer=12, foil=30, label=[1, 3]),
+    example([80, 3, 14, 25], [80, 3, 90, 25], answer=7, foil=64, label=[0, 2]),
+    example([8, 50, 2, 77, 41, 19, 66, 31, 4], [8, 50, 2, 77, 41, 19, 23, 31, 88], answer=55, foil=20, label=[5]),
+    example([61, 10, 36, 52, 93, 4], [61, 10, 36, 22, 93, 85], answer=40, foil=13, label=[1, 2, 4]),
+)
+"""Four lengths; every counterfactual shares a beginning with its prompt, two also end in the same token."""
+
+WITHOUT_FOILS = tuple(
+    EncodedExample(e.example, e.tokens, e.answer, None if i % 2 else e.foil, e.counterfactual)
+    for i, e in enumerate(EXAMPLES)
+)
+"""The same examples, every other one without a foil."""
+
+
+# --- plain runs -------------------------------------------------------------------------------------------------------
+
+
+def get(root: Any, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), root)
+
+
+def in_out(module: Any) -> Tensor:
+    """A projection's weight as ``[in, out]``."""
+    return module.weight.T if isinstance(module, nn.Linear) else module.weight
+
+
+Site = tuple[str, int]
+
+
+class Plain:
+    """A Hugging Face model run literally: one unpadded row, eager attention, a hook for every activation touched.
+
+    Activations are keyed by site and layer, ``("z", 2)``, and have no batch axis; ``z`` is ``[T, H, d_head]``.
+    """
+
+    def __init__(self, family: str, hf: Any = None) -> None:
+        self.family, self.parts = family, PARTS[family]
+        source = tiny(family) if hf is None else hf
+        self.hf = copy.deepcopy(source)
+        self.hf.set_attn_implementation("eager")
+        self.blocks = list(get(self.hf, self.parts.layers))
+        self.n_heads = self.hf.config.num_attention_heads
+        self.n_layers = len(self.blocks)
+
+    def part(self, role: str, layer: int) -> Any:
+        return get(self.blocks[layer], getattr(self.parts, role))
+
+    def run(
+        self,
+        tokens: Sequence[int],
+        edits: dict[Site, Callable[[Tensor], Tensor]] | None = None,
+        read: Sequence[Site] = (),
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[Site, Tensor]]:
+        """Logits ``[V]`` at the last token, and the activations read, as they stand after their edit."""
+        edits = edits or {}
+        seen: dict[Site, Tensor] = {}
+        with ExitStack() as stack:
+            for site in {*edits, *read}:
+                stack.callback(self._hook(site, edits.get(site), seen).remove)
+            inputs = {} if "inputs_embeds" in kwargs else {"input_ids": torch.tensor([list(tokens)])}
+            logits = self.hf(**inputs, use_cache=False, **kwargs).logits[0, -1]
+        return logits, seen
+
+    def _hook(self, site: Site, edit: Callable[[Tensor], Tensor] | None, seen: dict[Site, Tensor]) -> Any:
+        name, layer = site
+
+        def touch(x: Tensor) -> Tensor:
+            row = x[0] if x.dim() == 3 else x  # OPT's FFN drops the batch axis
+            row = row.view(len(row), self.n_heads, -1) if name == "z" else row
+            row = row if edit is None else edit(row)
+            seen[site] = row
+            return row.reshape(x.shape)
+
+        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (touch(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": touch(kwargs["hidden_states"])}
+
+        def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+            return (touch(output[0]), *output[1:]) if isinstance(output, tuple) else touch(output)
+
+        if name in ("z", "post", "resid_pre"):
+            module = self.blocks[layer] if name == "resid_pre" else self.part("out" if name == "z" else "down", layer)
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+        if name == "embed":
+            return get(self.hf, self.parts.embed).register_forward_hook(after)
+        if name == "resid_post":
+            return self.blocks[layer].register_forward_hook(after)
+        return self.part("attn_end" if name == "attn_out" else "mlp_end", layer).register_forward_hook(after)
+
+    def values(self, tokens: Sequence[int]) -> list[Tensor]:
+        """By layer the values ``[H, T, d_head]``, read from the key-value cache and expanded to query heads."""
+        cache = DynamicCache()  # without a config it keeps every position, also of sliding windows
+        self.hf(input_ids=torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True)
+        expanded = []
+        for layer in cache.layers:
+            kv = layer.values[0]
+            expanded.append(torch.stack([kv[h * len(kv) // self.n_heads] for h in range(self.n_heads)]))
+        return expanded
+
+    def patterns(self, tokens: Sequence[int]) -> list[Tensor]:
+        """By layer the attention weights ``[H, T, T]``."""
+        output = self.hf(input_ids=torch.tensor([list(tokens)]), output_attentions=True, use_cache=False)
+        return [a[0] for a in output.attentions]
+
+
+@functools.cache
+def plain_run(family: str) -> Plain:
+    """One :class:`Plain` of :func:`tiny` for all tests; never change its weights."""
+    return Plain(family)
+
+
+def metric(logits: Tensor, encoded: EncodedExample) -> Tensor:
+    """logit(answer) - logit(foil), or log p(answer) without a foil, of logits ``[V]``."""
+    if encoded.foil is None:
+        return torch.log_softmax(logits, -1)[encoded.answer]
+    return logits[encoded.answer] - logits[encoded.foil]
+
+
+# --- replacing components, literally ----------------------------------------------------------------------------------
+
+SITES = {"heads": ("z",), "neurons": ("post",), "attn_neurons": ("z",), "nodes": ("z", "mlp_out")}
+
+
+def level_sites(plain: Plain, level: str) -> list[Site]:
+    return [(site, layer) for layer in range(plain.n_layers) for site in SITES[level]]
+
+
+def literal_means(plain: Plain, examples: Sequence[EncodedExample], level: str) -> dict[Site, Tensor]:
+    """Each activation's mean over every token of every example."""
+    rows: dict[Site, list[Tensor]] = {site: [] for site in level_sites(plain, level)}
+    for e in examples:
+        _, seen = plain.run(e.tokens, read=list(rows))
+        for site, x in seen.items():
+            rows[site].extend(x)
+    return {site: torch.stack(x).mean(0) for site, x in rows.items()}
+
+
+def literal_replacements(
+    plain: Plain, encoded: EncodedExample, level: str, replacement: str, means: dict[Site, Tensor] | None = None
+) -> dict[Site, Tensor]:
+    """By site what its activation is replaced by, shaped like the activation."""
+    sites = level_sites(plain, level)
+    if replacement == "counterfactual":
+        return plain.run(encoded.counterfactual or (), read=sites)[1]
+    _, clean = plain.run(encoded.tokens, read=sites)
+    if replacement == "zero":
+        return {site: torch.zeros_like(x) for site, x in clean.items()}
+    assert means is not None
+    return {site: means[site].expand_as(x) for site, x in clean.items()}
+
+
+def component_edits(level: str, mask: Tensor, values: dict[Site, Tensor]) -> dict[Site, Callable[[Tensor], Tensor]]:
+    """Edits that replace the components where ``mask``, shaped like the level's scores, is True."""
+
+    def edit(site: Site) -> Callable[[Tensor], Tensor]:
+        name, layer = site
+
+        def apply(x: Tensor) -> Tensor:
+            x = x.clone()
+            value, chosen = values[site], mask[layer]
+            if level in ("neurons", "attn_neurons"):
+                x[:, chosen] = value[:, chosen]
+            elif name == "z":
+                for h in range(x.shape[1]):
+                    if chosen[h]:
+                        x[:, h] = value[:, h]
+            elif chosen[-1]:
+                x = value.clone()
+            return x
+
+        return apply
+
+    return {site: edit(site) for site in values}
+
+
+def literal_intervention(
+    plain: Plain, encoded: EncodedExample, level: str, mask: Tensor, values: dict[Site, Tensor]
+) -> Tensor:
+    """Logits ``[V]`` with the masked components replaced: a whole run from the start, nothing shared."""
+    return plain.run(encoded.tokens, component_edits(level, mask, values))[0]
+
+
+def literal_single_effects(
+    plain: Plain, encoded: EncodedExample, level: str, shape: tuple[int, ...], replacement: str, means: Any = None
+) -> Tensor:
+    """Metric lost when each component alone is replaced, one whole run each."""
+    values = literal_replacements(plain, encoded, level, replacement, means)
+    clean = metric(plain.run(encoded.tokens)[0], encoded)
+    lost = torch.zeros(shape).flatten()
+    for i in range(len(lost)):
+        mask = torch.zeros(len(lost), dtype=torch.bool)
+        mask[i] = True
+        lost[i] = clean - metric(literal_intervention(plain, encoded, level, mask.view(shape), values), encoded)
+    return lost.view(shape)
+
+
+# --- what components write, and the frozen unembedding, literally -----------------------------------------------------
+
+
+def literal_outputs(plain: Plain, level: str, activation: Tensor, layer: int) -> Tensor:
+    """``[n, d_model]``: what each component of a layer adds to the residual stream, from ``hook_post`` or ``hook_z``.
+
+    Norms after the sub-layer keep the scale that the whole output gives them.
+    """
+    role, end = ("down", "mlp_end") if level == "neurons" else ("out", "attn_end")
+    projection = plain.part(role, layer)
+    outputs = activation.reshape(-1, 1) * in_out(projection)
+    if getattr(plain.parts, end) != getattr(plain.parts, role):
+        norm = plain.part(end, layer)
+        whole = outputs.sum(0) if projection.bias is None else outputs.sum(0) + projection.bias
+        outputs = outputs / (whole.square().mean() + norm.eps).sqrt() * (1 + norm.weight)
+    return outputs.view(plain.n_heads, -1, outputs.shape[-1]).sum(1) if level == "heads" else outputs
+
+
+class Literal:
+    """``U`` and ``log p_t`` of one prompt by their definition, in float64, from plain Hugging Face weights."""
+
+    def __init__(self, plain: Plain, last_resid: Tensor, published: bool = False) -> None:
+        norm, head = get(plain.hf, plain.parts.norm), plain.hf.get_output_embeddings()
+        x = last_resid.double()
+        self.centred = type(norm).__name__ == "LayerNorm"
+        if self.centred:
+            self.scale = (x.var(correction=0) + norm.eps).sqrt()
+        else:
+            epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+            self.scale = (x.square().mean() + epsilon).sqrt()
+        self.gamma = norm.weight.double() + float(type(norm).__name__.startswith("Gemma"))
+        self.W_U = head.weight.double()
+        self.bias = torch.zeros(len(self.W_U), dtype=torch.float64)
+        if self.centred and not published:
+            self.bias += self.W_U @ norm.bias.double()
+        if getattr(head, "bias", None) is not None:
+            self.bias += head.bias.double()
+
+    def logits(self, z: Tensor) -> Tensor:
+        z = z.double()
+        z = z - z.mean() if self.centred else z
+        return self.W_U @ (self.gamma * z / self.scale) + self.bias
+
+    def log_prob(self, z: Tensor, target: int) -> Tensor:
+        return torch.log_softmax(self.logits(z), -1)[target]
+
+    def increase(self, delta: Tensor, base: Tensor, target: int) -> Tensor:
+        return self.log_prob(base.double() + delta.double(), target) - self.log_prob(base, target)
+
+
+def close(actual: Tensor, expected: Tensor, rel: float = 1e-5) -> bool:
+    """Whether the largest difference is at most ``rel`` of the largest expected value."""
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    scale = float(expected.detach().abs().max())
+    return float((actual - expected).detach().abs().max()) <= rel * scale
+
+
+def slope(f: Callable[[float], Tensor], h: float = 1e-3) -> Tensor:
+    """The derivative of ``f`` at 0 by a five-point difference: its error is of order ``h`` to the fourth."""
+    return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
