@@ -43,7 +43,7 @@ class Context:
         task: the task.
         seed: of the examples.
         n_train, n_test: examples drawn per split.
-        max_kept: most correctly answered examples used per split.
+        max_kept: most correctly answered examples used per split, ``max_train`` of them for scoring.
         min_kept: fewer than this in a split is an error.
         cache_bytes: most memory for replacement values and residuals of test batches kept between measurements;
             what does not fit is computed again, so memory does not grow with the number of examples.
@@ -61,6 +61,7 @@ class Context:
         n_test: int,
         max_kept: int,
         min_kept: int,
+        max_train: int | None = None,
         cache_bytes: int = 2**30,
     ) -> None:
         self.model, self.task, self.seed = model, task, seed
@@ -75,19 +76,22 @@ class Context:
                     repr((split, example.tokens, example.answer, example.foil, example.counterfactual)).encode()
                 )
             right = [e for e, ok in zip(seen, answered(model, seen)) if ok]
-            chosen = _spread(right, max_kept)
+            limit = max_kept if split == "test" or max_train is None else min(max_kept, max_train)
+            chosen = _spread(right, limit)
             by_subset = {
                 s: (sum(e.example.subset == s for e in right), sum(e.example.subset == s for e in seen))
                 for s in task.subsets
             }
             self.kept[split] = Kept(seen=len(seen), correct=len(right), kept=len(chosen), by_subset=by_subset)
             self.examples[split] = chosen
-            if len(chosen) < min_kept:
+            if len(chosen) < min(min_kept, limit):
                 raise TaskError(
                     f"{model.name} answers only {len(right)} of {len(seen)} {split} examples of task {task.name!r}; at "
                     f"least {min_kept} are needed: draw more examples, choose easier subsets, or another model."
                 )
         self.data_sha256 = digest.hexdigest()
+        # examples that differ from their counterfactual late share the longest prefixes when they stand together
+        self._order = torch.tensor(sorted(range(len(self.test)), key=lambda i: _suffix(self.test[i])))
         self._interventions: OrderedDict[tuple[str, str, int], Intervention] = OrderedDict()
         self._means: dict[str, dict[str, Tensor]] = {}
 
@@ -112,16 +116,16 @@ class Context:
         before it.
         """
         distinct, place = masks.unique(dim=0, return_inverse=True)
-        batches = range(0, len(self.test), self.model.batch_size)
-        found = torch.cat([self._intervention(level, replacement, start)(distinct) for start in batches], dim=1)
-        return found[place]
+        groups = self._order.split(max(1, self.model.batch_size // 8))
+        found = torch.cat([self._intervention(level, replacement, group)(distinct) for group in groups], dim=1)
+        return found[:, torch.argsort(self._order)][place]
 
-    def _intervention(self, level: Level, replacement: Replacement, start: int) -> Intervention:
-        key = (level.name, replacement, start)
+    def _intervention(self, level: Level, replacement: Replacement, group: Tensor) -> Intervention:
+        key = (level.name, replacement, int(group[0]))
         if key in self._interventions:
             self._interventions.move_to_end(key)
             return self._interventions[key]
-        batch = self.model.batch(self.test[start : start + self.model.batch_size])
+        batch = self.model.batch([self.test[i] for i in group.tolist()])
         means = None
         if replacement == "mean":
             if level.name not in self._means:
@@ -155,3 +159,9 @@ def _spread(examples: list[EncodedExample], n: int) -> list[EncodedExample]:
             if queue and len(chosen) < n:
                 chosen.append(queue.pop(0))
     return chosen
+
+
+def _suffix(example: EncodedExample) -> int:
+    """How many tokens follow from the first in which the prompt and its counterfactual differ (all without one)."""
+    pairs = zip(example.tokens, example.counterfactual or ())
+    return len(example.tokens) - next((i for i, (a, b) in enumerate(pairs) if a != b), 0)

@@ -137,7 +137,9 @@ class Candidates:
         base: ``[B, G, d_model]``: the residuals that contributions are added to.
         group: ``[N]``: which base each candidate is added to.
         coefficient: ``[B, N]``.
-        vectors: from candidate indices ``[n]`` to their vectors ``[n, d_model]``.
+        vectors: from vector ids ``[n]`` to vectors ``[n, d_model]``.
+        vector: ``[N]``: the id of each candidate's vector, which several candidates of one group may share; None where
+            ids are candidate indices.
         gain: ``[B, G, d_model]`` or None: factor on the vectors of each group (norms after the sub-layer, scale fixed).
     """
 
@@ -146,6 +148,10 @@ class Candidates:
     coefficient: Tensor
     vectors: Callable[[Tensor], Tensor]
     gain: Tensor | None = None
+    vector: Tensor | None = None
+
+    def _ids(self, index: Tensor) -> Tensor:
+        return index if self.vector is None else self.vector[index]
 
     def bounds(self, unembedding: FrozenUnembedding, target: Tensor) -> Tensor:
         """``[B, N]``: the tangent bound of every candidate; one product with the unembedding per base."""
@@ -155,7 +161,8 @@ class Candidates:
         out = torch.empty_like(self.coefficient, dtype=torch.float32)
         for g in self.group.unique().tolist():
             index = torch.nonzero(self.group == g)[:, 0]
-            out[:, index] = slope[:, g] @ self.vectors(index).float().T
+            ids, place = self._ids(index).unique(return_inverse=True)
+            out[:, index] = (slope[:, g] @ self.vectors(ids).float().T)[:, place]
         return out * self.coefficient
 
     def increases(self, unembedding: FrozenUnembedding, target: Tensor, index: Tensor) -> Tensor:
@@ -166,7 +173,7 @@ class Candidates:
 
     def _increases(self, unembedding: FrozenUnembedding, target: Tensor, index: Tensor) -> Tensor:
         groups, local = self.group[index].unique(return_inverse=True)
-        vectors = self.vectors(index).float()
+        vectors = self.vectors(self._ids(index)).float()
         projected = None if self.gain is not None else unembedding.project(vectors)
         out = torch.empty(self.base.shape[0], len(index), device=self.base.device)
         for b in range(self.base.shape[0]):

@@ -71,6 +71,7 @@ class Settings(Strict):
     Attributes:
         train_examples, test_examples: drawn per split (before those answered wrongly are dropped).
         max_kept, min_kept: most and fewest correctly answered examples used per split.
+        max_train: most of them scored by the method, if fewer than max_kept.
         ablation_draws: random sets per size.
         speed_examples, speed_repeats, speed_max_seconds: see :func:`attriboard.evaluation.speed.measure`.
         batch_size: most rows in one forward pass; does not change results.
@@ -81,6 +82,7 @@ class Settings(Strict):
     test_examples: int = Field(64, ge=1)
     max_kept: int = Field(64, ge=1)
     min_kept: int = Field(8, ge=1)
+    max_train: int | None = Field(None, ge=1)
     ablation_draws: int = Field(5, ge=1)
     speed_examples: int = Field(4, ge=1)
     speed_repeats: int = Field(3, ge=1)

@@ -154,6 +154,7 @@ class Workshop:
                     s.test_examples,
                     s.max_kept,
                     s.min_kept,
+                    s.max_train,
                 )
             )
         return _value(self._contexts[key])

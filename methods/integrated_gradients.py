@@ -34,7 +34,7 @@ class IntegratedGradients(ReplacingMethod):
     levels = ("heads", "neurons")
     needs = frozenset({"forward", "gradients", "counterfactual"})
 
-    steps: int = 8
+    steps: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -63,20 +63,23 @@ class QueryNeurons(Method):
         def unravel(index: Tensor) -> tuple[Tensor, ...]:
             return torch.unravel_index(index, shape)
 
-        def vectors(index: Tensor) -> Tensor:
-            layer, head, _, dimension = unravel(index)
-            out = torch.empty(len(index), model.d_model, device=model.device)
+        width = model.n_heads * model.d_head
+
+        def vectors(ids: Tensor) -> Tensor:
+            layer = ids // width
+            out = torch.empty(len(ids), model.d_model, device=model.device)
             for at in layer.unique().tolist():
-                here = layer == at
-                out[here] = model.W_O(at)[head[here], dimension[here]].float()
+                out[layer == at] = model.W_O(at).flatten(0, 1)[ids[layer == at] % width].float()
             return out
 
         index = torch.arange(weighted.numel(), device=model.device)
+        layer, head, _, dimension = unravel(index)
         candidates = Candidates(
             base=resid[None, :, q],
-            group=index // (weighted.numel() // model.n_layers),
+            group=layer,
             coefficient=weighted.reshape(1, -1),
             vectors=vectors,
+            vector=(layer * model.n_heads + head) * model.d_head + dimension,
             gain=None if gains[0] is None else torch.stack([g for g in gains if g is not None])[None],
         )
         increase, exact = exact_top(candidates, unembedding, batch.answer[b : b + 1], self.top_k)

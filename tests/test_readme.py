@@ -1,0 +1,50 @@
+"""The README's promises: its example method works as it stands, and its numbers are those of stored records."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from attriboard.attribute import attribute_prompt
+from attriboard.method import methods
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_method_is_complete_and_right(toy: dict, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    file = tmp_path / "towards_answer.py"
+    file.write_text(code)
+    assert methods.include(file) == 1
+    scores, _ = attribute_prompt(
+        "w1 w2 w3", "w3", model_name=str(toy["model"]), method_name="towards_answer", level_name="heads"
+    )
+    assert tuple(scores.values.shape) == (3, 4) and bool(torch.isfinite(scores.values).all())
+
+
+def test_every_row_of_the_boards_excerpt_stands_in_the_board() -> None:
+    board = (ROOT / "leaderboard.md").read_text().splitlines()
+    section = README.split("## The board, as it came out")[1].split("**How to read it.**")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|") and not line.startswith("| ---")]
+    assert len(rows) >= 8
+    for row in rows:
+        assert row in board
+
+
+def test_the_speed_figures_are_those_of_the_stored_run() -> None:
+    stored = json.loads((ROOT / "results" / "speed.json").read_text())
+    section = README.split("(`make speed`, records in `results/`)")[1].split("## Licence")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == len(stored["pairs"])
+    for row, pair in zip(rows, stored["pairs"]):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[0] == pair["name"]
+        assert cells[1:] == [
+            f"{pair['median']['fast']:.3g} s",
+            f"{pair['median']['slow']:.3g} s",
+            f"{pair['ratio_slow_to_fast']:.3g}",
+        ]
