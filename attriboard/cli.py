@@ -117,7 +117,7 @@ def _listing(kind: str) -> list[dict[str, Any]]:
         return [
             {
                 "name": name,
-                "installed": "yes" if m.find() else "no",
+                "installed": "yes" if m.installed else "no",
                 "wheel": m.wheel,
                 "hub": m.hub or "",
                 "licence": m.licence,
@@ -128,7 +128,11 @@ def _listing(kind: str) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     for name, path in suites().items():
-        suite = Suite.load(path)
+        try:
+            suite = Suite.load(path)
+        except AttriboardError as error:
+            rows.append({"name": name, "cells": 0, "expected": "", "description": f"cannot be used: {error}"})
+            continue
         rows.append(
             {"name": name, "cells": len(suite.cells()), "expected": suite.expected, "description": suite.description}
         )
@@ -197,15 +201,13 @@ def run(
     folder = Folder(out_dir or Path("results") / loaded.name)
     folder.claim(loaded.name, **_about(loaded))
     try:
-        with _progress(len(cells)) as (started, finished):
-            outcome = run_cells(loaded.name, cells, settings, folder, force, executor, started, finished)
+        with _progress() as (planned, started, finished):
+            outcome = run_cells(loaded.name, cells, settings, folder, force, executor, planned, started, finished)
     except KeyboardInterrupt:
         err.print("interrupted: finished cells are stored; the same command goes on from there.")
         raise typer.Exit(130) from None
     for name, why in sorted(folder.foreign.items()):
-        err.print(
-            f"note: {escape(str(folder.path / name))} is not a record ({escape(why)}); left alone.", highlight=False
-        )
+        _foreign(folder.path / name, why)
     done = f"{len(outcome.made) - len(outcome.failed)} cells run, {outcome.done_before} done before"
     out.print(f"{done}, {len(outcome.failed)} failed. Records: {folder.path}", highlight=False)
     for record in outcome.failed:
@@ -214,12 +216,16 @@ def run(
         raise typer.Exit(1)
 
 
+def _foreign(path: Path, why: str) -> None:
+    err.print(f"note: {escape(str(path))} is not a record of this suite ({escape(why)}); left alone.", highlight=False)
+
+
 def _about(suite: Suite) -> dict[str, Any]:
     return {"description": suite.description, "expected": suite.expected, "not_run": suite.not_run}
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[tuple[Any, Any]]:
+def _progress() -> Iterator[tuple[Any, Any, Any]]:
     """A bar with the time left on a terminal; elsewhere one line per finished cell."""
     from rich.progress import (
         BarColumn,
@@ -239,8 +245,13 @@ def _progress(total: int) -> Iterator[tuple[Any, Any]]:
         TimeRemainingColumn(elapsed_when_finished=False),
     )
     with Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=600) as bar:
-        task = bar.add_task("starting", total=total)
-        count = 0
+        task = bar.add_task("starting", total=None)
+        total = count = 0
+
+        def planned(n: int) -> None:
+            nonlocal total
+            total = n
+            bar.update(task, total=n)
 
         def started(cell: Cell) -> None:
             bar.update(task, description=escape(f"{cell.task_label} / {cell.level} / {cell.method_label}"))
@@ -255,7 +266,7 @@ def _progress(total: int) -> Iterator[tuple[Any, Any]]:
                     f"[{count}/{total}] {record.status} {record.cell} ({seconds:.1f} s)", highlight=False, markup=False
                 )
 
-        yield started, finished
+        yield planned, started, finished
 
 
 @app.command()
@@ -278,6 +289,8 @@ def attribute(
     include: Include = None,
 ) -> None:
     """Scores the components of a model for one prompt, or for the examples of a task, and writes them to a file."""
+    from safetensors import SafetensorError
+
     from .attribute import attribute_prompt, attribute_task
     from .loading import check_device, check_model_name
 
@@ -309,8 +322,8 @@ def attribute(
     try:
         out_file.parent.mkdir(parents=True, exist_ok=True)
         scores.save(out_file, method=method, model=model, answer=said["answer"])
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {out_file}: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"cannot write {out_file}: {getattr(error, 'strerror', None) or error}.") from error
     out.print(escape(said["summary"]), highlight=False)
     for name, value in scores.top(5):
         out.print(f"  {name}  {value:+.4f}", highlight=False)
@@ -328,8 +341,14 @@ def leaderboard(
     from . import leaderboard as boards
 
     text = boards.render(folder, form)
+    for name, why in boards.Board.read(folder).foreign.items():
+        _foreign(folder / name, why)
     if figures is not None:
-        for made in boards.figures(folder, figures):
+        try:
+            drawn = boards.figures(folder, figures)
+        except OSError as error:
+            raise ConfigurationError(f"cannot draw into {figures}: {error.strerror or error}.") from error
+        for made in drawn:
             err.print(f"drew {escape(str(made))}", highlight=False)
     if out_file is None:
         typer.echo(text, nl=False)

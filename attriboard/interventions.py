@@ -165,30 +165,25 @@ class Intervention:
         self,
         masks: Tensor,
         measure: Callable[[Model, Tensor, Batch], Tensor] = measure,
-        progress: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Measures every set on every example.
 
         Args:
             masks: ``[S, n]`` bool: the components replaced in each of ``S`` sets.
             measure: from (model, logits ``[R, V]``, batch of ``R`` rows) to ``[R, K]``; default :func:`measure`.
-            progress: called with the number of rows finished after each pass.
 
         Returns:
             ``[S, B, K]`` float32.
         """
         n_sets, n_examples = len(masks), len(self.batch)
         rows = torch.arange(n_examples).repeat(n_sets)
-        return self.rows(masks.repeat_interleave(n_examples, dim=0), rows, measure, progress).view(
-            n_sets, n_examples, -1
-        )
+        return self.rows(masks.repeat_interleave(n_examples, dim=0), rows, measure).view(n_sets, n_examples, -1)
 
     def rows(
         self,
         masks: Tensor,
         rows: Tensor,
         measure: Callable[[Model, Tensor, Batch], Tensor] = measure,
-        progress: Callable[[int], None] | None = None,
     ) -> Tensor:
         """As calling the object, for explicit rows: ``masks`` ``[R, n]`` on examples ``rows`` ``[R]`` -> ``[R, K]``."""
         model = self.model
@@ -210,8 +205,6 @@ class Intervention:
                 ahead = {name: mask for name, mask in slices.items() if int(name.split(".")[1]) >= at}
                 logits = model.run(batch, edits=replacing(self.values, ahead, example), start=(at, resid)).logits
             results.append(measure(model, logits, batch).float().cpu())
-            if progress is not None:
-                progress(len(chunk))
         out = torch.cat(results)
         return out[torch.argsort(order)]
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .errors import ConfigurationError, UnknownNameError
 from .evaluation.metrics import METRICS, Metric
-from .results import Aggregate, Folder, Record, newest
+from .results import Aggregate, Folder, Record, digest, newest
 
 COLUMNS = (
     "sufficiency_log_area",
@@ -35,7 +35,7 @@ RANKED = ("sufficiency_log_area", "necessity_log_area", "ablation_drop_p")
 
 @dataclass(frozen=True)
 class Table:
-    """The comparable records of one task, level, model, replacement and seed, best first."""
+    """Records of one task, level, model, replacement and seed with equal settings, weights and data; best first."""
 
     task: str
     level: str
@@ -48,7 +48,11 @@ class Table:
     def title(self) -> str:
         extra = "" if self.replacement == "counterfactual" else f", {self.replacement} replacement"
         seed = f", seed {self.seed}" if self.seed else ""
-        return f"{self.task}, {self.level}, {self.model}{extra}{seed}"
+        settings = self.records[0].settings
+        how = "".join(
+            f", {value}" for value, usual in ((settings.dtype, "float32"), (settings.device, "cpu")) if value != usual
+        )
+        return f"{self.task}, {self.level}, {self.model}{extra}{seed}{how}, n = {len(self.records[0].items)}"
 
     def ranks(self, metric: str) -> dict[str, float]:
         """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean."""
@@ -82,12 +86,14 @@ class Board:
         records, superseded = newest(folder.read())
         if not records:
             raise ConfigurationError(f"{path} holds no records; run a suite with --out {path} first.")
-        groups: dict[tuple[str, str, str, str, int], list[Record]] = defaultdict(list)
+        groups: dict[tuple[str, str, str, str, int, str], list[Record]] = defaultdict(list)
         for record in records:
             if record.status == "ok":
                 c = record.cell
-                groups[c.task_label, c.level, c.model, c.replacement, c.seed].append(record)
-        tables = tuple(Table(*key, tuple(sorted(group, key=_standing))) for key, group in sorted(groups.items()))
+                weights = record.model.weights_sha256 if record.model else ""
+                alike = digest([record.settings.model_dump(exclude={"batch_size"}), weights, record.data_sha256])
+                groups[c.task_label, c.level, c.model, c.replacement, c.seed, alike].append(record)
+        tables = tuple(Table(*key[:-1], tuple(sorted(group, key=_standing))) for key, group in sorted(groups.items()))
         left_out = tuple(r for r in records if r.status != "ok")
         return cls(folder.about(), tables, left_out, dict(sorted(folder.foreign.items())), superseded)
 
@@ -205,7 +211,7 @@ def latex(board: Board) -> str:
             .rename(columns=_tex)
             .to_latex(index=False, escape=False, column_format="l" + "r" * len(COLUMNS))
         )
-        label = "".join(ch if ch.isalnum() else "-" for ch in f"{table.task}-{table.level}-{table.model}")
+        label = "".join(ch if ch.isalnum() else "-" for ch in table.title)
         parts.append(
             f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{label}}}\n{body}\\end{{table}}\n"
         )
@@ -359,8 +365,9 @@ def _legend() -> str:
         f"**{METRICS[m].title}** {'↑' if METRICS[m].better == 'higher' else '↓'} ({METRICS[m].unit})" for m in COLUMNS
     )
     return (
-        f"{shown}. Brackets: 95 % bootstrap interval over the test examples (for seconds: smallest and largest "
-        "repeat). *Italic*: controls. Definitions: [docs/metrics.md](docs/metrics.md)."
+        f"{shown}. Brackets: 95 % bootstrap interval over the test examples, taken as independent (for seconds: "
+        "smallest and largest repeat, where there were several). *Italic*: controls; the random ones are one draw. "
+        "Definitions: [docs/metrics.md](docs/metrics.md)."
     )
 
 

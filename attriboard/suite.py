@@ -40,9 +40,9 @@ class Group(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tasks: list[Spec]
-    methods: list[Spec]
-    levels: list[str]
+    tasks: list[Spec] = Field(min_length=1)
+    methods: list[Spec] = Field(min_length=1)
+    levels: list[str] = Field(min_length=1)
     replacements: tuple[Replacement, ...] = ("counterfactual",)
 
     @field_validator("tasks", "methods", mode="before")
@@ -69,10 +69,10 @@ class Suite(BaseModel):
     name: str
     description: str = ""
     expected: str = ""
-    models: list[str]
-    seeds: list[int] = Field(default_factory=lambda: [0])
+    models: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     settings: Settings = Settings()
-    groups: list[Group]
+    groups: list[Group] = Field(min_length=1)
     not_run: list[str] = Field(default_factory=list)
 
     @classmethod
@@ -108,7 +108,12 @@ class Suite(BaseModel):
             for level in group.levels:
                 get_level(level)
             for spec in group.tasks:
-                tasks.make(spec.name, spec.options)
+                able = tasks.make(spec.name, spec.options).levels
+                for level in group.levels:
+                    if level not in able:
+                        raise ConfigurationError(
+                            f"suite {self.name!r} asks for {level} on task {spec.name}, which has {', '.join(able)}."
+                        )
             for spec in group.methods:
                 method = methods.make(spec.name, spec.options)
                 for level in group.levels:
@@ -175,17 +180,14 @@ class Suite(BaseModel):
         ]
 
     def _added(self, task: Sequence[str], method: Sequence[str]) -> list[Group]:
-        known_tasks = {s.name: s for g in self.groups for s in g.tasks}
+        known_tasks = {s.name for g in self.groups for s in g.tasks}
         known_methods = {s.name for g in self.groups for s in g.methods}
-        levels = [name for name in LEVELS if any(name in g.levels for g in self.groups)]
         groups = [
-            Group(
-                tasks=list(known_tasks.values()),
-                methods=[Spec(name=name)],
-                levels=[at for at in levels if at in methods.get(name).levels],
-            )
+            group.model_copy(update={"methods": [Spec(name=name)], "levels": levels})
             for name in method
             if name not in known_methods
+            for group in self.groups
+            if (levels := [at for at in group.levels if at in methods.get(name).levels])
         ]
         new_tasks = [Spec(name=name) for name in task if name not in known_tasks]
         if new_tasks:
@@ -221,8 +223,8 @@ def find_suite(path: Path) -> Path:
     if path.is_file():
         return path
     known = suites()
-    if path.name in known or path.stem in known:
-        return known.get(path.name) or known[path.stem]
+    if path.parent == Path() and path.stem in known and path.suffix in ("", ".toml"):
+        return known[path.stem]
     raise UnknownNameError("suite", str(path), known, "A path to a .toml file works too.")
 
 

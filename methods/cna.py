@@ -38,6 +38,7 @@ class ComparativeNeuronAnalysis(Method):
     description = "log-probability increase lost when the most important head is zeroed"
     levels = ("neurons",)
     needs = frozenset({"forward", "weights"})
+    uses = ("head_ablation",)
 
     n_heads: int = 1
     head_examples: int = 4

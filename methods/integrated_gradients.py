@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.interventions import pinned, replacement_values
+from attriboard.interventions import pinned
 from attriboard.method import ReplacingMethod, positive
 from attriboard.model import Batch, Model, hook_name
 
@@ -45,7 +45,7 @@ class IntegratedGradients(ReplacingMethod):
         names = level.hooks(model)
         resid = [hook_name("resid_pre", layer) for layer in range(model.n_layers)]
         clean = model.run(batch, [*names, *resid])
-        values = replacement_values(model, batch, names, self.replacement, self._means)
+        values = self.values(model, batch, names)
         products = {
             name: self._layer(model, batch, clean[name], values[name], name, clean[r]) for name, r in zip(names, resid)
         }

@@ -30,6 +30,7 @@ class RandomSameLayer(Method):
     description = "attribution patching's scores, shuffled within each layer"
     levels = ("heads", "neurons", "nodes")
     needs = frozenset({"forward", "gradients", "counterfactual"})
+    uses = ("attribution_patching",)
     control = True
 
     reference: str = "attribution_patching"

@@ -122,6 +122,11 @@ def evaluate(context: Context, scores: Scores, level: Level, replacement: Replac
     metric = context.measure(level, replacement, torch.stack(wanted))[:, :, _METRIC]
     rows = metric.tolist()
     full, empty = rows[0], rows[1]
+    if not bool(metric.isfinite().all()):
+        raise TaskError(
+            f"the metric of task {context.task.name!r} is not finite when {level.name} are replaced ({replacement}) in "
+            f"{context.model.dtype}; choose another dtype."
+        )
     if abs(float(np.mean(full)) - float(np.mean(empty))) < 1e-6:
         raise TaskError(
             f"replacing all {n} {level.name} ({replacement}) does not change the metric of task {context.task.name!r}, "

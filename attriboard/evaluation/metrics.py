@@ -91,7 +91,8 @@ METRICS: dict[str, Metric] = {
             "ablation",
             3,
             "Drop in p(answer) when the top k components are replaced, minus the drop for as many components drawn at "
-            "random from the same layers (several draws), averaged over the sizes k. The interval is over examples and "
+            "random from the same layers (several draws), averaged over k = 1, 2, 5, 10, 20, 50, 100, 300 as far "
+            "as k is at most half of the level. The interval is over examples and "
             "does not include the error of the draws.",
         ),
         Metric(
@@ -122,7 +123,8 @@ METRICS: dict[str, Metric] = {
             "lower",
             "speed",
             3,
-            "Time the method takes per example: median of warm repeats, with their smallest and largest.",
+            "Time the method takes per example: median of warm repeats on the suite's first speed_examples train "
+            "examples, with their smallest and largest. Work that a method does once for all examples counts in full.",
         ),
         Metric(
             "forward_equivalents",
@@ -132,8 +134,9 @@ METRICS: dict[str, Metric] = {
             "lower",
             "speed",
             1,
-            "Passes through the model per example; a backward pass counts as two, a partial pass as the fraction of "
-            "layers and positions it ran. Products with the unembedding that a method makes by itself are not counted.",
+            "Passes through the model per example, counted on the same examples as the time; a backward pass counts as "
+            "two, a partial pass as the fraction of layers and positions it ran. Products with the unembedding that a "
+            "method makes by itself are not counted.",
         ),
         Metric(
             "peak_memory_mib",
