@@ -27,7 +27,7 @@ from .evaluation import ablation, faithfulness, speed
 from .evaluation.metrics import METRICS
 from .loading import fingerprint, load_model
 from .method import Method, checked, methods
-from .model import Model
+from .model import Cost, Model
 from .results import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings, digest
 from .scores import Scores
 from .statistics import bootstrap_interval
@@ -246,10 +246,15 @@ class Workshop:
     def _score(self, method: Method, context: Context, level: Level) -> tuple[Scores, speed.Speed, float]:
         """Scores from the train split, what they cost, and how long the split took."""
         s, model = self.settings, context.model
+        model.cost = Cost()
         start = time.perf_counter()
         with speed.PeakMemory(model.device) as memory:
             scores = checked(method.attribute(model, context.train, level), method, model, level)
         seconds = time.perf_counter() - start
+        work = model.cost.total / len(context.train)
+        if seconds > 10 * s.speed_max_seconds:  # too slow to repeat: this run is the measurement
+            n = len(context.train)
+            return scores, speed.once(n, seconds, work, memory.mib), seconds
         some = context.train[: s.speed_examples]
         fast = speed.measure(method, model, some, level, s.speed_repeats, s.speed_max_seconds, memory.mib)
         return scores, fast, seconds

@@ -124,7 +124,8 @@ METRICS: dict[str, Metric] = {
             "speed",
             3,
             "Time the method takes per example: median of warm repeats on the suite's first speed_examples train "
-            "examples, with their smallest and largest. Work that a method does once for all examples counts in full.",
+            "examples, with their smallest and largest; for a method too slow to repeat, its one run over the train "
+            "split. Work that a method does once for all examples counts in full.",
         ),
         Metric(
             "forward_equivalents",

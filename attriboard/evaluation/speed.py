@@ -40,6 +40,11 @@ class Speed(BaseModel):
     peak_memory_mib: float
 
 
+def once(examples: int, seconds: float, forwards: float, peak_memory_mib: float) -> Speed:
+    """The measurement of a method too slow to repeat: its one run over the train split."""
+    return Speed(examples=examples, seconds=[seconds], forward_equivalents=forwards, peak_memory_mib=peak_memory_mib)
+
+
 def measure(
     method: Method,
     model: Model,
