@@ -14,7 +14,7 @@ bound costs one product with the unembedding per base; :func:`exact_top` evaluat
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -135,23 +135,26 @@ class Candidates:
 
     Attributes:
         base: ``[B, G, d_model]``: the residuals that contributions are added to.
-        group: ``[N]``: which base each candidate is added to.
+        weights: for each of the ``G`` groups, its vectors ``[rows, d_model]``.
+        group, row: ``[N]``: which base a candidate is added to, and which of the group's vectors it adds.
         coefficient: ``[B, N]``.
-        vectors: from vector ids ``[n]`` to vectors ``[n, d_model]``.
-        vector: ``[N]``: the id of each candidate's vector, which several candidates of one group may share; None where
-            ids are candidate indices.
         gain: ``[B, G, d_model]`` or None: factor on the vectors of each group (norms after the sub-layer, scale fixed).
     """
 
     base: Tensor
+    weights: Sequence[Tensor]
     group: Tensor
+    row: Tensor
     coefficient: Tensor
-    vectors: Callable[[Tensor], Tensor]
     gain: Tensor | None = None
-    vector: Tensor | None = None
 
-    def _ids(self, index: Tensor) -> Tensor:
-        return index if self.vector is None else self.vector[index]
+    def vectors(self, index: Tensor) -> Tensor:
+        """``[n, d_model]``: the vectors of the candidates ``index`` ``[n]``."""
+        group, row = self.group[index], self.row[index]
+        out = torch.empty(len(index), self.base.shape[-1], device=self.base.device)
+        for g in group.unique().tolist():
+            out[group == g] = self.weights[g][row[group == g]].float()
+        return out
 
     def bounds(self, unembedding: FrozenUnembedding, target: Tensor) -> Tensor:
         """``[B, N]``: the tangent bound of every candidate; one product with the unembedding per base."""
@@ -160,10 +163,9 @@ class Candidates:
         if self.gain is not None:
             slope = slope * self.gain
         out = torch.empty_like(self.coefficient, dtype=torch.float32)
-        for g in self.group.unique().tolist():
+        for g, weight in enumerate(self.weights):
             index = torch.nonzero(self.group == g)[:, 0]
-            ids, place = self._ids(index).unique(return_inverse=True)
-            out[:, index] = (slope[:, g] @ self.vectors(ids).float().T)[:, place]
+            out[:, index] = (slope[:, g] @ weight.float().T)[:, self.row[index]]
         return out * self.coefficient
 
     def increases(self, unembedding: FrozenUnembedding, target: Tensor, index: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ class Candidates:
 
     def _increases(self, unembedding: FrozenUnembedding, target: Tensor, index: Tensor) -> Tensor:
         groups, local = self.group[index].unique(return_inverse=True)
-        vectors = self.vectors(self._ids(index)).float()
+        vectors = self.vectors(index)
         projected = None if self.gain is not None else unembedding.project(vectors)
         out = torch.empty(self.base.shape[0], len(index), device=self.base.device)
         for b in range(self.base.shape[0]):
@@ -204,20 +206,13 @@ def level_candidates(model: Model, level: Level, base: Tensor, activation: Tenso
     layers = range(model.n_layers)
     gains = [(model.mlp_gain if neurons else model.attn_gain)(i, activation[:, i].to(model.dtype)) for i in layers]
     weights = [model.W_out(i) if neurons else model.W_O(i).flatten(0, 1) for i in layers]
-    width = len(weights[0])
-
-    def vectors(index: Tensor) -> Tensor:
-        layer = index // width
-        out = torch.empty(len(index), model.d_model, device=model.device)
-        for at in layer.unique().tolist():
-            out[layer == at] = weights[at][index[layer == at] % width].float()
-        return out
-
+    size = level.size(model)
     return Candidates(
         base=base,
+        weights=weights,
         group=level.layer_of(model).to(model.device),
+        row=torch.arange(size, device=model.device) % (size // model.n_layers),
         coefficient=activation.float().flatten(1),
-        vectors=vectors,
         gain=None if gains[0] is None else torch.stack([g for g in gains if g is not None], dim=1),
     )
 

@@ -63,23 +63,14 @@ class QueryNeurons(Method):
         def unravel(index: Tensor) -> tuple[Tensor, ...]:
             return torch.unravel_index(index, shape)
 
-        width = model.n_heads * model.d_head
-
-        def vectors(ids: Tensor) -> Tensor:
-            layer = ids // width
-            out = torch.empty(len(ids), model.d_model, device=model.device)
-            for at in layer.unique().tolist():
-                out[layer == at] = model.W_O(at).flatten(0, 1)[ids[layer == at] % width].float()
-            return out
-
         index = torch.arange(weighted.numel(), device=model.device)
         layer, head, _, dimension = unravel(index)
         candidates = Candidates(
             base=resid[None, :, q],
+            weights=[model.W_O(at).flatten(0, 1) for at in layers],
             group=layer,
             coefficient=weighted.reshape(1, -1),
-            vectors=vectors,
-            vector=(layer * model.n_heads + head) * model.d_head + dimension,
+            row=head * model.d_head + dimension,
             gain=None if gains[0] is None else torch.stack([g for g in gains if g is not None])[None],
         )
         increase, exact = exact_top(candidates, unembedding, batch.answer[b : b + 1], self.top_k)

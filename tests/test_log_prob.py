@@ -190,7 +190,7 @@ def test_the_exact_top_is_exact_even_where_the_bounds_mislead() -> None:
             return index.float().expand(2, -1) / 100
 
     zero = torch.zeros(0)
-    values, exact = exact_top(Misleading(zero, zero, zero, lambda i: i), None, zero, 3, chunk=4)  # type: ignore[arg-type]
+    values, exact = exact_top(Misleading(zero, [], zero, zero, zero), None, zero, 3, chunk=4)  # type: ignore[arg-type]
     assert values.argsort(descending=True)[:3].tolist() == [99, 98, 97]
     assert bool(exact.all())
 
