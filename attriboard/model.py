@@ -152,14 +152,14 @@ class Run:
         layers = range(self._model.n_layers) if layers is None else layers
         return torch.stack([self[hook_name(site, layer)] for layer in layers], dim=1)
 
-    def gradients(self, value: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    def gradients(self, value: Tensor, names: Sequence[str], keep_graph: bool = False) -> dict[str, Tensor]:
         """Gradients of ``value.sum()`` at captured activations, shaped like them.
 
         Rows do not interact, so the gradient of the sum is each row's own gradient.
         """
         raw = [self._raw[name] for name in names]
         # an activation that cannot reach the value (at a last layer's early positions, say) has gradient zero
-        grads = torch.autograd.grad(value.sum(), raw, allow_unused=True)
+        grads = torch.autograd.grad(value.sum(), raw, retain_graph=keep_graph, allow_unused=True)
         self._model.cost.backward += 2 * self._share
         return {
             name: self._model._shaped(name, torch.zeros_like(x) if g is None else g, self._batch)

@@ -85,7 +85,6 @@ class Registry(Generic[T]):
         if not path.exists():
             raise ConfigurationError(f"--include {path} does not exist.")
         path = path.resolve()
-        self.included.append(path)
         files = sorted(path.glob("*.py")) if path.is_dir() else [path]
         found = 0
         for file in files:
@@ -104,6 +103,7 @@ class Registry(Generic[T]):
                     f"--include {file} cannot be imported: {type(error).__name__}: {error}"
                 ) from error
             found += self._collect(module)
+        self.included.append(path)
         return found
 
     def names(self) -> list[str]:

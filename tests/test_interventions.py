@@ -223,15 +223,6 @@ def test_measures_are_the_metric_the_log_probability_and_whether_the_answer_is_o
     assert found[-1, MEASURES.index("correct")] == 1
 
 
-def test_progress_counts_every_row_once() -> None:
-    model = hooked("llama", batch_size=5)
-    masks = random_masks(model, "heads")
-    counts: list[int] = []
-    Intervention(model, model.batch(EXAMPLES), LEVELS["heads"])(masks, progress=counts.append)
-    assert sum(counts) == len(masks) * len(EXAMPLES)
-    assert max(counts) <= 5
-
-
 # --- one component at a time ------------------------------------------------------------------------------------------
 
 

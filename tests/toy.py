@@ -59,6 +59,8 @@ from attriboard.method import Method
 @dataclass
 class WrongShape(Method):
     name = "wrong_shape"
+    paper = "none"
+    description = "goes wrong"
     levels = ("heads", "neurons")
 
     def score_batch(self, model, batch, level):
@@ -68,6 +70,8 @@ class WrongShape(Method):
 @dataclass
 class NotANumber(Method):
     name = "not_a_number"
+    paper = "none"
+    description = "goes wrong"
     levels = ("heads",)
 
     def score_batch(self, model, batch, level):
@@ -79,6 +83,8 @@ class NotANumber(Method):
 @dataclass
 class Raises(Method):
     name = "raises"
+    paper = "none"
+    description = "goes wrong"
     levels = ("heads",)
 
     def attribute(self, model, examples, level):
@@ -88,6 +94,8 @@ class Raises(Method):
 @dataclass
 class NeedsAMark(Method):
     name = "needs_a_mark"
+    paper = "none"
+    description = "goes wrong"
     levels = ("heads",)
     needs = frozenset({"marks:object"})
 '''
