@@ -291,8 +291,9 @@ def attribute(
     """Scores the components of a model for one prompt, or for the examples of a task, and writes them to a file."""
     from safetensors import SafetensorError
 
-    from .attribute import attribute_prompt, attribute_task
+    from .attribute import Request, attribute_prompt, attribute_task
     from .loading import check_device, check_model_name
+    from .task import Example
 
     _include(include)
     check_device(device)
@@ -306,19 +307,12 @@ def attribute(
         raise ConfigurationError("--foil and --counterfactual belong to --prompt; a task brings its own.")
     if out_file.suffix != ".safetensors":
         raise ConfigurationError(f"--out {out_file} does not end in .safetensors.")
-    common: dict[str, Any] = {
-        "model_name": model,
-        "method_name": method,
-        "level_name": level,
-        "dtype": dtype,
-        "device": device,
-        "seed": seed,
-    }
+    request = Request(model, method, level, dtype, device, seed)
     if task is not None:
-        scores, said = attribute_task(task, limit, **common)
+        scores, said = attribute_task(request, task, limit)
     else:
         assert prompt is not None and answer is not None
-        scores, said = attribute_prompt(prompt, answer, foil, counterfactual, **common)
+        scores, said = attribute_prompt(request, Example(prompt, answer, foil, counterfactual))
     try:
         out_file.parent.mkdir(parents=True, exist_ok=True)
         scores.save(out_file, method=method, model=model, answer=said["answer"])
@@ -340,12 +334,14 @@ def leaderboard(
     """Builds the board from stored records and nothing else."""
     from . import leaderboard as boards
 
-    text = boards.render(folder, form)
-    for name, why in boards.Board.read(folder).foreign.items():
+    boards.check_format(form)
+    board = boards.Board.read(folder)
+    text = boards.render(board, form)
+    for name, why in board.foreign.items():
         _foreign(folder / name, why)
     if figures is not None:
         try:
-            drawn = boards.figures(folder, figures)
+            drawn = boards.figures(board, figures)
         except OSError as error:
             raise ConfigurationError(f"cannot draw into {figures}: {error.strerror or error}.") from error
         for made in drawn:

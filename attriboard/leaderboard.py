@@ -258,18 +258,23 @@ FORMATS: dict[str, Callable[[Board], str]] = {
 }
 
 
-def render(path: Path, form: str = "md") -> str:
-    """The board of a results folder in one of :data:`FORMATS`.
-
-    Raises:
-        UnknownNameError: no such format. ConfigurationError: no such folder, or no records in it.
-    """
+def check_format(form: str) -> None:
+    """Raises UnknownNameError for a format that is not among :data:`FORMATS`."""
     if form not in FORMATS:
         raise UnknownNameError("format", form, FORMATS)
-    return FORMATS[form](Board.read(path))
 
 
-def figures(path: Path, out: Path) -> list[Path]:
+def render(board: Board, form: str = "md") -> str:
+    """The board in one of :data:`FORMATS`.
+
+    Raises:
+        UnknownNameError: no such format.
+    """
+    check_format(form)
+    return FORMATS[form](board)
+
+
+def figures(board: Board, out: Path) -> list[Path]:
     """The sufficiency and necessity curves of every table as PNG files; returns their paths."""
     import matplotlib
 
@@ -278,7 +283,7 @@ def figures(path: Path, out: Path) -> list[Path]:
 
     out.mkdir(parents=True, exist_ok=True)
     made = []
-    for table in Board.read(path).tables:
+    for table in board.tables:
         figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, constrained_layout=True)
         for record in table.records:
             faith = record.faithfulness

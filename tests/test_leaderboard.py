@@ -40,11 +40,11 @@ def folder(toy: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_records_give_the_same_bytes(folder: Path, tmp_path: Path, form: str) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(folder, copy)
-    assert render(folder, form) == render(copy, form)
+    assert render(Board.read(folder), form) == render(Board.read(copy), form)
 
 
 def test_markdown_shows_every_method_what_was_kept_and_what_was_not_run(folder: Path) -> None:
-    text = render(folder)
+    text = render(Board.read(folder))
     for name in ("head_ablation", "attribution_patching", "*random*"):
         assert f"| {name} |" in text
     assert "of 12 test examples" in text and "n = 6" in text
@@ -53,7 +53,7 @@ def test_markdown_shows_every_method_what_was_kept_and_what_was_not_run(folder: 
 
 
 def test_every_number_in_a_row_is_the_records_own(folder: Path) -> None:
-    text = render(folder)
+    text = render(Board.read(folder))
     for record in Folder(folder).read():
         if record.status != "ok":
             continue
@@ -65,9 +65,9 @@ def test_every_number_in_a_row_is_the_records_own(folder: Path) -> None:
 
 def test_csv_and_json_hold_unrounded_values_of_every_record(folder: Path) -> None:
     records = {r.filename: r for r in Folder(folder).read() if r.status == "ok"}
-    rows = list(csv.DictReader(io.StringIO(render(folder, "csv"))))
+    rows = list(csv.DictReader(io.StringIO(render(Board.read(folder), "csv"))))
     assert {row["record"] for row in rows} == set(records)
-    parsed = json.loads(render(folder, "json"))
+    parsed = json.loads(render(Board.read(folder), "json"))
     for row in [*rows, *parsed["rows"]]:
         record = records[row["record"]]
         for name in METRICS:
@@ -76,7 +76,7 @@ def test_csv_and_json_hold_unrounded_values_of_every_record(folder: Path) -> Non
 
 
 def test_latex_is_a_booktabs_table_with_escaped_names(folder: Path) -> None:
-    text = render(folder, "latex")
+    text = render(Board.read(folder), "latex")
     assert text.count("\\begin{table}") == 1
     for rule in ("\\toprule", "\\midrule", "\\bottomrule"):
         assert rule in text
@@ -108,11 +108,11 @@ def test_only_the_newest_record_of_a_cell_is_shown(folder: Path, tmp_path: Path)
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="holds no records"):
-        render(tmp_path)
+        render(Board.read(tmp_path))
 
 
 def test_figures_are_drawn_for_every_table(folder: Path, tmp_path: Path) -> None:
-    made = leaderboard.figures(folder, tmp_path)
+    made = leaderboard.figures(Board.read(folder), tmp_path)
     assert len(made) == 1 and made[0].stat().st_size > 10_000
 
 
@@ -135,7 +135,7 @@ def _reference() -> list[Record]:
 
 
 def test_the_committed_board_is_what_its_records_give() -> None:
-    assert (ROOT / "leaderboard.md").read_text() == render(REFERENCE)
+    assert (ROOT / "leaderboard.md").read_text() == render(Board.read(REFERENCE))
 
 
 def test_the_committed_aggregates_follow_from_the_per_example_measurements() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from attriboard.attribute import attribute_prompt
+from attriboard.attribute import Request, attribute_prompt
 from attriboard.method import methods
+from attriboard.task import Example
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -20,9 +21,8 @@ def test_the_example_method_is_complete_and_right(toy: dict, tmp_path: Path) -> 
     file = tmp_path / "towards_answer.py"
     file.write_text(code)
     assert methods.include(file) == 1
-    scores, _ = attribute_prompt(
-        "w1 w2 w3", "w3", model_name=str(toy["model"]), method_name="towards_answer", level_name="heads"
-    )
+    request = Request(str(toy["model"]), "towards_answer", "heads")
+    scores, _ = attribute_prompt(request, Example("w1 w2 w3", "w3"))
     assert tuple(scores.values.shape) == (3, 4) and bool(torch.isfinite(scores.values).all())
 
 
