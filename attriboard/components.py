@@ -177,6 +177,11 @@ LEVELS: dict[str, Level] = {
     )
 }
 
+COMPONENTS = {name: level for name, level in LEVELS.items() if not level.inputs}
+"""The levels of components of the model."""
+INPUTS = {name: level for name, level in LEVELS.items() if level.inputs}
+"""The levels of positions of the input."""
+
 
 def get_level(name: str) -> Level:
     """The level of that name.

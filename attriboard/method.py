@@ -33,6 +33,7 @@ class Method:
         description: one sentence for lists and tables.
         levels: the levels it can score.
         needs: of "weights", "forward", "gradients", "counterfactual" and "marks:NAME" (a mark of the task).
+        modality: "any", or "vision" if it can score only examples with an image.
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
     """
@@ -42,6 +43,7 @@ class Method:
     description: ClassVar[str] = ""
     levels: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[frozenset[str]] = frozenset({"forward"})
+    modality: ClassVar[str] = "any"
     uses: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[bool] = False
 
@@ -107,6 +109,8 @@ class Method:
         Raises:
             SkipCell: says what is missing.
         """
+        if self.modality == "vision" and any(e.image is None for e in examples):
+            raise SkipCell(f"{self.name} needs examples with an image, which these do not have.")
         for need in sorted(self.needs):
             kind, _, mark = need.partition(":")
             if kind == "marks" and not all(e.example.marks.get(mark) for e in examples):

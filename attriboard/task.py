@@ -27,7 +27,7 @@ IMAGE = "<image>"
 """Stands in a prompt where the image stands."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Example:
     """One question to a model.
 
@@ -56,7 +56,7 @@ class Example:
     subset: str = ""
     image: Image | None = None
     counterfactual_image: Image | None = None
-    regions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    regions: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
     twin: str = ""
     concept: str = ""
 
