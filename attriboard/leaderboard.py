@@ -29,6 +29,8 @@ COLUMNS = (
     "forward_equivalents",
     "peak_memory_mib",
 )
+CONCEPT_COLUMNS = tuple(name for name, metric in METRICS.items() if metric.family == "concepts")
+"""The columns of a second table, where concepts' neurons were examined."""
 RANKED = ("sufficiency_log_area", "necessity_log_area", "ablation_drop_p")
 """The metrics behind the overall table's mean rank."""
 
@@ -53,6 +55,13 @@ class Table:
             f", {value}" for value, usual in ((settings.dtype, "float32"), (settings.device, "cpu")) if value != usual
         )
         return f"{self.task}, {self.level}, {self.model}{extra}{seed}{how}, n = {len(self.records[0].items)}"
+
+    @property
+    def parts(self) -> list[tuple[tuple[str, ...], tuple[Record, ...]]]:
+        """The metrics shown side by side, and the records that have them."""
+        examined = tuple(r for r in self.records if r.concepts is not None)
+        columns = tuple(m for m in CONCEPT_COLUMNS if any(m in r.aggregates for r in examined))
+        return [(COLUMNS, self.records), *([(columns, examined)] if columns else [])]
 
     def ranks(self, metric: str) -> dict[str, float]:
         """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean."""
@@ -143,8 +152,8 @@ class Board:
                     "kept_share": r.kept["test"].share,
                 }
                 for name in METRICS:
-                    a = r.aggregates[name]
-                    row |= {name: a.value, f"{name}_low": a.low, f"{name}_high": a.high}
+                    if (a := r.aggregates.get(name)) is not None:
+                        row |= {name: a.value, f"{name}_low": a.low, f"{name}_high": a.high}
                 rows.append(row | {"record": r.filename})
         return pd.DataFrame(rows)
 
@@ -162,7 +171,7 @@ def markdown(board: Board) -> str:
     lines = ["# Leaderboard", ""]
     if board.about:
         lines += [f"Suite `{board.about.get('suite')}`. {board.about.get('description', '')}".rstrip(), ""]
-    lines += [_how_it_ran(board), "", _legend(), ""]
+    lines += [_how_it_ran(board), "", _legend(board), ""]
     overall = board.overall()
     if not overall.empty:
         lines += ["## Overall", ""]
@@ -185,9 +194,10 @@ def markdown(board: Board) -> str:
     lines += ["## Tables", ""]
     for table in board.tables:
         lines += [f"### {table.title}", "", _examples_line(table), ""]
-        head = ["method", *(METRICS[m].title for m in COLUMNS)]
-        body = [[_name(r.cell.method_label, r.control), *_cells(r)] for r in table.records]
-        lines += [*_markdown_table(head, body), ""]
+        for columns, records in table.parts:
+            head = ["method", *(METRICS[m].title for m in columns)]
+            body = [[_name(r.cell.method_label, r.control), *_cells(r, columns)] for r in records]
+            lines += [*_markdown_table(head, body), ""]
     lines += _not_run(board)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -201,15 +211,13 @@ def latex(board: Board) -> str:
     """One booktabs table per task and level; needs \\usepackage{booktabs}."""
     parts = []
     for table in board.tables:
-        frame = pd.DataFrame(
-            [[r.cell.method_label, *_cells(r)] for r in table.records],
-            columns=["method", *(METRICS[m].title for m in COLUMNS)],
-        )
         caption = _tex(f"{table.title}. {_examples_line(table)}")
-        body = (
-            frame.map(_tex)
+        body = "\\medskip\n".join(
+            _frame(columns, records)
+            .map(_tex)
             .rename(columns=_tex)
-            .to_latex(index=False, escape=False, column_format="l" + "r" * len(COLUMNS))
+            .to_latex(index=False, escape=False, column_format="l" + "r" * len(columns))
+            for columns, records in table.parts
         )
         label = "".join(ch if ch.isalnum() else "-" for ch in table.title)
         parts.append(
@@ -228,11 +236,8 @@ def html(board: Board) -> str:
         "{text-align:left}</style></head><body><h1>Leaderboard</h1>",
     ]
     for table in board.tables:
-        frame = pd.DataFrame(
-            [[r.cell.method_label, *_cells(r)] for r in table.records],
-            columns=["method", *(METRICS[m].title for m in COLUMNS)],
-        )
-        parts += [f"<h2>{table.title}</h2><p>{_examples_line(table)}</p>", frame.to_html(index=False, border=0)]
+        parts.append(f"<h2>{table.title}</h2><p>{_examples_line(table)}</p>")
+        parts += [_frame(columns, records).to_html(index=False, border=0) for columns, records in table.parts]
     return "\n".join([*parts, "</body></html>"]) + "\n"
 
 
@@ -331,8 +336,15 @@ def _with_interval(metric: Metric, a: Aggregate) -> str:
     return f"{text} [{number(metric, a.low)}, {number(metric, a.high)}]"
 
 
-def _cells(record: Record) -> list[str]:
-    return [_with_interval(METRICS[m], record.aggregates[m]) for m in COLUMNS]
+def _cells(record: Record, columns: Sequence[str]) -> list[str]:
+    return [_with_interval(METRICS[m], record.aggregates[m]) if m in record.aggregates else "" for m in columns]
+
+
+def _frame(columns: Sequence[str], records: Sequence[Record]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [[r.cell.method_label, *_cells(r, columns)] for r in records],
+        columns=["method", *(METRICS[m].title for m in columns)],
+    )
 
 
 def _name(method: str, control: bool) -> str:
@@ -365,9 +377,10 @@ def _how_it_ran(board: Board) -> str:
     return f"{counts}. Models: {named}. {'; '.join(dtypes)} ({'; '.join(sources)}). {'; '.join(versions)}."
 
 
-def _legend() -> str:
+def _legend(board: Board) -> str:
+    columns = dict.fromkeys(m for table in board.tables for part, _ in table.parts for m in part) or COLUMNS
     shown = "; ".join(
-        f"**{METRICS[m].title}** {'↑' if METRICS[m].better == 'higher' else '↓'} ({METRICS[m].unit})" for m in COLUMNS
+        f"**{METRICS[m].title}** {'↑' if METRICS[m].better == 'higher' else '↓'} ({METRICS[m].unit})" for m in columns
     )
     return (
         f"{shown}. Brackets: 95 % bootstrap interval over the test examples, taken as independent (for seconds: "
@@ -380,6 +393,12 @@ def _not_run(board: Board) -> list[str]:
     lines = ["## Not run, and why", ""]
     lines += [f"- {text}" for text in board.about.get("not_run", [])]
     lines += [f"- {r.status}: {r.cell}: {r.reason}" for r in board.left_out]
+    lines += [
+        f"- {family} not measured: {r.cell}: {reason}"
+        for table in board.tables
+        for r in table.records
+        for family, reason in r.not_measured.items()
+    ]
     lines += [f"- not a record, left alone: `{name}` ({why})" for name, why in board.foreign.items()]
     if board.superseded:
         lines.append(f"- {board.superseded} older records of the same cells were passed over.")

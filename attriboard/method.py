@@ -74,9 +74,12 @@ class Method:
         """Each example's own scores, float32: ``level.shape(model)``, or ``level.example_shape(model, example)``.
 
         Raises:
-            MethodError: as :meth:`attribute`, or the method needs to see all examples together.
+            MethodError: as :meth:`attribute`.
+            SkipCell: the method implements :meth:`attribute` alone, so it has no scores of single examples.
         """
         self.check_level(level)
+        if type(self).score_batch is Method.score_batch:
+            raise SkipCell(f"{self.name} scores all examples together and gives no scores of single ones.")
         found: list[Tensor] = []
         for batch in model.batches(examples):
             scores = self._batch_scores(model, batch, level).float().cpu()
@@ -162,7 +165,7 @@ def positive(method: Method, *names: str) -> None:
 
 
 def checked_inputs(found: Sequence[Tensor], method: Method) -> list[Tensor]:
-    """Each example's scores of positions, if every one is finite.
+    """Each example's own scores, if every one is finite.
 
     Raises:
         MethodError: names the first example with a score that is NaN or infinite.

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .context import Kept
 from .errors import ConfigurationError
 from .evaluation.ablation import Ablation
+from .evaluation.concepts import Concepts
 from .evaluation.faithfulness import Faithfulness
 from .evaluation.metrics import METRICS
 from .evaluation.speed import Speed
@@ -73,7 +74,7 @@ class Settings(Strict):
         train_examples, test_examples: drawn per split (before those answered wrongly are dropped).
         max_kept, min_kept: most and fewest correctly answered examples used per split.
         max_train: most of them scored by the method, if fewer than max_kept.
-        ablation_draws: random sets per size.
+        ablation_draws: random sets per size; of concept properties, random sets and noises per example.
         speed_examples, speed_repeats, speed_max_seconds: see :func:`attriboard.evaluation.speed.measure`.
         batch_size: most rows in one forward pass; does not change results.
         dtype, device: of the model.
@@ -138,6 +139,7 @@ class Record(Strict):
         top: the twenty highest components with their scores.
         scores_sha256: of all scores as float32.
         scores_metadata: what the method says of its scores.
+        not_measured: by family of metrics, why a family that the task and level have was not measured.
         aggregates: by metric name.
         seconds: wall time of the cell's parts.
     """
@@ -163,7 +165,9 @@ class Record(Strict):
     scores_metadata: dict[str, Any] = Field(default_factory=dict)
     faithfulness: Faithfulness | None = None
     ablation: Ablation | None = None
+    concepts: Concepts | None = None
     speed: Speed | None = None
+    not_measured: dict[str, str] = Field(default_factory=dict)
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     provenance: Provenance | None = None
@@ -174,7 +178,8 @@ class Record(Strict):
             raise ValueError(f"schema version {self.schema_version}, this version reads {SCHEMA}")
         if self.status == "ok" and not (self.faithfulness and self.ablation and self.speed and "test" in self.kept):
             raise ValueError("an 'ok' record without its measurements")
-        missing = set(METRICS) - set(self.aggregates) if self.status == "ok" else set()
+        always = {name for name, metric in METRICS.items() if metric.family != "concepts"}
+        missing = always - set(self.aggregates) if self.status == "ok" else set()
         if missing:
             raise ValueError(f"an 'ok' record without {', '.join(sorted(missing))}")
         return self

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from .components import Level, get_level
 from .context import Context
 from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
-from .evaluation import ablation, faithfulness, speed
+from .evaluation import ablation, concepts, faithfulness, speed
 from .evaluation.metrics import METRICS
 from .loading import fingerprint, hash_file, load_model
 from .method import Method, checked, methods
@@ -46,6 +46,7 @@ _DETERMINING = (
     "statistics.py",
     "task.py",
     "evaluation/ablation.py",
+    "evaluation/concepts.py",
     "evaluation/faithfulness.py",
     "evaluation/metrics.py",
     "evaluation/speed.py",
@@ -237,8 +238,10 @@ class Workshop:
             "scores_metadata": _brief(scores.metadata),
             "faithfulness": faith,
             "ablation": drops,
+            "concepts": scored.concepts,
             "speed": fast,
-            "aggregates": aggregates(faith, drops, fast),
+            "not_measured": scored.not_measured,
+            "aggregates": aggregates(faith, drops, fast, scored.concepts),
             "seconds": clock.laps,
             "provenance": provenance(model.device),
         }
@@ -258,14 +261,27 @@ class Workshop:
             some = context.train[: s.speed_examples]
             fast = speed.measure(method, model, some, level, s.speed_repeats, s.speed_max_seconds, memory.mib)
         clock.lap("speed")
-        return _Scored(scores, fast, clock.laps)
+        if not concepts.applies(context.test, level):
+            return _Scored(scores, fast, clock.laps)
+        try:
+            properties = concepts.evaluate(context, method, level, s.ablation_draws)
+        except SkipCell as error:
+            return _Scored(scores, fast, clock.laps, not_measured={"concepts": str(error)})
+        clock.lap("concepts")
+        return _Scored(scores, fast, clock.laps, properties)
 
 
-def aggregates(faith: faithfulness.Faithfulness, drops: ablation.Ablation, fast: speed.Speed) -> dict[str, Aggregate]:
+def aggregates(
+    faith: faithfulness.Faithfulness,
+    drops: ablation.Ablation,
+    fast: speed.Speed,
+    properties: concepts.Concepts | None = None,
+) -> dict[str, Aggregate]:
     """Every metric with its interval, from the per-example measurements alone."""
     n = len(faith.full)
     found: dict[str, Aggregate] = {}
-    for name, statistic in {**faith.statistics(), **drops.statistics()}.items():
+    of_concepts = {} if properties is None else properties.statistics()
+    for name, statistic in {**faith.statistics(), **drops.statistics(), **of_concepts}.items():
         interval = bootstrap_interval(n, statistic)
         low, high = interval or (None, None)
         value = float(statistic(np.arange(n)))
@@ -301,11 +317,16 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scores from the train split, what they cost per example, and the seconds both took."""
+    """Scores from the train split, what they cost per example, and the seconds both took.
+
+    The properties of concepts' neurons are here too, since no replacement plays a part in them.
+    """
 
     scores: Scores
     speed: speed.Speed
     laps: dict[str, float]
+    concepts: concepts.Concepts | None = None
+    not_measured: dict[str, str] = field(default_factory=dict)
 
 
 def _or_error(make: Callable[[], Any]) -> Any:

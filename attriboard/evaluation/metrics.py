@@ -116,6 +116,74 @@ METRICS: dict[str, Metric] = {
             "As the drop in p, for the share of examples answered correctly.",
         ),
         Metric(
+            "concept_sensitivity",
+            "sensitivity",
+            1,
+            "share",
+            "higher",
+            "concepts",
+            3,
+            "Of an example's top 10 neurons, the share whose vocabulary words (the 10 tokens with the largest product "
+            "of output vector and unembedding) name the example's concept or answer, minus that share among as many "
+            "neurons drawn from the same layers (several draws). Case and surrounding spaces are ignored.",
+        ),
+        Metric(
+            "region_invariance",
+            "region invariance",
+            1,
+            "share",
+            "higher",
+            "concepts",
+            3,
+            "Share of an example's top 100 neurons that are also its top 100 when the image's patches are permuted at "
+            "the entrance of the language model (positions stay).",
+        ),
+        Metric(
+            "cross_image_invariance",
+            "cross-image invariance",
+            1,
+            "share",
+            "higher",
+            "concepts",
+            3,
+            "Share of an example's top 100 neurons that are also among the top 100 of an example of the same concept "
+            "on another image, averaged over those examples.",
+        ),
+        Metric(
+            "concept_specificity",
+            "specificity",
+            1,
+            "share",
+            "lower",
+            "concepts",
+            3,
+            "Share of an example's top 100 neurons that are also among the top 100 of an example of another concept, "
+            "averaged over those examples: 0 means that no neuron is shared between concepts.",
+        ),
+        Metric(
+            "concept_contrast",
+            "contrast",
+            1,
+            "share",
+            "higher",
+            "concepts",
+            3,
+            "Cross-image invariance minus specificity: 0 for a method that names the same neurons whatever is asked.",
+        ),
+        Metric(
+            "concept_causal_effect",
+            "causal effect",
+            1,
+            "nats",
+            "higher",
+            "concepts",
+            3,
+            "Drop in log p(answer) under noise on the output vectors of an example's top 100 neurons, minus the drop "
+            "under the same noise on as many neurons drawn from the same layers (several draws). The noise is normal "
+            "and independent in every entry, with the root mean square of all output vectors' entries as its standard "
+            "deviation.",
+        ),
+        Metric(
             "seconds_per_example",
             "s / example",
             1,
@@ -167,6 +235,9 @@ def page() -> str:
         "0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 % of the level's n components, at least 1; MIB's two scores use",
         "floor(k n).",
         "f is never clipped.",
+        "",
+        "Metrics of the family *concepts* are measured at level neurons on tasks whose examples each carry a concept,",
+        "and only of methods that score single examples. Of fewer than 200 neurons, half of them are the top 100.",
         "",
     ]
     for metric in METRICS.values():
