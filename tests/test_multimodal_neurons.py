@@ -21,6 +21,7 @@ from models import (
     Plain,
     close,
     example,
+    fresh,
     fresh_llava,
     get,
     hooked,
@@ -31,6 +32,7 @@ from models import (
     tiny,
     tiny_llava,
     tiny_processor,
+    tokenizer,
     vision_examples,
 )
 from torch import Tensor
@@ -446,6 +448,14 @@ def test_properties_are_reproducible_and_do_not_depend_on_batch_size_or_padding(
             assert getattr(found, part) == getattr(reference, part)
         for part in ("clean", "noised", "noised_random"):
             np.testing.assert_allclose(getattr(found, part), getattr(reference, part), rtol=1e-4, atol=1e-4)
+
+
+def test_properties_can_be_measured_in_bfloat16() -> None:
+    model = Model(fresh("gpt2").bfloat16(), tokenizer(), name="gpt2")
+    found = evaluated(model, methods.make("multimodal_neurons"))
+    assert found.noised is not None and found.clean is not None
+    assert np.isfinite([*found.noised[0], *found.clean]).all()
+    assert float(np.abs(np.array(found.noised) - np.array(found.clean)).max()) > 0.1
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
