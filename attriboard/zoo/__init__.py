@@ -1,0 +1,8 @@
+"""Models made here: a small vision-language model and everything it is made with.
+
+- ``scenes``: the pictures: objects of known kind, color, place and mask (Pillow and NumPy only).
+- ``language``: what is said about a picture: questions, captions and their answers.
+- ``llava``: builds and loads the model, an ordinary ``LlavaForConditionalGeneration``.
+- ``train``: makes its weights from nothing but the language model; one command.
+- ``evaluate``: measures it and writes its record and model card.
+"""
