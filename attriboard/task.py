@@ -1,7 +1,7 @@
 """What a task is: examples made from a seed, and the registry of tasks.
 
-A task speaks in strings only. Whether a string fits a model's tokenizer (one-token answers, counterfactuals
-of equal length) is decided by the model, which hands :meth:`Task.examples` a test called ``fits``.
+A task speaks in strings and pictures only. Whether a string fits a model's tokenizer (one-token answers,
+counterfactuals of equal length) is decided by the model, which hands :meth:`Task.examples` a test called ``fits``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+from PIL.Image import Image
+
 from .errors import ConfigurationError, TaskError, UnknownNameError
 from .registry import Registry
 
@@ -20,18 +23,28 @@ SPLITS = ("train", "test")
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True)
+IMAGE = "<image>"
+"""Stands in a prompt where the image stands."""
+
+
+@dataclass(frozen=True, eq=False)
 class Example:
     """One question to a model.
 
     Attributes:
-        prompt: the text the model continues.
+        prompt: the text the model continues; with an image, :data:`IMAGE` stands in it exactly once.
         answer: the right continuation, exactly as typed (a leading space matters); one token.
         foil: the wrong continuation it is compared with; one token.
         counterfactual: a prompt of equal token length whose right continuation is the foil.
         marks: named character spans ``(start, end)`` of the prompt, for example ``{"object": ((4, 7),)}``.
         item: the base item; examples that share it never stand in different splits.
         subset: the part of the task it belongs to.
+        image: the picture the prompt is about.
+        counterfactual_image: the picture of the counterfactual; ``image`` if only the text differs. An example has a
+            counterfactual if either is given.
+        regions: named masks ``[height, width]`` of bool over the image's pixels.
+        twin: equal in two tasks for the same question asked in two ways.
+        concept: the word the example is about, where its task compares concepts.
     """
 
     prompt: str
@@ -41,6 +54,27 @@ class Example:
     marks: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     item: str = ""
     subset: str = ""
+    image: Image | None = None
+    counterfactual_image: Image | None = None
+    regions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    twin: str = ""
+    concept: str = ""
+
+    @property
+    def has_counterfactual(self) -> bool:
+        return self.counterfactual is not None or self.counterfactual_image is not None
+
+    @property
+    def key(self) -> str:
+        """What identifies the question: its twin, or else the prompt and the image."""
+        if self.twin:
+            return self.twin
+        return self.prompt if self.image is None else f"{self.prompt}#{image_hash(self.image)}"
+
+
+def image_hash(image: Image) -> str:
+    """SHA-256 of a picture's size and pixels."""
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def split_of(item: str) -> str:
@@ -60,7 +94,12 @@ class Task(ABC):
         labels: all possible answers (``1 / len(labels)`` is chance).
         all_subsets: the parts the task has; examples are drawn from them in turn.
         marks: the names of the marks its examples carry.
+        regions: the names of the image regions its examples carry.
         levels: the levels that can be scored on it.
+        modality: "text", or "vision" if its examples have images.
+        stream: tasks with the same one draw the same candidates from the same seed; each its own by default.
+        writes: if above 0, the model first continues a candidate by at most that many tokens, and :meth:`targets`
+            makes examples of what it wrote.
     """
 
     name: ClassVar[str] = ""
@@ -70,7 +109,11 @@ class Task(ABC):
     labels: ClassVar[tuple[str, ...]] = ()
     all_subsets: ClassVar[tuple[str, ...]] = ()
     marks: ClassVar[tuple[str, ...]] = ()
-    levels: ClassVar[tuple[str, ...]] = ("heads", "neurons", "attn_neurons", "nodes")
+    regions: ClassVar[tuple[str, ...]] = ()
+    levels: ClassVar[tuple[str, ...]] = ("heads", "neurons", "attn_neurons", "nodes", "tokens")
+    modality: ClassVar[str] = "text"
+    stream: ClassVar[str] = ""
+    writes: ClassVar[int] = 0
 
     subsets: tuple[str, ...] = ()
 
@@ -84,12 +127,21 @@ class Task(ABC):
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
         """An endless (or long) stream of examples of one subset; everything random comes from ``rng``."""
 
+    def targets(self, candidate: Example, written: str) -> Iterator[Example]:
+        """The examples in what a model wrote after a candidate's prompt; only for tasks that let it write.
+
+        The prompt of each is the candidate's, extended by what stands before the target word; its answer is the word
+        that would be right there.
+        """
+        raise NotImplementedError(f"{type(self).__name__} sets writes and does not define targets.")
+
     def examples(
         self,
         split: str,
         n: int,
         seed: int,
         fits: Callable[[Example], str | None] = lambda example: None,
+        write: Callable[[Example, int], str] | None = None,
     ) -> list[Example]:
         """The first ``n`` distinct examples of a split that ``fits`` accepts, the subsets in turn.
 
@@ -98,36 +150,55 @@ class Task(ABC):
             n: how many.
             seed: the same seed gives the same examples, and the first ones do not depend on ``n``.
             fits: returns None, or the reason why a model cannot use the example.
+            write: what a model writes after an example's prompt, in at most so many tokens; needed if the task's
+                :attr:`writes` is above 0.
 
         Raises:
             TaskError: too few candidates fit; the message quotes the last reason.
         """
         if split not in SPLITS:
             raise ConfigurationError(f"split is {split!r}, expected 'train' or 'test'.")
-        streams = {s: self._stream(s, split, seed, fits) for s in self.subsets}
+        if self.writes and write is None:
+            raise TaskError(f"the examples of task {self.name!r} are made of what a model writes; give write.")
+        streams = {s: self._stream(s, split, seed, fits, write) for s in self.subsets}
         chosen: list[Example] = []
         while len(chosen) < n:
             chosen.append(next(streams[self.subsets[len(chosen) % len(self.subsets)]]))
         return chosen
 
-    def _stream(self, subset: str, split: str, seed: int, fits: Callable[[Example], str | None]) -> Iterator[Example]:
-        rng = random.Random(f"{self.name}:{self.version}:{split}:{subset}:{seed}")
+    def _stream(
+        self,
+        subset: str,
+        split: str,
+        seed: int,
+        fits: Callable[[Example], str | None],
+        write: Callable[[Example, int], str] | None,
+    ) -> Iterator[Example]:
+        rng = random.Random(f"{self.stream or f'{self.name}:{self.version}'}:{split}:{subset}:{seed}")
         seen: set[str] = set()
         found = rejected = 0
         reason = "its candidates ran out"
-        for tried, example in enumerate(self.candidates(subset, rng)):
-            if tried > 400 * (found + 5):
+        for tried, candidate in enumerate(self.candidates(subset, rng)):
+            if tried > (400 if write is None else 20) * (found + 5):
                 break
-            if split_of(example.item or example.prompt) != split or example.prompt in seen:
+            if split_of(candidate.item or candidate.prompt) != split:
                 continue
-            self._check_labels(example)
-            why_not = fits(example)
-            if why_not is not None:
-                reason, rejected = why_not, rejected + 1
-                continue
-            seen.add(example.prompt)
-            found += 1
-            yield example
+            made = [candidate]
+            if self.writes and write is not None:
+                made = [e for e in self.targets(candidate, write(candidate, self.writes)) if e.subset == subset]
+                reason = reason if made else "the model wrote no target word"
+            for example in made:
+                key = example.key
+                if key in seen:
+                    continue
+                self._check_labels(example)
+                why_not = fits(example)
+                if why_not is not None:
+                    reason, rejected = why_not, rejected + 1
+                    continue
+                seen.add(key)
+                found += 1
+                yield example
         raise TaskError(
             f"task {self.name!r} gave only {found} {split} examples of subset {subset!r} that this model can use "
             f"({rejected} rejected; the last reason: {reason}); ask for fewer or choose other subsets."
