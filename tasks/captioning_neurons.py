@@ -27,8 +27,8 @@ COUNTERFACTUALS = ("replaced", "removed")
 NOUNS_PER_PHOTO = 2
 CAPTION_COLUMNS = ("caption", "captions", "text")
 NO_THING = frozenset(
-    "back background bottom bunch close couple front group image kind lot middle pair photo photograph picture side "
-    "top type variety view way".split()
+    ("back", "background", "bottom", "bunch", "close", "couple", "front", "group", "image", "kind", "lot", "middle")
+    + ("pair", "photo", "photograph", "picture", "side", "top", "type", "variety", "view", "way")
 )
 """Nouns of captions that name nothing one could point at ("on top of", "a group of")."""
 
@@ -278,8 +278,8 @@ def photos_of(data: str) -> tuple[Photo, ...]:
         found = from_datasets(data)
     else:
         raise ConfigurationError(
-            f"data is {data!r}, expected '' (drawn pictures), a folder of pictures with captions, a COCO captions file, "
-            "or a data set on the hub as owner/name."
+            f"data is {data!r}, expected '' (drawn pictures), a folder of pictures with captions, a COCO captions "
+            "file, or a data set on the hub as owner/name."
         )
     if not found:
         raise TaskError(f"data {data!r} has no picture with a caption.")

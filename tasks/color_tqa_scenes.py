@@ -13,7 +13,10 @@ from .color_vqa import PROMPT, ColorVqa, Question, mentions
 
 
 def tell(scene: Scene) -> str:
-    """``There is a red circle, a blue star and a gray moon.``, from left to right; every color begins with a consonant."""
+    """``There is a red circle, a blue star and a gray moon.``, from left to right.
+
+    Every color begins with a consonant, so that "a" is right before all of them.
+    """
     *first, last = [f"a {thing.color} {thing.kind}" for thing in scene.left_to_right]
     return f"There is {', '.join(first)} and {last}." if first else f"There is {last}."
 

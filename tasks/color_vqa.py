@@ -90,7 +90,7 @@ def regions(scene: Scene, asked: int) -> dict[str, np.ndarray]:
     """The pixels of the asked thing, of the other things if there are any, and of neither."""
     masks = scene.masks()
     others = np.delete(masks, asked, axis=0)
-    found = {"object": masks[asked], "background": ~masks.any(axis=0)}
+    found = {"object": masks[asked], "background": np.logical_not(masks.any(axis=0))}
     return {**found, "other": others.any(axis=0)} if len(others) else found
 
 
