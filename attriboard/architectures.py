@@ -6,7 +6,7 @@ loaded model proves on a batch that the parts found really add up (see ``Model.p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import ModelError
@@ -27,6 +27,8 @@ class Architecture:
         attn_post_norm, mlp_post_norm: norms after the sub-layer, before the residual add (Gemma 2 and 3).
         rms: root-mean-square norms (no centring, no bias); ``unit_offset``: they multiply by ``1 + weight``.
         tuple_blocks: a block returns a pair whose first part is the residual.
+        mlp_act: the activation function of a gated FFN, whose output is multiplied before the down-projection; None
+            where there is no gate.
     """
 
     family: str
@@ -45,6 +47,7 @@ class Architecture:
     rms: bool = True
     unit_offset: bool = False
     tuple_blocks: bool = False
+    mlp_act: str | None = None
 
 
 _LLAMA: dict[str, Any] = {
@@ -56,7 +59,18 @@ _LLAMA: dict[str, Any] = {
     "mlp_down": "mlp.down_proj",
     "ln1": "input_layernorm",
     "value": "self_attn.v_proj",
+    "mlp_act": "mlp.act_fn",
 }
+
+VISION = {
+    "llava": "model.language_model",
+    "vipllava": "model.language_model",
+    "llava_next": "model.language_model",
+    "idefics3": "model.text_model",
+    "smolvlm": "model.text_model",
+}
+"""By ``config.model_type``: where vision-language models keep their text model; those whose patches stand in one
+row-major grid."""
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("Llama", ("llama", "mistral", "qwen2", "qwen3", "smollm3"), **_LLAMA),
@@ -128,12 +142,24 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 
 
 def architecture_of(config: Any) -> Architecture:
-    """The table's entry for a configuration.
+    """The table's entry for a configuration; for a vision-language model, of its language model.
 
     Raises:
         ModelError: the family is not in the table, or is a variant whose residual stream is normalised in place.
     """
     kind = getattr(config, "model_type", "?")
+    if kind in VISION:
+        entry = architecture_of(config.text_config)
+        if not entry.layers.startswith("model."):
+            raise ModelError(f"a {kind!r} model whose language model is of family {entry.family} is not supported.")
+        path = VISION[kind]
+        paths = {f: path + getattr(entry, f).removeprefix("model") for f in ("embed", "layers", "final_norm")}
+        return replace(entry, family=f"{kind} on {entry.family}", **paths)
+    if getattr(config, "vision_config", None) is not None:
+        raise ModelError(
+            f"vision-language models of type {kind!r} are not supported, since their patches are not known to form one "
+            f"grid (known: {', '.join(VISION)})."
+        )
     if kind == "opt" and not (config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size):
         raise ModelError(
             "this OPT model normalises its residual stream in place (as opt-350m does), so heads and neurons do not "

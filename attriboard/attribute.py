@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .components import get_level
-from .context import answered
+from .context import answered, draw
 from .errors import MethodError, SkipCell, TaskError
 from .loading import load_model
 from .method import Method, ReplacingMethod, checked, methods
@@ -87,7 +87,7 @@ def attribute_task(request: Request, task_name: str, limit: int) -> tuple[Scores
     task = tasks.make(task_name)
     method = request.make_method("counterfactual")
     model = request.load_model()
-    drawn = [model.encode(e) for e in task.examples("train", limit, request.seed, model.why_not)]
+    drawn = draw(model, task, "train", limit, request.seed)
     right = [e for e, ok in zip(drawn, answered(model, drawn)) if ok]
     if not right:
         raise TaskError(

