@@ -18,18 +18,18 @@ from PIL.Image import Image
 from attriboard.errors import ConfigurationError, ExampleError, TaskError
 from attriboard.images import as_rgb, check_size, open_image
 from attriboard.task import Example, Task, split_of
+from attriboard.zoo.language import CAPTION
 from attriboard.zoo.scenes import COLORS, HELD_OUT, KINDS, Scene, random_scene
 
 from .color_vqa import regions
 
-PROMPT = "USER: <image>\nDescribe the image in few words.\nASSISTANT: An image of"
 COUNTERFACTUALS = ("replaced", "removed")
 NOUNS_PER_PHOTO = 2
 CAPTION_COLUMNS = ("caption", "captions", "text")
-NO_THING = frozenset(
-    ("back", "background", "bottom", "bunch", "close", "couple", "front", "group", "image", "kind", "lot", "middle")
-    + ("pair", "photo", "photograph", "picture", "side", "top", "type", "variety", "view", "way")
-)
+NO_THING = frozenset({
+    "back", "background", "bottom", "bunch", "close", "couple", "front", "group", "image", "kind", "lot", "middle",
+    "pair", "photo", "photograph", "picture", "side", "top", "type", "variety", "view", "way",
+})  # fmt: skip
 """Nouns of captions that name nothing one could point at ("on top of", "a group of")."""
 
 
@@ -156,7 +156,7 @@ class CaptioningNeurons(Task):
                 other = scene.recolored(asked, foil)
             removed = self.counterfactual == "removed"
             yield SceneCandidate(
-                prompt=PROMPT,
+                prompt=CAPTION,
                 answer="",
                 foil=None if removed else f" {foil}",
                 item=f"{thing.color} {thing.kind}",
@@ -175,7 +175,7 @@ class CaptioningNeurons(Task):
         for place in rng.sample(range(len(photos)), len(photos)):
             photo = photos[place]
             yield PhotoCandidate(
-                prompt=PROMPT, answer="", item=photo.name, subset="noun", image=photo.open(), place=place
+                prompt=CAPTION, answer="", item=photo.name, subset="noun", image=photo.open(), place=place
             )
 
 

@@ -6,19 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from attriboard.task import Example, Task
+from attriboard.task import IMAGE, Example, Task
+from attriboard.zoo.language import caption, question
 from attriboard.zoo.scenes import Scene
 
-from .color_vqa import PROMPT, ColorVqa, Question, mentions
+from .color_vqa import ColorVqa, Question, mentions
 
 
-def tell(scene: Scene) -> str:
-    """``There is a red circle, a blue star and a gray moon.``, from left to right.
-
-    Every color begins with a consonant, so that "a" is right before all of them.
-    """
-    *first, last = [f"a {thing.color} {thing.kind}" for thing in scene.left_to_right]
-    return f"There is {', '.join(first)} and {last}." if first else f"There is {last}."
+def tell(drawn: Question, scene: Scene) -> str:
+    """The question with a scene in words: ``There is a red circle, a blue star and a gray moon.``, left to right."""
+    return question(drawn.thing.kind).replace(IMAGE, f"There is{caption(scene.left_to_right)}")
 
 
 @dataclass
@@ -41,23 +38,22 @@ class ColorTqaScenes(ColorVqa):
     levels: ClassVar[tuple[str, ...]] = Task.levels
     modality: ClassVar[str] = Task.modality
 
-    def ask(self, question: Question, subset: str) -> Example:
-        thing = question.thing
-        prompt = PROMPT.format(shown=tell(question.scene), object=thing.kind)
-        told = [match.span(1) for match in re.finditer(r"\ba (\w+) \w+", prompt)]
-        color = told[question.scene.left_to_right.index(thing)]
+    def ask(self, drawn: Question, subset: str) -> Example:
+        prompt = tell(drawn, drawn.scene)
+        told = [match.span(1) for match in re.finditer(r"\ba (\w+) \w+", prompt)]  # every color begins with a consonant
+        color = told[drawn.scene.left_to_right.index(drawn.thing)]
         others = tuple(span for span in told if span != color)
         return Example(
             prompt=prompt,
-            answer=f" {thing.color}",
-            foil=f" {question.foil}",
-            counterfactual=PROMPT.format(shown=tell(question.recolored), object=thing.kind),
+            answer=f" {drawn.thing.color}",
+            foil=f" {drawn.foil}",
+            counterfactual=tell(drawn, drawn.recolored),
             marks={
                 "color": (color,),
-                "object": mentions(thing.kind, prompt),
+                "object": mentions(drawn.thing.kind, prompt),
                 **({"other_color": others} if others else {}),
             },
-            item=question.item,
+            item=drawn.item,
             subset=subset,
-            twin=question.twin,
+            twin=drawn.twin,
         )

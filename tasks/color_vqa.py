@@ -14,9 +14,9 @@ import numpy as np
 
 from attriboard.errors import ConfigurationError
 from attriboard.task import Example, Task
+from attriboard.zoo.language import question
 from attriboard.zoo.scenes import COLORS, HELD_OUT, Scene, Thing, random_scene
 
-PROMPT = "USER: {shown}\nWhat is the color of the {object}?\nASSISTANT: The color of the {object} is"
 FOILS = ("recolored", "other_object")
 REPEATS = 2000  # questions drawn again in a row after which the words are taken to be exhausted
 
@@ -77,13 +77,13 @@ def questions(subset: str, foil: str, rng: random.Random) -> Iterator[Question]:
         offered = [color for color in offered if (color, kind) not in HELD_OUT]
         if not offered:
             continue
-        question = Question(scene, asked, rng.choice(offered))
-        if question.words in seen:
+        drawn = Question(scene, asked, rng.choice(offered))
+        if drawn.words in seen:
             repeats += 1
             continue
-        seen.add(question.words)
+        seen.add(drawn.words)
         repeats = 0
-        yield question
+        yield drawn
 
 
 def regions(scene: Scene, asked: int) -> dict[str, np.ndarray]:
@@ -145,22 +145,21 @@ class ColorVqa(Task):
         super().__post_init__()
 
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
-        for question in questions(subset, self.foil, rng):
-            yield self.ask(question, subset)
+        for drawn in questions(subset, self.foil, rng):
+            yield self.ask(drawn, subset)
 
-    def ask(self, question: Question, subset: str) -> Example:
+    def ask(self, drawn: Question, subset: str) -> Example:
         """The example a question becomes."""
-        kind = question.thing.kind
-        prompt = PROMPT.format(shown="<image>", object=kind)
+        prompt = question(drawn.thing.kind)
         return Example(
             prompt=prompt,
-            answer=f" {question.thing.color}",
-            foil=f" {question.foil}",
-            marks={"object": mentions(kind, prompt)},
-            item=question.item,
+            answer=f" {drawn.thing.color}",
+            foil=f" {drawn.foil}",
+            marks={"object": mentions(drawn.thing.kind, prompt)},
+            item=drawn.item,
             subset=subset,
-            image=question.scene.draw(),
-            counterfactual_image=question.recolored.draw(),
-            regions=regions(question.scene, question.asked),
-            twin=question.twin,
+            image=drawn.scene.draw(),
+            counterfactual_image=drawn.recolored.draw(),
+            regions=regions(drawn.scene, drawn.asked),
+            twin=drawn.twin,
         )

@@ -18,10 +18,13 @@ from PIL import Image
 
 from attriboard.errors import AttriboardError, ConfigurationError, ExampleError, TaskError, UnknownNameError
 from attriboard.task import Example, split_of, tasks
+from attriboard.zoo import scenes
 from attriboard.zoo.scenes import COLORS, HELD_OUT, KINDS
 
+CAPTION = "USER: <image>\nDescribe the image in few words.\nASSISTANT: An image of"
 Write = Callable[[Example, int], str]
 
+color_vqa = importlib.import_module("attriboard.tasks.color_vqa")
 captioning = importlib.import_module("attriboard.tasks.captioning_neurons")
 SUBSETS = tasks.get("color_vqa").all_subsets
 FOILS = [("recolored", subset) for subset in SUBSETS] + [("other_object", subset) for subset in SUBSETS[1:]]
@@ -95,8 +98,7 @@ def test_seen_answers_foils_marks_and_regions(foil: str, subset: str) -> None:
         assert n in {"one_object": {1}, "two_objects": {2}, "three_objects": {3}}.get(subset, {1, 2, 3})
         check_regions(seen, {"object", "background", "other"} if n > 1 else {"object", "background"})
         core = np.bincount(np.ravel_multi_index(pixels(seen.image)[seen.regions["object"]].T, (256, 256, 256))).argmax()
-        rgb = importlib.import_module("attriboard.zoo.scenes").RGB
-        assert np.unravel_index(core, (256, 256, 256)) == rgb[color]
+        assert np.unravel_index(core, (256, 256, 256)) == scenes.RGB[color]
 
 
 @each_subset
@@ -115,19 +117,21 @@ def test_told_says_the_same(subset: str) -> None:
 
 
 def test_told_reads_as_english() -> None:
-    scenes = importlib.import_module("attriboard.zoo.scenes")
-    tell = importlib.import_module("attriboard.tasks.color_tqa_scenes").tell
     back = scenes.Background("plain", (90, 90, 90), (90, 90, 90), 0.0, 10.0, 0)
-    things = [
+    things = (
         scenes.Thing("moon", "gray", 90.0, 20.0, 32.0),
         scenes.Thing("circle", "red", 20.0, 90.0, 32.0),
         scenes.Thing("star", "blue", 55.0, 20.0, 32.0),
-    ]
-    said = [tell(scenes.Scene(tuple(things[:n]), back)) for n in (1, 2, 3)]
-    assert said == [
-        "There is a gray moon.",
-        "There is a red circle and a gray moon.",
-        "There is a red circle, a blue star and a gray moon.",
+    )
+    task = tasks.make("color_tqa_scenes")
+    drawn = [color_vqa.Question(scenes.Scene(things[:n], back), 0, "black") for n in (1, 2, 3)]
+    assert [task.ask(question, "").prompt for question in drawn] == [  # type: ignore[attr-defined]
+        f"USER: {told}\nWhat is the color of the moon?\nASSISTANT: The color of the moon is"
+        for told in (
+            "There is a gray moon.",
+            "There is a red circle and a gray moon.",
+            "There is a red circle, a blue star and a gray moon.",
+        )
     ]
 
 
@@ -194,7 +198,7 @@ def test_color_vqa_refuses() -> None:
 
 
 def test_asking_for_more_than_there_is_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("attriboard.tasks.color_vqa"), "REPEATS", 20)
+    monkeypatch.setattr(color_vqa, "REPEATS", 20)
     with pytest.raises(TaskError, match="its candidates ran out"):
         draw("color_tqa_scenes", "one_object", 2000)
 
@@ -213,7 +217,7 @@ def truth(candidate: Any) -> list[tuple[str, str]]:
 
 def right(candidate: Example, limit: int) -> str:
     """A model that captions as it should."""
-    assert limit >= 20 and candidate.prompt == captioning.PROMPT and candidate.answer == ""
+    assert limit >= 20 and candidate.prompt == CAPTION and candidate.answer == ""
     return told(truth(candidate))
 
 
@@ -224,12 +228,10 @@ def test_captions_give_one_word_each(subset: str) -> None:
         color, kind = example.item.split()
         word = kind if subset == "kind" else color
         assert example.answer == f" {word}" and example.concept == word and example.subset == subset
-        assert example.prompt.startswith(captioning.PROMPT + " a")
+        assert example.prompt.startswith(CAPTION + " a")
         assert example.prompt.endswith(f" a {color}" if subset == "kind" else " a")
         whole = told(truth(example))
-        assert (example.prompt + example.answer).removeprefix(captioning.PROMPT) == whole[
-            : whole.index(word) + len(word)
-        ]
+        assert (example.prompt + example.answer).removeprefix(CAPTION) == whole[: whole.index(word) + len(word)]
         asked[len(truth(example)), truth(example).index((color, kind))] += 1
         assert example.image is not None and "<image>" in example.prompt
         check_regions(
@@ -278,7 +280,7 @@ def test_a_wrong_word_is_seen_and_not_answered() -> None:
     assert all(e.prompt.count(" star") == 0 or e.answer == " star" or truth(e)[0][1] == "star" for e in examples)
     assert any(e.answer != " star" for e in examples)
     for example in examples:  # everything before the word is true, and so is the answer
-        done = (example.prompt + example.answer).removeprefix(captioning.PROMPT)
+        done = (example.prompt + example.answer).removeprefix(CAPTION)
         assert told(truth(example)).startswith(done)
 
 
@@ -480,7 +482,7 @@ def test_captions_of_a_data_set(kind: Callable[[Path], Path], tmp_path: Path) ->
             thing, place = THINGS[i % len(THINGS)], PLACES[i % 3]
             assert split_of(example.item) == split and example.subset == "noun"
             assert example.image is not None and example.image.size == (40 + i, 32)
-            before = example.prompt.removeprefix(captioning.PROMPT)
+            before = example.prompt.removeprefix(CAPTION)
             assert (before, example.answer, example.concept) in [
                 (" a group of", f" {thing}s", thing),
                 (f" a group of {thing}s with an umbrella on top of a", f" {place}", place),
