@@ -44,7 +44,7 @@ class Question:
 
     @property
     def twin(self) -> str:
-        """Digest of everything the question consists of, pixels or words apart."""
+        """Digest of the scene and of what is asked: the same for a picture and for its words."""
         text = json.dumps([self.scene.to_dict(), self.asked, self.foil], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -89,9 +89,10 @@ def questions(subset: str, foil: str, rng: random.Random) -> Iterator[Question]:
 def regions(scene: Scene, asked: int) -> dict[str, np.ndarray]:
     """The pixels of the asked thing, of the other things if there are any, and of neither."""
     masks = scene.masks()
-    others = np.delete(masks, asked, axis=0)
     found = {"object": masks[asked], "background": np.logical_not(masks.any(axis=0))}
-    return {**found, "other": others.any(axis=0)} if len(others) else found
+    if len(masks) > 1:
+        found["other"] = np.logical_or.reduce(np.delete(masks, asked, axis=0))
+    return found
 
 
 def mentions(word: str, text: str) -> tuple[tuple[int, int], ...]:
