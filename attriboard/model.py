@@ -513,8 +513,11 @@ class Model:
         pad = getattr(self.tokenizer, "pad_token_id", None) or 0
         with torch.no_grad():
             ids = self.hf.generate(**inputs, max_new_tokens=n, do_sample=False, pad_token_id=pad)
-        new = ids[0, inputs["input_ids"].shape[1] :]
-        return str(self.tokenizer.decode(new, skip_special_tokens=True)).split("\n", 1)[0]
+        # some tokenizers drop a space before the first token they decode, so the prompt is decoded with what follows
+        before, whole = (
+            str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in (inputs["input_ids"][0], ids[0])
+        )
+        return whole[len(before) :].split("\n", 1)[0]
 
     def why_not(self, example: Example) -> str | None:
         """None when :meth:`encode` accepts the example, else the reason."""

@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import platform
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -82,15 +84,30 @@ def _harness_hash() -> str:
 
 
 def _source_hash(cls: type) -> str:
-    file = inspect.getsourcefile(cls)
-    return hash_file(Path(file)) if file else ""
+    """Of the file of a task or method, and of what it imports from other tasks, methods and the zoo."""
+    return digest([hash_file(Path(file)) for file in sorted(_files_behind(sys.modules[cls.__module__]))])
+
+
+_EXTENSIONS = ("attriboard.tasks", "attriboard.methods", "attriboard.zoo")
+
+
+def _files_behind(module: ModuleType, seen: set[str] | None = None) -> set[str]:
+    seen = set() if seen is None else seen
+    if module.__file__ is None or module.__file__ in seen:
+        return seen
+    seen.add(module.__file__)
+    for value in list(vars(module).values()):
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if isinstance(name, str) and name.startswith(_EXTENSIONS) and name in sys.modules:
+            _files_behind(sys.modules[name], seen)
+    return seen
 
 
 def _data_hash(cls: type, options: dict[str, Any]) -> str:
     """Of the files in ``data`` beside a task's file, and of files and folders that its options name."""
     file = inspect.getsourcefile(cls)
     places = [Path(file).parent / "data"] if file else []
-    places += [Path(value) for value in options.values() if isinstance(value, str) and Path(value).exists()]
+    places += [path for v in options.values() if isinstance(v, str) and v and (path := Path(v).expanduser()).exists()]
     files = [f for place in places for f in ([place] if place.is_file() else sorted(place.rglob("*"))) if f.is_file()]
     return digest([(f.name, hash_file(f)) for f in files if f.suffix != ".pyc"])
 

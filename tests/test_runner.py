@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,11 @@ def test_a_wrong_suite_file_is_one_sentence_that_names_the_fault(
         Suite.load(file)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_task_built_on_another_file_is_stale_when_that_file_changes() -> None:
+    behind = {Path(f).name for f in runner._files_behind(sys.modules[tasks.get("color_tqa_scenes").__module__])}
+    assert behind == {"color_tqa_scenes.py", "color_vqa.py", "language.py", "scenes.py"}
 
 
 def test_a_group_may_have_models_and_settings_of_its_own(toy: dict, suite: Suite, tmp_path: Path) -> None:
