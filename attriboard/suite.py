@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .components import LEVELS, get_level
 from .errors import ConfigurationError, UnknownNameError
-from .interventions import Replacement
+from .interventions import InputReplacement, check_replacement
 from .loading import check_model_name
 from .method import methods
 from .results import Cell, Settings
@@ -43,7 +43,7 @@ class Group(BaseModel):
     tasks: list[Spec] = Field(min_length=1)
     methods: list[Spec] = Field(min_length=1)
     levels: list[str] = Field(min_length=1)
-    replacements: tuple[Replacement, ...] = ("counterfactual",)
+    replacements: tuple[InputReplacement, ...] = ("counterfactual",)
 
     @field_validator("tasks", "methods", mode="before")
     @classmethod
@@ -107,6 +107,8 @@ class Suite(BaseModel):
         for group in self.groups:
             for level in group.levels:
                 get_level(level)
+                for replacement in group.replacements:
+                    check_replacement(replacement, level)
             for spec in group.tasks:
                 able = tasks.make(spec.name, spec.options).levels
                 for level in group.levels:
@@ -207,7 +209,9 @@ def _key(task: Spec, method: Spec, level: str, replacement: str) -> str:
     return repr((task.model_dump(), method.model_dump(), level, replacement))
 
 
-def _task_by_task(found: Iterable[tuple[Spec, Spec, str, Replacement]]) -> list[tuple[Spec, Spec, str, Replacement]]:
+def _task_by_task(
+    found: Iterable[tuple[Spec, Spec, str, InputReplacement]],
+) -> list[tuple[Spec, Spec, str, InputReplacement]]:
     """Grouped by task, then level, so that what cells share is in memory when they come."""
     listed = list(found)
     order = {repr(t.model_dump()): i for i, t in reversed(list(enumerate(t for t, *_ in listed)))}
