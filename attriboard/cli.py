@@ -198,6 +198,9 @@ def run(
     settings = loaded.settings.model_copy(update=changes)
     check_device(settings.device)
     cells = loaded.cells(task or (), method or (), level or (), model, seed)
+    cells = [
+        c.model_copy(update={"settings": {k: v for k, v in c.settings.items() if k not in changes}}) for c in cells
+    ]
     folder = Folder(out_dir or Path("results") / loaded.name)
     folder.claim(loaded.name, **_about(loaded))
     try:
@@ -329,7 +332,9 @@ def leaderboard(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records.")],
     form: Annotated[str, typer.Option("--format", help="md, csv, latex, html or json.")] = "md",
     out_file: Annotated[Path | None, typer.Option("--out", help="A file; standard output by default.")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Also draw curves and maps of every table into this folder.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Also draw curves and maps of every table into this folder.")
+    ] = None,
 ) -> None:
     """Builds the board from stored records and nothing else."""
     from . import leaderboard as boards
