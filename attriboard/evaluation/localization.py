@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from ..errors import SkipCell, TaskError
+from ..errors import MethodError, SkipCell, TaskError
 from ..interventions import InputReplacement, input_replacement, replace_positions
 from ..statistics import Array
+from .faithfulness import nearest
 
 if TYPE_CHECKING:
     from ..components import InputLevel
@@ -41,11 +42,6 @@ COVERED = 0.25
 PICTURES = 16
 """Of so many examples, the first, a record keeps the picture that the model saw."""
 _METRIC, _LOGPROB = 0, 1
-
-
-def nearest(fraction: float, n: int) -> int:
-    """The whole number nearest to a fraction of ``n``, at least 1."""
-    return max(1, int(fraction * n + 0.5))
 
 
 def sizes(n: int) -> list[int]:
@@ -103,18 +99,6 @@ class Judged(BaseModel):
     def probability(self) -> float:
         """p(answer) of the untouched model."""
         return float(np.exp(self.full[_LOGPROB]))
-
-    def members(self, names: Sequence[str]) -> NDArray[np.bool_]:
-        """``[n]``: the positions that the named marks or regions cover by at least :data:`COVERED` of their area.
-
-        Where there is none, the one they cover most; none at all if they cover nothing.
-        """
-        found = [np.asarray(self.coverage[name]) for name in names if name in self.coverage]
-        covered = sum(found, np.zeros(len(self.scores)))
-        inside: NDArray[np.bool_] = covered >= COVERED
-        if not inside.any() and covered.any():
-            inside[covered.argmax()] = True
-        return inside
 
     def area(self, ring: int, kind: str) -> float:
         """The linear area under the metric over the share of positions, from none to all."""
@@ -181,8 +165,8 @@ class Localization(BaseModel):
 
     def _against_marks(self, example: Judged) -> dict[str, float]:
         scores = np.asarray(example.scores)
-        evidence = example.members(self.evidence)
-        other = example.members(self.distractors) & ~evidence
+        evidence = covered(example.coverage, self.evidence, len(scores))
+        other = covered(example.coverage, self.distractors, len(scores)) & ~evidence
         return against_marks(scores, evidence, other if self.distractors else None)
 
     def curve(self, kind: str) -> tuple[Array, Array]:
@@ -200,6 +184,18 @@ class Localization(BaseModel):
     def score_map(self, example: Judged) -> Tensor:
         """An example's scores as a grid of patches, ``[rows, columns]``; ``[1, n]`` for tokens."""
         return torch.tensor(example.scores).view(self.grid or (1, -1))
+
+
+def covered(coverage: Mapping[str, Sequence[float]], names: Sequence[str], n: int) -> NDArray[np.bool_]:
+    """``[n]``: the positions that the named marks or regions together cover by at least :data:`COVERED`.
+
+    Where there is none, the one they cover most; none at all if they cover nothing.
+    """
+    share = sum((np.asarray(coverage[name]) for name in names if name in coverage), np.zeros(n))
+    inside: NDArray[np.bool_] = share >= COVERED
+    if not inside.any() and share.any():
+        inside[share.argmax()] = True
+    return inside
 
 
 def against_marks(scores: Array, evidence: NDArray[np.bool_], other: NDArray[np.bool_] | None) -> dict[str, float]:
@@ -259,23 +255,28 @@ def evaluate(
         SkipCell: an example lacks the evidence that its task declares, or the region a replacement is made of; or the
             counterfactuals differ somewhere else.
         TaskError: replacing every position leaves the metric where it was, or makes it infinite.
+        MethodError: scores of another shape.
         ConfigurationError, ExampleError: an example lacks a counterfactual that the replacement needs.
     """
     model, task = context.model, context.task
     known = task.regions if level.name == "patches" else task.marks
     evidence, distractors = ([name for name in names if name in known] for names in (task.evidence, task.distractors))
     used = sorted({0, *rings}) if level.name == "patches" else [0]
+    for i, (encoded, scores) in enumerate(zip(context.test, found)):
+        if tuple(scores.shape) != (expected := level.example_shape(model, encoded)):
+            raise MethodError(f"the scores of example {i} have shape {tuple(scores.shape)}, expected {expected}.")
     _check(context, level, replacement)
-    examples = [
-        _judge(model, encoded, scores, level, replacement, used, i < PICTURES)
-        for i, (encoded, scores) in enumerate(zip(context.test, found))
-    ]
-    for i, example in enumerate(examples):
-        if evidence and not example.members(evidence).any():
+    coverages = [_coverage(model, encoded, level) for encoded in context.test]
+    for i, (scores, coverage) in enumerate(zip(found, coverages)):
+        if evidence and not covered(coverage, evidence, scores.numel()).any():
             raise SkipCell(
                 f"test example {i} of task {task.name!r} has no {level.name} marked {' or '.join(evidence)} to be "
                 f"found."
             )
+    examples = [
+        _judge(model, encoded, scores, level, replacement, used, coverage, i < PICTURES)
+        for i, (encoded, scores, coverage) in enumerate(zip(context.test, found, coverages))
+    ]
     _check_measured(examples, task, level, replacement, str(model.dtype))
     grid = model.vision.grid if level.name == "patches" and model.vision is not None else None
     return Localization(grid=grid, evidence=evidence, distractors=distractors, rings=used, examples=examples)
@@ -319,6 +320,7 @@ def _judge(
     level: InputLevel,
     replacement: InputReplacement,
     rings: Sequence[int],
+    coverage: dict[str, list[float]],
     with_picture: bool,
 ) -> Judged:
     flat = scores.flatten()
@@ -336,7 +338,7 @@ def _judge(
         answer=encoded.example.answer,
         scores=flat.tolist(),
         pieces=_pieces(model, encoded, level),
-        coverage=_coverage(model, encoded, level),
+        coverage=coverage,
         picture=_jpeg(model, encoded) if with_picture else "",
         full=rows[0],
         empty=rows[1],

@@ -60,24 +60,25 @@ def measure(
     Repeats stop after ``max_seconds``, but at least one is made.
     """
     model.cost = Cost()
-    seconds = [_timed(score, model, examples)]
+    seconds = [timed(lambda: score(examples), model.device)]
     work = model.cost.total / len(examples)
     while len(seconds) < repeats and sum(seconds) < max_seconds:
-        seconds.append(_timed(score, model, examples))
+        seconds.append(timed(lambda: score(examples), model.device))
     return Speed(examples=len(examples), seconds=seconds, forward_equivalents=work, peak_memory_mib=peak_memory_mib)
 
 
-def _timed(score: Scoring, model: Model, examples: Sequence[EncodedExample]) -> float:
-    if model.device.type != "cuda":
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a piece of work takes, by CUDA events on a GPU."""
+    if device.type != "cuda":
         start = time.perf_counter()
-        score(examples)
+        work()
         return time.perf_counter() - start
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize(model.device)
+    torch.cuda.synchronize(device)
     begin.record()
-    score(examples)
+    work()
     end.record()
-    torch.cuda.synchronize(model.device)
+    torch.cuda.synchronize(device)
     return begin.elapsed_time(end) / 1000.0
 
 
