@@ -28,7 +28,6 @@ class MultimodalNeuronsGradient(Method):
     levels = ("neurons",)
     needs = frozenset({"forward", "gradients"})
     modality = "vision"
-    uses = ("gradient_x_activation",)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         seen = batch.image_mask[..., None]
