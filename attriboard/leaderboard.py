@@ -357,7 +357,8 @@ def figures(board: Board, out: Path) -> list[Path]:
         plt.close(figure)
         if rows := _sheet(table):
             made.append(out / f"{name}.maps.png")
-            contact_sheet([r.cell.method_label for r in table.records], rows, table.title, made[-1])
+            shown = f", the first {len(rows)}" if len(rows) < len(table.records[0].items) else ""
+            contact_sheet([r.cell.method_label for r in table.records], rows, table.title + shown, made[-1])
     return made
 
 
