@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from .errors import ConfigurationError, UnknownNameError
+from .errors import ConfigurationError, ExampleError, UnknownNameError
 from .model import Batch, Edit, hook_name
 
 if TYPE_CHECKING:
-    from .components import Level
+    from .components import InputLevel, Level
     from .model import EncodedExample, Model
 
 Replacement = Literal["counterfactual", "mean", "zero"]
@@ -70,12 +70,7 @@ def replacement_values(
     """
     names = list(names)
     if replacement == "counterfactual":
-        if batch.counterfactual is None:
-            raise ConfigurationError(
-                "counterfactual replacement needs a counterfactual for every example; give one, or choose replacement "
-                "'zero' or 'mean'."
-            )
-        run = model.run(batch.counterfactual, names)
+        run = model.run(_counterfactual(batch), names)
         return {name: run[name] for name in names}
     if replacement == "mean":
         if means is None:
@@ -85,6 +80,45 @@ def replacement_values(
         zero = torch.zeros((), dtype=model.dtype, device=model.device)
         return dict.fromkeys(names, zero)
     raise UnknownNameError("replacement", replacement, REPLACEMENTS)
+
+
+def _counterfactual(batch: Batch) -> Batch:
+    if batch.counterfactual is None:
+        raise ConfigurationError(
+            "counterfactual replacement needs a counterfactual for every example; give one, or choose replacement "
+            "'zero' or 'mean'."
+        )
+    return batch.counterfactual
+
+
+def input_replacement(model: Model, batch: Batch, level: InputLevel, replacement: str) -> Tensor:
+    """``[B, T, d_model]``: what ``hook_embed`` is replaced by at the positions of a level of inputs.
+
+    ``"counterfactual"``: the embedding (image feature) at the same position of the paired prompt. ``"zero"``: zeros.
+    ``"mean"``: the mean over the positions of the level of the same example, so one vector per example that no other
+    example of the batch touches. Columns outside the level keep their own embedding.
+
+    Raises:
+        ConfigurationError: counterfactual replacement of examples without a counterfactual.
+        ExampleError: prompt and counterfactual have their images at different positions.
+        UnknownNameError: another kind of replacement.
+    """
+    own = model.embeddings(batch)
+    columns = level.columns(model, batch)[..., None]
+    if replacement == "counterfactual":
+        other = _counterfactual(batch)
+        if not torch.equal(other.image_mask, batch.image_mask):
+            raise ExampleError("a prompt and its counterfactual have their images at different positions.")
+        value = model.embeddings(other)
+    elif replacement == "mean":
+        held = columns.to(torch.float32)
+        mean = (own.float() * held).sum(1, keepdim=True) / held.sum(1, keepdim=True).clamp(min=1)
+        value = mean.to(own.dtype)
+    elif replacement == "zero":
+        value = torch.zeros_like(own)
+    else:
+        raise UnknownNameError("replacement", replacement, REPLACEMENTS)
+    return torch.where(columns, value, own)
 
 
 def replacing(values: dict[str, Tensor], slices: dict[str, Tensor], rows: Tensor | None = None) -> dict[str, Edit]:
