@@ -638,6 +638,7 @@ class Model:
             mask=batch.mask[:, :n],
             positions=batch.positions[:, :n],
             image_mask=batch.image_mask[:, :n],
+            images=batch.images if bool(batch.image_mask[:, :n].any()) else None,
         )
         with torch.no_grad(), self._images_in(head):
             self.hf(**self._inputs(head), past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -666,13 +667,13 @@ class Model:
 
         With gradients, the embeddings become leaves that need them, so that every later activation is in the graph.
         """
-        if not gradients and not bool(batch.image_mask.any()):
+        if not gradients and batch.images is None:
             yield
             return
 
         def put(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             output = output.detach().requires_grad_() if gradients else output
-            if batch.images is None or not bool(batch.image_mask.any()):
+            if batch.images is None:
                 return output
             return output.masked_scatter(batch.image_mask[..., None], batch.images.to(output.dtype))
 

@@ -64,7 +64,7 @@ def identity(cell: Cell, settings: Settings) -> str:
     """
     return digest(
         {
-            "cell": cell.model_dump(),
+            "cell": cell.model_dump(exclude={"settings"}),
             "settings": settings.model_dump(exclude={"batch_size"}),
             "weights": fingerprint(cell.model),
             "task": [_source_hash(tasks.get(cell.task)), _data_hash(tasks.get(cell.task), cell.task_options)],
@@ -155,11 +155,11 @@ class Workshop:
 
     def context(self, cell: Cell) -> Context:
         model = self.model(cell.model)
-        key = digest([cell.model, cell.task, cell.task_options, cell.seed])
+        key = digest([cell.model, cell.task, cell.task_options, cell.seed, cell.settings])
         if key not in self._contexts:
             self._contexts.clear()
             self._scored.clear()
-            s = self.settings
+            s = self.settings.of(cell)
             self._contexts[key] = _or_error(
                 lambda: Context(
                     model,
@@ -178,9 +178,9 @@ class Workshop:
         """The record of a cell; whatever goes wrong in it becomes a failed record."""
         base: dict[str, Any] = {
             "suite": suite,
-            "identity": identity(cell, self.settings),
+            "identity": identity(cell, self.settings.of(cell)),
             "cell": cell,
-            "settings": self.settings,
+            "settings": self.settings.of(cell),
         }
         try:
             return Record(**base, **self._run(cell))
@@ -197,7 +197,7 @@ class Workshop:
             )
 
     def _run(self, cell: Cell) -> dict[str, Any]:
-        s = self.settings
+        s = self.settings.of(cell)
         context = self.context(cell)
         model, task, level = context.model, context.task, get_level(cell.level)
         method = methods.make(cell.method, cell.method_options)
@@ -208,7 +208,7 @@ class Workshop:
         # cells that differ in the replacement of the evaluation alone have the same scores
         key = digest([cell.method, cell.method_options, cell.level])
         if key not in self._scored:
-            self._scored[key] = self._score(method, context, level)
+            self._scored[key] = self._score(method, context, level, s)
         scored = self._scored[key]
         scores, fast = scored.scores, scored.speed
         clock = _Clock(dict(scored.laps))
@@ -243,9 +243,9 @@ class Workshop:
             "provenance": provenance(model.device),
         }
 
-    def _score(self, method: Method, context: Context, level: Level) -> _Scored:
+    def _score(self, method: Method, context: Context, level: Level, s: Settings) -> _Scored:
         """Scores from the train split and what they cost."""
-        s, model = self.settings, context.model
+        model = context.model
         model.cost = Cost()
         clock = _Clock()
         with speed.PeakMemory(model.device) as memory:
@@ -341,7 +341,7 @@ def pending(folder: Folder, cells: Sequence[Cell], settings: Settings, force: bo
     if force:
         return list(cells)
     finished = {r.identity for r in folder.read() if r.status != "failed"}
-    return [cell for cell in cells if identity(cell, settings) not in finished]
+    return [cell for cell in cells if identity(cell, settings.of(cell)) not in finished]
 
 
 def run_cells(
@@ -413,9 +413,9 @@ def _ray(suite: str, cells: Sequence[Cell], settings: Settings, started: Callabl
         except (ray.exceptions.RayError, ValidationError) as error:
             yield Record(
                 suite=suite,
-                identity=identity(cell, settings),
+                identity=identity(cell, settings.of(cell)),
                 cell=cell,
-                settings=settings,
+                settings=settings.of(cell),
                 status="failed",
                 reason=f"its Ray worker gave no record: {str(error).splitlines()[0]}",
                 provenance=provenance(torch.device("cpu")),
