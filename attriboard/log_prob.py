@@ -137,21 +137,41 @@ def last_token(
     return found, run[last_resid][rows, batch.last]
 
 
-def head_increases(model: Model, unembedding: FrozenUnembedding, base: Tensor, z: Tensor, target: Tensor) -> Tensor:
-    """``[B, L, H]``: the increase of every head alone (A2), one example's logits at a time.
+def top_heads(
+    model: Model, unembedding: FrozenUnembedding, base: Tensor, z: Tensor, target: Tensor, k: int, skip_layers: int = 0
+) -> Tensor:
+    """``[B, k]``: the heads with the largest increase (A2), best first, as ``layer * n_heads + head``; provably exact.
+
+    Heads are evaluated in the order of their tangent bound until the next bound is below the ``k``-th best increase,
+    which takes a few rows through the unembedding instead of one per head.
 
     Args:
         base: ``[B, L, d_model]``, each layer's input at the last token.
         z: ``[B, L, H, d_head]``, the heads' outputs there before the output projection.
         target: ``[B]`` token ids.
+        k: how many, at most the number of heads outside the skipped layers.
+        skip_layers: first layers whose heads are left out.
     """
+    layers = range(skip_layers, model.n_layers)
     found = []
     for b in range(len(target)):
-        one = slice(b, b + 1)
-        outputs = [model.head_outputs(layer, z[one, layer]) for layer in range(model.n_layers)]
-        delta = torch.stack(outputs, dim=1).float()
-        found.append(unembedding.row(b).increase(base[one, :, None].float(), delta, target[one]))
-    return torch.cat(found)
+        own, one = unembedding.row(b), slice(b, b + 1)
+        delta = torch.stack([model.head_outputs(layer, z[b, layer]) for layer in layers]).float()
+        start = base[b, skip_layers:].float()
+        slope = own.tangent(start[None], target[one])[0]
+        bound, heads = (delta * slope[:, None]).sum(-1).flatten().sort(descending=True)
+        slack = 1e-5 * float(bound.abs().max()) + 1e-12
+        increase = torch.empty(0, device=bound.device)
+        while len(increase) < len(heads):
+            done = len(increase)
+            if done >= k and float(bound[done]) + slack < float(increase.topk(k).values[-1]):
+                break
+            index = heads[done : done + max(k, 8)]
+            at = start[index // model.n_heads]
+            gained = own.increase(at[None], delta.flatten(0, 1)[index][None], target[one])[0]
+            increase = torch.cat([increase, gained])
+        found.append(heads[increase.topk(k).indices] + skip_layers * model.n_heads)
+    return torch.stack(found)
 
 
 def position_outputs(

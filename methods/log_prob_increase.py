@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from attriboard.components import Level
-from attriboard.log_prob import FrozenUnembedding, exact_top, head_increases, last_token, level_candidates
+from attriboard.log_prob import FrozenUnembedding, exact_top, last_token, level_candidates
 from attriboard.method import Method, positive
 from attriboard.model import EncodedExample, Model
 from attriboard.scores import Scores
@@ -51,9 +51,14 @@ class LogProbIncrease(Method):
         resid = torch.cat([found[base] for found, _, _ in parts]).float()
         target = torch.cat([answer for _, _, answer in parts])
         unembedding = FrozenUnembedding(model, torch.cat([last for _, last, _ in parts]), self.published)
+        layers = range(model.n_layers)
         if level.name == "heads":
-            increases = head_increases(model, unembedding, resid, activation, target)
-            return self.scores(increases.double().mean(0), model, level, exact=level.size(model))
+            total = torch.zeros(level.shape(model), dtype=torch.float64, device=model.device)
+            for b in range(len(target)):
+                outputs = [model.head_outputs(layer, activation[b : b + 1, layer]) for layer in layers]
+                delta = torch.stack(outputs, dim=1).float()
+                total += unembedding.row(b).increase(resid[b : b + 1, :, None], delta, target[b : b + 1])[0].double()
+            return self.scores(total / len(target), model, level, exact=level.size(model))
         candidates = level_candidates(model, level, resid, activation)
         values, exact = exact_top(candidates, unembedding, target, self.exact_top_k)
         names = level.names(model)

@@ -10,7 +10,7 @@ from torch import Tensor
 from attriboard.components import InputLevel, Level
 from attriboard.errors import ConfigurationError, MethodError
 from attriboard.interventions import watched
-from attriboard.log_prob import FrozenUnembedding, head_increases, last_token, position_outputs
+from attriboard.log_prob import FrozenUnembedding, last_token, position_outputs, top_heads
 from attriboard.method import Method
 from attriboard.model import Batch, Model, hook_name
 
@@ -67,10 +67,13 @@ class PatchLogProbIncrease(Method):
             edits[value] = watched(read, value, lambda x: x)
         found, last = last_token(model, batch, ("resid_pre", "z"), edits)
         unembedding = FrozenUnembedding(model, last, self.published)
-        increases = head_increases(model, unembedding, found["resid_pre"], found["z"], batch.answer)
-        increases = increases[:, self.skip_layers :].flatten(1)
-        n = increases.shape[1] if isinstance(self.heads, str) else min(self.heads, increases.shape[1])
-        best = increases.topk(n, dim=1).indices + self.skip_layers * model.n_heads
+        n = (model.n_layers - self.skip_layers) * model.n_heads
+        if isinstance(self.heads, str):
+            best = torch.arange(self.skip_layers * model.n_heads, model.n_layers * model.n_heads).expand(len(batch), n)
+        else:
+            k = min(self.heads, n)
+            at_last = (found["resid_pre"], found["z"], batch.answer)
+            best = top_heads(model, unembedding, *at_last, k, self.skip_layers)
         scores = torch.zeros(batch.tokens.shape, device=model.device)
         for b, columns in enumerate(level.columns(model, batch)):
             chosen: dict[int, list[int]] = {}

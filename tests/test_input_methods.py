@@ -47,9 +47,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, LlavaForConditionalGeneration, SiglipVisionConfig
 
-from attriboard.components import INPUTS, InputLevel
+from attriboard.components import INPUTS, LEVELS, InputLevel
 from attriboard.errors import AttriboardError, ConfigurationError, ExampleError, MethodError, SkipCell, UnknownNameError
 from attriboard.interventions import REPLACEMENTS, input_replacement
+from attriboard.log_prob import FrozenUnembedding, last_token, top_heads
 from attriboard.method import ReplacingMethod, checked_inputs, methods
 from attriboard.model import EncodedExample, Model
 
@@ -211,6 +212,21 @@ def test_patch_log_prob_increase_takes_one_forward_pass_an_image() -> None:
     model = tiny_llava()
     methods.make("patch_log_prob_increase").each(model, vision_examples(), INPUTS["patches"])
     assert (model.cost.forward, model.cost.backward) == (len(vision_examples()), 0)
+
+
+@pytest.mark.parametrize("k", [1, 4, 11])
+@pytest.mark.parametrize("family", FOUR)
+def test_top_heads_are_those_that_a_ranking_of_all_heads_puts_first(family: str, k: int) -> None:
+    model = hooked(family)
+    for e in EXAMPLES:
+        batch = model.batch([e])
+        found, last = last_token(model, batch, ("resid_pre", "z"))
+        unembedding = FrozenUnembedding(model, last)
+        for skip in (0, 1, 2) if k <= 4 else (0,):
+            top = top_heads(model, unembedding, found["resid_pre"], found["z"], batch.answer, k, skip)[0]
+            every = methods.make("log_prob_increase").attribute(model, [e], LEVELS["heads"]).values.flatten()
+            every[: skip * model.n_heads] = -torch.inf
+            assert top.tolist() == every.argsort(descending=True)[:k].tolist()
 
 
 def test_heads_that_write_nothing_gain_nothing_from_any_position() -> None:
