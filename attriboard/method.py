@@ -63,6 +63,8 @@ class Method:
             MethodError: the level is not one of the method's, or ``score_batch`` returned another shape.
         """
         self.check_level(level)
+        if level.inputs:
+            raise MethodError(f"{level.name} are positions of single examples, whose scores have no average: use each.")
         if not examples:
             raise MethodError(f"{self.name} was given no examples.")
         total = torch.zeros(level.shape(model), dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Seconds and peak memory of the forward-only methods on a vision-language model of full size, with random weights.
 
-Speed does not depend on what the weights hold, so the shape of LLaVA-1.5-7B (336 px, 576 patches, 32 layers of 32 heads)
-tells what a method costs on the real one. ``tiny`` is the same program on a toy shape, to see that it runs.
+Speed does not depend on what the weights hold, so the shape of LLaVA-1.5-7B (336 px, 576 patches, 32 layers of 32
+heads) tells what a method costs on the real one. ``tiny`` is the same program on a toy shape, to see that it runs.
 
     python benchmarks/speed_vision.py --shape llava-1.5-7b --device cuda --dtype bfloat16 --out results/speed-llava.json
 """
