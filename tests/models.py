@@ -13,17 +13,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPImageProcessorPil,
+    DynamicCache,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from attriboard.model import Cost, EncodedExample, Model
-from attriboard.task import Example
+from attriboard.task import IMAGE, Example
 
 VOCAB = 97
 LAYERS = 3
@@ -172,6 +180,17 @@ def _parts(family: str) -> Parts:
 
 
 PARTS = {family: _parts(family) for family in FAMILIES}
+PARTS["llava"] = Parts(
+    "model.language_model.layers",
+    "model.language_model.embed_tokens",
+    "model.language_model.norm",
+    "self_attn.o_proj",
+    "mlp.down_proj",
+    "self_attn.o_proj",
+    "mlp.down_proj",
+    "input_layernorm",
+    "post_attention_layernorm",
+)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -181,16 +200,21 @@ def fresh(family: str, seed: int = 0) -> Any:
     """A new model of the family with every weight, norm weight and bias drawn at random, large enough to matter."""
     torch.manual_seed(seed)
     hf = AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
+    return drawn(hf, PARTS[family].embed, 0.12 if "gemma" in family else 0.6, seed)
+
+
+def drawn(hf: Any, embed: str, embed_scale: float = 0.6, seed: int = 0) -> Any:
+    """The model with every weight redrawn, its token embeddings (the parameter names that start with ``embed``) too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in hf.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if weight.dim() == 1:
                 weight.add_(0.3 * noise)
-            elif name.startswith(PARTS[family].embed):
-                weight.copy_((0.12 if "gemma" in family else 0.6) * noise)
+            elif name.startswith(embed):
+                weight.copy_(embed_scale * noise)
             else:
-                weight.copy_(1.3 * noise / weight.shape[1] ** 0.5)
+                weight.copy_(1.3 * noise / weight[0].numel() ** 0.5)
     return hf.requires_grad_(False)
 
 
@@ -279,6 +303,120 @@ WITHOUT_FOILS = tuple(
 """The same examples, every other one without a foil."""
 
 
+# --- a model that sees ------------------------------------------------------------------------------------------------
+
+IMAGE_ID = VOCAB
+PATCH = 14
+GRID = 3
+
+
+def seeing_tokenizer() -> Any:
+    """As :func:`tokenizer`, and token 97 is the place of an image patch."""
+    fast = copy.deepcopy(tokenizer())
+    fast.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    return fast
+
+
+def tiny_processor(side: int = PATCH * GRID, **kwargs: Any) -> LlavaProcessor:
+    """As LLaVA-1.5's, for ``side`` pixels: shortest edge to ``side``, centre crop, one token per patch."""
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    settings = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return LlavaProcessor(image_processor=pictures, tokenizer=seeing_tokenizer(), **{**settings, **kwargs})
+
+
+def fresh_llava(seed: int = 0, side: int = PATCH * GRID, positions: int = 64) -> Any:
+    """A random LLaVA of LLaVA-1.5's shape: CLIP's last layer but one without the class token, two-layer projector."""
+    torch.manual_seed(seed)
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            image_size=side,
+            patch_size=PATCH,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            projection_dim=16,
+        ),
+        text_config=transformers.LlamaConfig(
+            **{**_LLAMA, "vocab_size": VOCAB + 1, "max_position_embeddings": positions}
+        ),
+        image_token_id=IMAGE_ID,
+        image_seq_length=(side // PATCH) ** 2,
+    )
+    hf = drawn(transformers.LlavaForConditionalGeneration(config).eval(), PARTS["llava"].embed, seed=seed)
+    hf.model.multi_modal_projector.linear_2.weight.mul_(0.2)  # image features as large as token embeddings
+    return hf
+
+
+@functools.cache
+def _proven_llava(seed: int) -> Model:
+    processor = tiny_processor()
+    return Model(fresh_llava(seed), processor.tokenizer, name="llava", processor=processor)
+
+
+def tiny_llava(batch_size: int = 16, padding_side: str = "left", seed: int = 0) -> Model:
+    """The project's model around a random LLaVA that sees 42 × 42 pixels as 3 × 3 patches, proven once."""
+    model = copy.copy(_proven_llava(seed))
+    model.cost, model.batch_size, model.padding_side = Cost(), batch_size, padding_side
+    return model
+
+
+def picture(seed: int, size: tuple[int, int] = (56, 42), square: tuple[int, int, int, int] | None = None) -> Any:
+    """Noise of ``size`` (width, height); one colored ``square`` (left, top, right, bottom) on it."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    if square is not None:
+        left, top, right, bottom = square
+        noise[top:bottom, left:right] = np.random.default_rng(seed + 1000).integers(0, 256, 3, dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def mask(size: tuple[int, int], square: tuple[int, int, int, int]) -> np.ndarray:
+    """``[height, width]`` bool, True in ``square``."""
+    left, top, right, bottom = square
+    found = np.zeros((size[1], size[0]), dtype=bool)
+    found[top:bottom, left:right] = True
+    return found
+
+
+@functools.cache
+def vision_examples(seed: int = 0) -> tuple[EncodedExample, ...]:
+    """Four questions about pictures in :func:`tiny_llava`'s tokens: texts of 4 to 8 tokens around nine patches.
+
+    Each has a foil and a counterfactual: another picture, another text, or both. The mark "label" covers words
+    before and after the picture; the regions are a square called "object" and the rest, "background".
+    """
+    size = (56, 42)
+    # before the picture, after it, other picture?, text of the counterfactual after it, answer, foil, square
+    plans = (
+        ([5], [17, 33, 21, 60], True, None, 12, 30, (14, 0, 42, 14)),
+        ([80, 3], [14, 25], False, [90, 25], 7, 64, (21, 14, 35, 28)),
+        ([8], [50, 2, 77, 41, 19, 66, 31], True, [50, 2, 23, 41, 19, 66, 88], 55, 20, (7, 14, 35, 42)),
+        ([61, 10, 36], [52], True, None, 40, 13, (35, 28, 49, 42)),
+    )
+    model, found = _proven_llava(0), []
+    for i, (before, after, other_picture, other_after, answer, foil, square) in enumerate(plans):
+        start, prompt = words(before), f"{words(before)} {IMAGE} {words(after)}"
+        question = len(start) + len(IMAGE) + 2
+        example = Example(
+            prompt=prompt,
+            answer=f" w{answer}",
+            foil=f" w{foil}",
+            counterfactual=None if other_after is None else f"{start} {IMAGE} {words(other_after)}",
+            marks={"label": ((0, len(f"w{before[0]}")), (question, question + len(f"w{after[0]}")))},
+            item=str(i),
+            image=picture(10 * seed + i, size, square),
+            counterfactual_image=picture(10 * seed + i + 100, size, square) if other_picture else None,
+            regions={"object": mask(size, square), "background": ~mask(size, square)},
+        )
+        found.append(model.encode(example))
+    return tuple(found)
+
+
+def pixels(image: Any) -> Tensor:
+    """``[1, 3, 42, 42]``: the pixel values that :func:`tiny_processor` makes of a picture."""
+    return tiny_processor().image_processor(images=image, return_tensors="pt")["pixel_values"]
+
+
 # --- plain runs -------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +444,7 @@ class Plain:
         self.hf = copy.deepcopy(source)
         self.hf.set_attn_implementation("eager")
         self.blocks = list(get(self.hf, self.parts.layers))
-        self.n_heads = self.hf.config.num_attention_heads
+        self.n_heads = self.hf.config.get_text_config().num_attention_heads
         self.n_layers = len(self.blocks)
 
     def part(self, role: str, layer: int) -> Any:
