@@ -65,8 +65,8 @@ class Vision:
                     return rows // merged, columns // merged
         raise ModelError(
             f"the patch grid of {self.name} cannot be established: its processor makes {crops} crops of "
-            f"{shape[-2]} × {shape[-1]} pixels and {count} image tokens of one picture, with patches of {patch} pixels; "
-            f"set up the processor so that one crop gives one token per patch, or choose another model."
+            f"{shape[-2]} × {shape[-1]} pixels and {count} image tokens of one picture, with patches of {patch} "
+            f"pixels; set up the processor so that one crop gives one token per patch, or choose another model."
         )
 
     # --- what goes in -----------------------------------------------------------------------------------------------

@@ -373,7 +373,8 @@ def fresh_seeing(family: str) -> tuple[Any, Any]:
     if family == "llava":
         return fresh_llava(), tiny_processor()
     torch.manual_seed(0)
-    text = transformers.LlamaConfig(**{**_LLAMA, "vocab_size": VOCAB + 5})
+    # Idefics3 assumes this epsilon of a saved configuration that does not say another than Llama's
+    text = transformers.LlamaConfig(**{**_LLAMA, "vocab_size": VOCAB + 5, "rms_norm_eps": 1e-5})
     tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
     if family == "vipllava":
         vision = transformers.CLIPVisionConfig(image_size=42, patch_size=PATCH, projection_dim=16, **tower)
