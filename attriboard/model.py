@@ -513,8 +513,11 @@ class Model:
         pad = getattr(self.tokenizer, "pad_token_id", None) or 0
         with torch.no_grad():
             ids = self.hf.generate(**inputs, max_new_tokens=n, do_sample=False, pad_token_id=pad)
-        new = ids[0, inputs["input_ids"].shape[1] :]
-        return str(self.tokenizer.decode(new, skip_special_tokens=True)).split("\n", 1)[0]
+        # some tokenizers drop a space before the first token they decode, so the prompt is decoded with what follows
+        before, whole = (
+            str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in (inputs["input_ids"][0], ids[0])
+        )
+        return whole[len(before) :].split("\n", 1)[0]
 
     def why_not(self, example: Example) -> str | None:
         """None when :meth:`encode` accepts the example, else the reason."""
@@ -638,6 +641,7 @@ class Model:
             mask=batch.mask[:, :n],
             positions=batch.positions[:, :n],
             image_mask=batch.image_mask[:, :n],
+            images=batch.images if bool(batch.image_mask[:, :n].any()) else None,
         )
         with torch.no_grad(), self._images_in(head):
             self.hf(**self._inputs(head), past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -666,13 +670,13 @@ class Model:
 
         With gradients, the embeddings become leaves that need them, so that every later activation is in the graph.
         """
-        if not gradients and not bool(batch.image_mask.any()):
+        if not gradients and batch.images is None:
             yield
             return
 
         def put(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             output = output.detach().requires_grad_() if gradients else output
-            if batch.images is None or not bool(batch.image_mask.any()):
+            if batch.images is None:
                 return output
             return output.masked_scatter(batch.image_mask[..., None], batch.images.to(output.dtype))
 

@@ -37,7 +37,10 @@ class Strict(BaseModel):
 
 
 class Cell(Strict):
-    """One thing to run: a method on a task, for a model, at a level."""
+    """One thing to run: a method on a task, for a model, at a level.
+
+    ``settings`` holds what differs from the settings of the run.
+    """
 
     task: str
     task_options: dict[str, Any] = Field(default_factory=dict)
@@ -47,6 +50,7 @@ class Cell(Strict):
     level: str
     replacement: Replacement = "counterfactual"
     seed: int = 0
+    settings: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def task_label(self) -> str:
@@ -91,6 +95,10 @@ class Settings(Strict):
     batch_size: int = Field(16, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+
+    def of(self, cell: Cell) -> Settings:
+        """The settings of one cell, whose group may have settings of its own."""
+        return Settings(**{**self.model_dump(), **cell.settings}) if cell.settings else self
 
 
 class Provenance(Strict):
@@ -303,7 +311,13 @@ def newest(records: Iterable[Record]) -> tuple[list[Record], int]:
     best: dict[str, Record] = {}
     passed_over = 0
     for record in records:
-        key = digest([record.suite, record.cell.model_dump(), record.settings.model_dump(exclude={"batch_size"})])
+        key = digest(
+            [
+                record.suite,
+                record.cell.model_dump(exclude={"settings"}),
+                record.settings.model_dump(exclude={"batch_size"}),
+            ]
+        )
         created = record.provenance.created if record.provenance else ""
         held = best.get(key)
         if held is not None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import platform
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -64,7 +66,7 @@ def identity(cell: Cell, settings: Settings) -> str:
     """
     return digest(
         {
-            "cell": cell.model_dump(),
+            "cell": cell.model_dump(exclude={"settings"}),
             "settings": settings.model_dump(exclude={"batch_size"}),
             "weights": fingerprint(cell.model),
             "task": [_source_hash(tasks.get(cell.task)), _data_hash(tasks.get(cell.task), cell.task_options)],
@@ -82,15 +84,30 @@ def _harness_hash() -> str:
 
 
 def _source_hash(cls: type) -> str:
-    file = inspect.getsourcefile(cls)
-    return hash_file(Path(file)) if file else ""
+    """Of the file of a task or method, and of what it imports from other tasks, methods and the zoo."""
+    return digest([hash_file(Path(file)) for file in sorted(_files_behind(sys.modules[cls.__module__]))])
+
+
+_EXTENSIONS = ("attriboard.tasks", "attriboard.methods", "attriboard.zoo")
+
+
+def _files_behind(module: ModuleType, seen: set[str] | None = None) -> set[str]:
+    seen = set() if seen is None else seen
+    if module.__file__ is None or module.__file__ in seen:
+        return seen
+    seen.add(module.__file__)
+    for value in list(vars(module).values()):
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if isinstance(name, str) and name.startswith(_EXTENSIONS) and name in sys.modules:
+            _files_behind(sys.modules[name], seen)
+    return seen
 
 
 def _data_hash(cls: type, options: dict[str, Any]) -> str:
     """Of the files in ``data`` beside a task's file, and of files and folders that its options name."""
     file = inspect.getsourcefile(cls)
     places = [Path(file).parent / "data"] if file else []
-    places += [Path(value) for value in options.values() if isinstance(value, str) and Path(value).exists()]
+    places += [path for v in options.values() if isinstance(v, str) and v and (path := Path(v).expanduser()).exists()]
     files = [f for place in places for f in ([place] if place.is_file() else sorted(place.rglob("*"))) if f.is_file()]
     return digest([(f.name, hash_file(f)) for f in files if f.suffix != ".pyc"])
 
@@ -155,11 +172,11 @@ class Workshop:
 
     def context(self, cell: Cell) -> Context:
         model = self.model(cell.model)
-        key = digest([cell.model, cell.task, cell.task_options, cell.seed])
+        key = digest([cell.model, cell.task, cell.task_options, cell.seed, cell.settings])
         if key not in self._contexts:
             self._contexts.clear()
             self._scored.clear()
-            s = self.settings
+            s = self.settings.of(cell)
             self._contexts[key] = _or_error(
                 lambda: Context(
                     model,
@@ -178,9 +195,9 @@ class Workshop:
         """The record of a cell; whatever goes wrong in it becomes a failed record."""
         base: dict[str, Any] = {
             "suite": suite,
-            "identity": identity(cell, self.settings),
+            "identity": identity(cell, self.settings.of(cell)),
             "cell": cell,
-            "settings": self.settings,
+            "settings": self.settings.of(cell),
         }
         try:
             return Record(**base, **self._run(cell))
@@ -197,7 +214,7 @@ class Workshop:
             )
 
     def _run(self, cell: Cell) -> dict[str, Any]:
-        s = self.settings
+        s = self.settings.of(cell)
         context = self.context(cell)
         model, task, level = context.model, context.task, get_level(cell.level)
         method = methods.make(cell.method, cell.method_options)
@@ -208,7 +225,7 @@ class Workshop:
         # cells that differ in the replacement of the evaluation alone have the same scores
         key = digest([cell.method, cell.method_options, cell.level])
         if key not in self._scored:
-            self._scored[key] = self._score(method, context, level)
+            self._scored[key] = self._score(method, context, level, s)
         scored = self._scored[key]
         scores, fast = scored.scores, scored.speed
         clock = _Clock(dict(scored.laps))
@@ -243,9 +260,9 @@ class Workshop:
             "provenance": provenance(model.device),
         }
 
-    def _score(self, method: Method, context: Context, level: Level) -> _Scored:
+    def _score(self, method: Method, context: Context, level: Level, s: Settings) -> _Scored:
         """Scores from the train split and what they cost."""
-        s, model = self.settings, context.model
+        model = context.model
         model.cost = Cost()
         clock = _Clock()
         with speed.PeakMemory(model.device) as memory:
@@ -341,7 +358,7 @@ def pending(folder: Folder, cells: Sequence[Cell], settings: Settings, force: bo
     if force:
         return list(cells)
     finished = {r.identity for r in folder.read() if r.status != "failed"}
-    return [cell for cell in cells if identity(cell, settings) not in finished]
+    return [cell for cell in cells if identity(cell, settings.of(cell)) not in finished]
 
 
 def run_cells(
@@ -413,9 +430,9 @@ def _ray(suite: str, cells: Sequence[Cell], settings: Settings, started: Callabl
         except (ray.exceptions.RayError, ValidationError) as error:
             yield Record(
                 suite=suite,
-                identity=identity(cell, settings),
+                identity=identity(cell, settings.of(cell)),
                 cell=cell,
-                settings=settings,
+                settings=settings.of(cell),
                 status="failed",
                 reason=f"its Ray worker gave no record: {str(error).splitlines()[0]}",
                 provenance=provenance(torch.device("cpu")),

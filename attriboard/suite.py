@@ -36,7 +36,12 @@ class Spec(BaseModel):
 
 
 class Group(BaseModel):
-    """Every listed method on every listed task at every listed level."""
+    """Every listed method on every listed task at every listed level.
+
+    Attributes:
+        models: the suite's if empty.
+        settings: what differs from the suite's settings, but for :data:`WHOLE_RUN`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,11 +49,17 @@ class Group(BaseModel):
     methods: list[Spec] = Field(min_length=1)
     levels: list[str] = Field(min_length=1)
     replacements: tuple[Replacement, ...] = ("counterfactual",)
+    models: list[str] = Field(default_factory=list)
+    settings: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("tasks", "methods", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+
+WHOLE_RUN = ("batch_size", "dtype", "device")
+"""Settings that a group cannot change."""
 
 
 class Suite(BaseModel):
@@ -102,9 +113,10 @@ class Suite(BaseModel):
         Raises:
             UnknownNameError, ConfigurationError: the first that is wrong.
         """
-        for model in self.models:
+        for model in [*self.models, *(name for group in self.groups for name in group.models)]:
             check_model_name(model)
         for group in self.groups:
+            self._check_settings(group)
             for level in group.levels:
                 get_level(level)
             for spec in group.tasks:
@@ -122,6 +134,19 @@ class Suite(BaseModel):
                             f"suite {self.name!r} asks {spec.name} for level {level!r}, but it scores "
                             f"{', '.join(method.levels)}; move it to a group without {level!r}."
                         )
+
+    def _check_settings(self, group: Group) -> None:
+        for key in WHOLE_RUN:
+            if key in group.settings:
+                raise ConfigurationError(
+                    f"suite {self.name!r} sets {key} in a group; it holds for a whole run: move it to [settings]."
+                )
+        try:
+            Settings(**{**self.settings.model_dump(), **group.settings})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(f"suite {self.name!r}, settings of a group: {_complaint(key, first)}") from error
 
     def cells(
         self,
@@ -148,15 +173,22 @@ class Suite(BaseModel):
             get_level(name)
         for name in [model] if model else []:
             check_model_name(name)
-        models = [model] if model else self.models
         seeds = self.seeds if seed is None else [seed]
         found = {
-            _key(spec_task, spec_method, at, replacement): (spec_task, spec_method, at, replacement)
+            repr((spec_task, spec_method, at, replacement, on, group.settings)): (
+                spec_task,
+                spec_method,
+                at,
+                replacement,
+                on,
+                group,
+            )
             for group in [*self.groups, *self._added(task, method)]
             for spec_task in group.tasks
             for spec_method in group.methods
             for at in group.levels
             for replacement in group.replacements
+            for on in ([model] if model else group.models or self.models)
             if (not task or spec_task.name in task)
             and (not method or spec_method.name in method)
             and (not level or at in level)
@@ -173,10 +205,9 @@ class Suite(BaseModel):
                 level=at,
                 replacement=replacement,
                 seed=s,
+                settings=group.settings,
             )
-            for on in models
-            for s in seeds
-            for spec_task, spec_method, at, replacement in _task_by_task(found.values())
+            for spec_task, spec_method, at, replacement, on, group, s in _in_order(found.values(), seeds)
         ]
 
     def _added(self, task: Sequence[str], method: Sequence[str]) -> list[Group]:
@@ -203,15 +234,24 @@ class Suite(BaseModel):
         return f"suite {self.name!r} has no cell with {asked}."
 
 
-def _key(task: Spec, method: Spec, level: str, replacement: str) -> str:
-    return repr((task.model_dump(), method.model_dump(), level, replacement))
+Found = tuple[Spec, Spec, str, Replacement, str, Group]
 
 
-def _task_by_task(found: Iterable[tuple[Spec, Spec, str, Replacement]]) -> list[tuple[Spec, Spec, str, Replacement]]:
-    """Grouped by task, then level, so that what cells share is in memory when they come."""
-    listed = list(found)
-    order = {repr(t.model_dump()): i for i, t in reversed(list(enumerate(t for t, *_ in listed)))}
-    return sorted(listed, key=lambda c: (order[repr(c[0].model_dump())], list(LEVELS).index(c[2]), c[3]))
+def _in_order(
+    found: Iterable[Found], seeds: Sequence[int]
+) -> list[tuple[Spec, Spec, str, Replacement, str, Group, int]]:
+    """Grouped by model, seed, task, then level, so that what cells share is in memory when they come."""
+    listed = [(*cell, seed) for cell in found for seed in seeds]
+
+    def first(part: int) -> dict[str, int]:
+        return {repr(cell[part]): i for i, cell in reversed(list(enumerate(listed)))}
+
+    task, model = first(0), first(4)
+    levels = list(LEVELS)
+    return sorted(
+        listed,
+        key=lambda c: (model[repr(c[4])], seeds.index(c[6]), task[repr(c[0])], levels.index(c[2]), c[3]),
+    )
 
 
 def find_suite(path: Path) -> Path:

@@ -186,7 +186,7 @@ class Task(ABC):
                 made = [e for e in self.targets(candidate, write(candidate, self.writes)) if e.subset == subset]
                 reason = reason if made else "the model wrote no target word"
             for example in made:
-                key = example.key
+                key = example.twin or example.key
                 if key in seen:
                     continue
                 self._check_labels(example)

@@ -116,7 +116,7 @@ def test_validate_accepts_the_shipped_suites_and_a_file(toy: dict, capsys: pytes
         (["run", "quick", "--task", "arithmetics"], "unknown task 'arithmetics': did you mean 'arithmetic'?"),
         (["run", "quick", "--method", "cnaa"], "unknown method 'cnaa': did you mean 'cna'?"),
         (["run", "quick", "--level", "head"], "unknown level 'head': did you mean 'heads'?"),
-        (["run", "quick", "--model", "smollm"], "unknown model 'smollm': did you mean 'smollm2-135m' or 'llava-smollm2-135m'"),
+        (["run", "quick", "--model", "smollm"], "unknown model 'smollm': did you mean 'smollm2-135m' or"),
         (["run", "quick", "--method", "cna", "--level", "heads"], "cna scores neurons, not heads."),
         (["run", "quick", "--executor", "rya"], "unknown executor 'rya': did you mean 'ray'?"),
         (["run", "quick", "--limit", "0"], "--limit is 0, expected at least 1."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import torch
@@ -26,13 +27,18 @@ def test_the_example_method_is_complete_and_right(toy: dict, tmp_path: Path) -> 
     assert tuple(scores.values.shape) == (3, 4) and bool(torch.isfinite(scores.values).all())
 
 
+def committed(name: str) -> str:
+    """A file as it was committed: `make quick` makes the records and the board anew, the README stays."""
+    done = subprocess.run(["git", "-C", str(ROOT), "show", f"HEAD:{name}"], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
 def test_every_row_of_the_boards_excerpt_stands_in_the_board() -> None:
-    board = (ROOT / "leaderboard.md").read_text().splitlines()
+    now, before = (ROOT / "leaderboard.md").read_text().splitlines(), committed("leaderboard.md").splitlines()
     section = README.split("## The board, as it came out")[1].split("**How to read it.**")[0]
     rows = [line for line in section.splitlines() if line.startswith("|") and not line.startswith("| ---")]
     assert len(rows) >= 8
-    for row in rows:
-        assert row in board
+    assert all(row in now for row in rows) or all(row in before for row in rows)
 
 
 def test_the_speed_figures_are_those_of_the_stored_run() -> None:

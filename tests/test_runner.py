@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,9 @@ def _run(suite: Suite, path: Path, **kwargs) -> runner.Outcome:
         (('"random"', '{name = "random", sede = 1}'), "unknown option of method 'random': 'sede': did you mean 'seed'"),
         (('"random"', '{name = "head_ablation", replacement = "nil"}'), "replacement of head_ablation is 'nil'"),
         (("models = [", 'replacements = ["x"]\nmodels = ['), "key 'replacements' is not known here"),
+        (('levels = ["heads"]', 'levels = ["heads"]\nsettings = {dtype = "bfloat16"}'), "sets dtype in a group"),
+        (('levels = ["heads"]', 'levels = ["heads"]\nsettings = {max_kpt = 1}'), "group: key 'max_kpt' is not known"),
+        (('levels = ["heads"]', 'levels = ["heads"]\nmodels = ["smollm"]'), "unknown model 'smollm'"),
     ],
 )
 def test_a_wrong_suite_file_is_one_sentence_that_names_the_fault(
@@ -61,6 +65,30 @@ def test_a_wrong_suite_file_is_one_sentence_that_names_the_fault(
         Suite.load(file)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_task_built_on_another_file_is_stale_when_that_file_changes() -> None:
+    behind = {Path(f).name for f in runner._files_behind(sys.modules[tasks.get("color_tqa_scenes").__module__])}
+    assert behind == {"color_tqa_scenes.py", "color_vqa.py", "language.py", "scenes.py"}
+
+
+def test_a_group_may_have_models_and_settings_of_its_own(toy: dict, suite: Suite, tmp_path: Path) -> None:
+    group = '\n[[groups]]\ntasks = ["repeat"]\nmethods = ["random"]\nlevels = ["heads"]\nmodels = ["{}"]\n'
+    file = tmp_path / "toy.toml"
+    more = group.format(toy["model"]) + "settings = {max_kept = 4, ablation_draws = 1}\n"
+    file.write_text(toy["suite"].read_text() + more)
+    cells = Suite.load(file).cells(method=["random"])
+    assert [cell.settings for cell in cells] == [{}, {"max_kept": 4, "ablation_draws": 1}]
+    folder = Folder(tmp_path / "out")
+    assert not run_cells(suite.name, cells, suite.settings, folder).failed
+    large, small = sorted(folder.read(), key=lambda r: -r.settings.max_kept)
+    assert (large.settings.max_kept, small.settings.max_kept) == (6, 4)
+    assert small.settings.ablation_draws == len(small.ablation.random) == 1
+    assert (len(large.items), len(small.items)) == (6, 4)
+    assert run_cells(suite.name, cells, suite.settings, folder).done_before == 2
+    # the same settings, wherever they are written, make the same cell
+    plain = cells[0].model_copy(update={"settings": {"max_kept": 6}})
+    assert identity(plain, suite.settings.of(plain)) == identity(cells[0], suite.settings)
 
 
 def test_an_unknown_model_is_refused_with_a_near_name(toy: dict, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The three text tasks: what they promise, checked with SmolLM2's tokenizer and no model."""
+"""What every task promises, checked with SmolLM2's tokenizer and no model; then the text tasks one by one.
+
+What the tasks with pictures promise besides is in ``test_vision_tasks.py``.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,16 @@ import pytest
 import transformers
 
 from attriboard.errors import ConfigurationError, TaskError, UnknownNameError
-from attriboard.task import Example, split_of, tasks
+from attriboard.task import IMAGE, Example, split_of, tasks
+from attriboard.zoo.language import caption
 
+NAMES = ("arithmetic", "captioning_neurons", "color_tqa", "color_tqa_scenes", "color_vqa", "icl_sentiment")
 PARTS = [
     (name, subset)
-    for name in ("arithmetic", "color_tqa", "icl_sentiment")
+    for name in NAMES
     for subset in tasks.get(name).all_subsets
 ]  # fmt: skip
+ONE_OBJECT = ("one_object", "held_out", "kind", "color")  # whose pictures may show one object alone
 OPERATIONS: dict[str, Callable[[int, int], float]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
@@ -45,7 +51,12 @@ def length() -> Callable[[str], int]:
 
 
 def draw(name: str, subset: str, n: int = 48, split: str = "test", seed: int = 0, **options: Any) -> list[Example]:
-    return tasks.make(name, {"subsets": (subset,), **options}).examples(split, n, seed)
+    task = tasks.make(name, {"subsets": (subset,), **options})
+    return task.examples(split, n, seed, write=perfect_caption if task.writes else None)
+
+
+def perfect_caption(candidate: Any, limit: int) -> str:
+    return caption(candidate.scene.left_to_right)
 
 
 def marked(example: Example, mark: str) -> list[str]:
@@ -58,7 +69,7 @@ def test_same_seed_same_examples_and_no_matter_how_many(name: str, subset: str) 
     assert examples == draw(name, subset)
     assert examples[:20] == draw(name, subset, n=20)
     assert examples != draw(name, subset, seed=1)
-    assert len({example.prompt for example in examples}) == len(examples)
+    assert len({example.twin or example.key for example in examples}) == len(examples)
 
 
 @each_part
@@ -74,22 +85,39 @@ def test_answers_foils_and_counterfactuals_fit_the_tokenizer(
 ) -> None:
     labels = tasks.make(name).labels
     for example in draw(name, subset):
-        assert example.foil is not None and example.counterfactual is not None
-        assert example.answer in labels and example.foil in labels and example.answer != example.foil
+        assert example.foil is not None and example.has_counterfactual
+        assert example.answer != example.foil
+        assert not labels or (example.answer in labels and example.foil in labels)
         assert length(example.answer) == length(example.foil) == 1
         assert length(example.prompt + example.answer) == length(example.prompt) + 1
-        assert example.counterfactual != example.prompt
-        assert length(example.counterfactual) == length(example.prompt)
+        if example.counterfactual is not None:
+            assert example.counterfactual != example.prompt
+            assert length(example.counterfactual) == length(example.prompt)
+        else:
+            assert example.counterfactual_image is not None and example.counterfactual_image != example.image
 
 
 @each_part
-def test_every_promised_mark_is_there(name: str, subset: str) -> None:
+def test_every_promised_mark_and_region_is_there(name: str, subset: str) -> None:
+    task = tasks.get(name)
+    lone = {"other", "other_color"} if subset in ONE_OBJECT else set()
     for example in draw(name, subset):
-        assert set(example.marks) == set(tasks.get(name).marks)
+        assert set(task.marks) - lone <= set(example.marks) <= set(task.marks)
         assert all(spans for spans in example.marks.values())
+        assert set(task.regions) - lone <= set(example.regions) <= set(task.regions)
+        assert all(mask.any() for mask in example.regions.values())
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "color_tqa", "icl_sentiment"])
+@each_part
+def test_pictures_are_where_the_prompt_has_a_place_for_them(name: str, subset: str) -> None:
+    task = tasks.get(name)
+    assert task.modality in ("text", "vision") and ("patches" in task.levels) == (task.modality == "vision")
+    for example in draw(name, subset, n=8):
+        assert example.prompt.count(IMAGE) == (task.modality == "vision")
+        assert (example.image is not None) == (task.modality == "vision")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_unknown_subset_gets_a_near_name(name: str) -> None:
     right = tasks.get(name).all_subsets[0]
     with pytest.raises(UnknownNameError, match=f"did you mean '{right}'"):
