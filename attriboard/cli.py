@@ -1,4 +1,4 @@
-"""The command line: list, validate, run, attribute, leaderboard.
+"""The command line: list, validate, run, attribute, compare, leaderboard.
 
 Exit codes: 0 success; 1 some cells failed (after everything else ran); 2 a name, option or input that cannot be used.
 """
@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -345,6 +346,59 @@ def attribute(
     if overlay is not None:
         out.print(f"drew {escape(str(overlay))}", highlight=False)
     out.print(f"wrote {escape(str(out_file))}: scores {tuple(scores.values.shape)}", highlight=False)
+
+
+@app.command()
+def compare(
+    task_a: Annotated[str, typer.Argument(help="A task.")],
+    task_b: Annotated[str, typer.Argument(help="A task that asks the same questions in another way.")],
+    model: Annotated[str, typer.Option(help="A short name, folder or Hugging Face id.")],
+    against: Annotated[str | None, typer.Option(help="Also ask TASK_B of this model, of the same shape.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Scores heads (repeatable); log_prob_increase.")] = None,
+    limit: Annotated[int, typer.Option(help="How many questions are drawn from each task.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Device = "cpu",
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="A .md file, with a .json beside it; TASK_A_vs_TASK_B.md by default.")
+    ] = None,
+    include: Include = None,
+) -> None:
+    """Compares two ways of asking the same questions: which heads answer, and what patches of a picture say."""
+    from .attribute import Request
+    from .evaluation.comparison import Comparison
+    from .evaluation.comparison import compare as measure
+    from .evaluation.comparison_report import render
+    from .loading import check_device, check_model_name
+    from .runner import provenance
+    from .task import tasks
+
+    _include(include)
+    check_device(device)
+    for name in (model, *([against] if against else [])):
+        check_model_name(name)
+    if limit < 1:
+        raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
+    out_file = out_file or Path(f"{task_a}_vs_{task_b}.md")
+    if out_file.suffix != ".md":
+        raise ConfigurationError(f"--out {out_file} does not end in .md.")
+    pair = (tasks.make(task_a), tasks.make(task_b))
+    try:
+        out_file.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {out_file}: {error.strerror}.") from error
+    requests = [Request(model, name, "heads", dtype, device, seed) for name in method or ["log_prob_increase"]]
+    made = [request.make_method("counterfactual") for request in requests]
+    loaded = requests[0].load_model()
+    other = replace(requests[0], model=against).load_model() if against else None
+    found = measure(loaded, pair, made, limit, seed, provenance(loaded.device).model_dump(), other)
+    stored = found.model_dump_json()
+    try:
+        out_file.with_suffix(".json").write_text(stored + "\n")
+        out_file.write_text(render(Comparison.model_validate_json(stored)))
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {out_file}: {error.strerror}.") from error
+    out.print(f"wrote {escape(str(out_file))} and {escape(out_file.with_suffix('.json').name)}", highlight=False)
 
 
 @app.command()

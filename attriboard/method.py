@@ -73,10 +73,14 @@ class Method:
     def each(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> list[Tensor]:
         """Each example's own scores, float32: ``level.shape(model)``, or ``level.example_shape(model, example)``.
 
+        Of a method with an :meth:`attribute` of its own, they are what it says of the example alone.
+
         Raises:
-            MethodError: as :meth:`attribute`, or the method needs to see all examples together.
+            MethodError: as :meth:`attribute`.
         """
         self.check_level(level)
+        if not level.inputs and type(self).score_batch is Method.score_batch:
+            return [self.attribute(model, [example], level).values for example in examples]
         found: list[Tensor] = []
         for batch in model.batches(examples):
             scores = self._batch_scores(model, batch, level).float().cpu()
