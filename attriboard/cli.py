@@ -406,7 +406,9 @@ def leaderboard(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records.")],
     form: Annotated[str, typer.Option("--format", help="md, csv, latex, html or json.")] = "md",
     out_file: Annotated[Path | None, typer.Option("--out", help="A file; standard output by default.")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Also draw the curves of every table into this folder.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Also draw curves and maps of every table into this folder.")
+    ] = None,
 ) -> None:
     """Builds the board from stored records and nothing else."""
     from . import leaderboard as boards

@@ -11,21 +11,39 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
+from PIL import Image, ImageFilter
 from torch import Tensor
 
-from .errors import ConfigurationError, UnknownNameError
+from .errors import ConfigurationError, ExampleError, UnknownNameError
 from .model import Batch, Edit, hook_name
+from .task import IMAGE
 
 if TYPE_CHECKING:
-    from .components import Level
+    from .components import InputLevel, Level
     from .model import EncodedExample, Model
 
 Replacement = Literal["counterfactual", "mean", "zero"]
 REPLACEMENTS: tuple[Replacement, ...] = ("counterfactual", "mean", "zero")
+InputReplacement = Literal["counterfactual", "mean", "zero", "background", "blur"]
+"""What positions of the input are replaced by; the last two are for patches."""
+PATCH_REPLACEMENTS: tuple[InputReplacement, ...] = ("background", "blur")
 
 MEASURES = ("metric", "logprob", "correct")
 """What is measured of a row: the task's metric, log p(answer), and whether the answer is the top token."""
+
+
+def check_replacement(replacement: InputReplacement, level_name: str) -> None:
+    """Refuses a replacement that a level does not have.
+
+    Raises:
+        ConfigurationError: names both.
+    """
+    if replacement in PATCH_REPLACEMENTS and level_name != "patches":
+        raise ConfigurationError(
+            f"replacement {replacement!r} is for patches, not for {level_name}, which have {', '.join(REPLACEMENTS)}."
+        )
 
 
 def measure(model: Model, logits: Tensor, batch: Batch) -> Tensor:
@@ -70,12 +88,7 @@ def replacement_values(
     """
     names = list(names)
     if replacement == "counterfactual":
-        if batch.counterfactual is None:
-            raise ConfigurationError(
-                "counterfactual replacement needs a counterfactual for every example; give one, or choose replacement "
-                "'zero' or 'mean'."
-            )
-        run = model.run(batch.counterfactual, names)
+        run = model.run(_counterfactual(batch), names)
         return {name: run[name] for name in names}
     if replacement == "mean":
         if means is None:
@@ -85,6 +98,45 @@ def replacement_values(
         zero = torch.zeros((), dtype=model.dtype, device=model.device)
         return dict.fromkeys(names, zero)
     raise UnknownNameError("replacement", replacement, REPLACEMENTS)
+
+
+def _counterfactual(batch: Batch) -> Batch:
+    if batch.counterfactual is None:
+        raise ConfigurationError(
+            "counterfactual replacement needs a counterfactual for every example; give one, or choose replacement "
+            "'zero' or 'mean'."
+        )
+    return batch.counterfactual
+
+
+def input_replacement(model: Model, batch: Batch, level: InputLevel, replacement: str) -> Tensor:
+    """``[B, T, d_model]``: what ``hook_embed`` is replaced by at the positions of a level of inputs.
+
+    ``"counterfactual"``: the embedding (image feature) at the same position of the paired prompt. ``"zero"``: zeros.
+    ``"mean"``: the mean over the positions of the level of the same example, so one vector per example that no other
+    example of the batch touches. Columns outside the level keep their own embedding.
+
+    Raises:
+        ConfigurationError: counterfactual replacement of examples without a counterfactual.
+        ExampleError: prompt and counterfactual have their images at different positions.
+        UnknownNameError: another kind of replacement.
+    """
+    own = model.embeddings(batch)
+    columns = level.columns(model, batch)[..., None]
+    if replacement == "counterfactual":
+        other = _counterfactual(batch)
+        if not torch.equal(other.image_mask, batch.image_mask):
+            raise ExampleError("a prompt and its counterfactual have their images at different positions.")
+        value = model.embeddings(other)
+    elif replacement == "mean":
+        held = columns.to(torch.float32)
+        mean = (own.float() * held).sum(1, keepdim=True) / held.sum(1, keepdim=True).clamp(min=1)
+        value = mean.to(own.dtype)
+    elif replacement == "zero":
+        value = torch.zeros_like(own)
+    else:
+        raise UnknownNameError("replacement", replacement, REPLACEMENTS)
+    return torch.where(columns, value, own)
 
 
 def replacing(values: dict[str, Tensor], slices: dict[str, Tensor], rows: Tensor | None = None) -> dict[str, Edit]:
@@ -238,3 +290,64 @@ def single_effects(intervention: Intervention, chunk: int = 64) -> Tensor:
         masks[torch.arange(len(part)), part] = True
         lost.append(clean - intervention(masks)[:, :, 0])
     return torch.cat(lost).T
+
+
+def replace_positions(
+    model: Model, encoded: EncodedExample, level: InputLevel, replacement: InputReplacement, masks: Tensor
+) -> Tensor:
+    """Replaces every set of positions of one example's input, and measures what the model then answers.
+
+    At ``hook_embed``, by :func:`input_replacement`, or for patches by their ``"background"``: the mean embedding of the
+    example's own patches of which the region "background" covers at least 99 % (where there are none, those it covers
+    most). Or, with ``"blur"``, in the picture: the pixels of the set's patches are taken from a blurred copy (Gaussian,
+    standard deviation one patch) of the picture as the model sees it, which then goes through the vision tower again,
+    so that the embeddings of the other patches change with it.
+
+    Args:
+        masks: ``[S, n]`` bool, True where a position of the level is replaced, in the order of ``level.positions``.
+
+    Returns:
+        ``[S, 3]`` float32 (see :data:`MEASURES`). Equal sets are run once, and no other example has any part in it.
+
+    Raises:
+        As :func:`input_replacement`; ExampleError: background of an example without that region.
+    """
+    distinct, place = masks.unique(dim=0, return_inverse=True)
+    batch = model.batch([encoded])
+    own = model.embeddings(batch)
+    columns = level.columns(model, batch)[0]
+    if replacement == "background":
+        coverage = model.patch_coverage(encoded, "background").flatten()
+        plain = coverage >= min(0.99, float(coverage.max()))
+        value = own[:, columns][:, plain.to(own.device)].float().mean(1, keepdim=True).to(own.dtype)
+    elif replacement != "blur":
+        value = input_replacement(model, batch, level, replacement)
+    results = []
+    for sets in distinct.split(model.batch_size):
+        rows = batch.rows(torch.zeros(len(sets), dtype=torch.long))
+        replaced = torch.zeros(len(sets), len(columns), 1, dtype=torch.bool, device=own.device)
+        if replacement == "blur":
+            replaced[:, columns] = True
+            value = own.repeat(len(sets), 1, 1)
+            value[:, columns] = torch.stack([_blurred(model, encoded, patches) for patches in sets]).to(own)
+        else:
+            replaced[:, columns, 0] = sets.to(own.device)
+        logits = model.run(rows, edits=replacing({"hook_embed": value}, {"hook_embed": replaced})).logits
+        results.append(measure(model, logits, rows).cpu())
+    return torch.cat(results)[place]
+
+
+def _blurred(model: Model, encoded: EncodedExample, patches: Tensor) -> Tensor:
+    """``[n_patches, d_model]``: the image features with the pixels of ``patches`` ``[n_patches]`` bool blurred."""
+    if model.vision is None or encoded.image is None or encoded.example.image is None:
+        raise ExampleError("an example without an image cannot be blurred.")
+    if not bool(patches.any()):
+        return encoded.image
+    picture = model.vision.see(encoded.example.image)
+    rows, columns = model.vision.grid
+    deviation = max(picture.height / rows, picture.width / columns)
+    grid = Image.fromarray(patches.view(rows, columns).numpy().astype(np.uint8) * 255)
+    where = grid.resize(picture.size, Image.Resampling.NEAREST)
+    mixed = Image.composite(picture.filter(ImageFilter.GaussianBlur(deviation)), picture, where)
+    with torch.no_grad():
+        return model.vision.features(model.vision.inputs(IMAGE, mixed)).cpu()

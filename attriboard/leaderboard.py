@@ -5,6 +5,8 @@ The same records give the same bytes: nothing is drawn at random here, and no ti
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,23 +16,48 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
+from .components import INPUTS
 from .errors import ConfigurationError, UnknownNameError
 from .evaluation.metrics import METRICS, Metric
+from .pictures import SheetRow, contact_sheet
 from .results import Aggregate, Folder, Record, digest, newest
 
-COLUMNS = (
-    "sufficiency_log_area",
-    "necessity_log_area",
-    "cpr",
-    "cmd",
-    "ablation_drop_p",
-    "seconds_per_example",
-    "forward_equivalents",
-    "peak_memory_mib",
+SPEED = ("seconds_per_example", "forward_equivalents", "peak_memory_mib")
+COLUMNS = ("sufficiency_log_area", "necessity_log_area", "cpr", "cmd", "ablation_drop_p", *SPEED)
+INPUT_COLUMNS = (
+    "insertion_auc",
+    "deletion_auc",
+    "insertion_auc_ring1",
+    "deletion_auc_ring1",
+    "comprehensiveness_aopc",
+    "sufficiency_aopc",
+    "pointing_game",
+    "precision_at_mark",
+    "iou_best",
+    "mass_evidence",
+    "mass_other",
+    *SPEED,
 )
+"""The columns at levels of inputs, as far as they were measured."""
 RANKED = ("sufficiency_log_area", "necessity_log_area", "ablation_drop_p")
 """The metrics behind the overall table's mean rank."""
+CHANCE = {
+    "evidence_share": "Evidence (the chance level of pointing, precision and the mass in it)",
+    "other_share": "Distractors (of the mass in them)",
+}
+INPUT_RANKED = ("insertion_auc", "deletion_auc", "mass_evidence")
+
+
+def columns(level: str) -> tuple[str, ...]:
+    """The metrics that a level's tables may show."""
+    return INPUT_COLUMNS if level in INPUTS else COLUMNS
+
+
+def ranked(level: str) -> tuple[str, ...]:
+    """The metrics by which a level's methods are ranked overall, as far as they were measured."""
+    return INPUT_RANKED if level in INPUTS else RANKED
 
 
 @dataclass(frozen=True)
@@ -54,9 +81,17 @@ class Table:
         )
         return f"{self.task}, {self.level}, {self.model}{extra}{seed}{how}, n = {len(self.records[0].items)}"
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The metrics it shows: those that all of its records have."""
+        return tuple(m for m in columns(self.level) if all(m in r.aggregates for r in self.records))
+
     def ranks(self, metric: str) -> dict[str, float]:
-        """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean."""
-        if len(self.records) < 2:
+        """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean.
+
+        Nothing where the table has one record, or does not show the metric.
+        """
+        if len(self.records) < 2 or metric not in self.columns:
             return {}
         values = np.array([r.aggregates[metric].value for r in self.records])
         ordered = -values if METRICS[metric].better == "higher" else values
@@ -107,18 +142,18 @@ class Board:
                 continue
             totals[table.level] += 1
             controls.update(r.cell.method_label for r in table.records if r.control)
-            for metric in RANKED:
+            for metric in ranked(table.level):
                 for method, rank in table.ranks(metric).items():
                     found[table.level, method][metric].append(rank)
         rows = []
         for (level, method), ranks in found.items():
-            means = {metric: float(np.mean(ranks[metric])) for metric in RANKED}
+            means = {metric: float(np.mean(values)) for metric, values in ranks.items()}
             rows.append(
                 {
                     "level": level,
                     "method": method,
                     "control": method in controls,
-                    "tables": f"{len(ranks[RANKED[0]])} of {totals[level]}",
+                    "tables": f"{len(ranks[ranked(level)[0]])} of {totals[level]}",
                     "mean_rank": float(np.mean(list(means.values()))),
                     **means,
                 }
@@ -127,7 +162,8 @@ class Board:
         return frame if frame.empty else frame.sort_values(["level", "mean_rank", "method"], ignore_index=True)
 
     def frame(self) -> pd.DataFrame:
-        """One row per record that ran, every aggregate with its interval."""
+        """One row per record that ran, every aggregate with its interval; empty where a record lacks one."""
+        held = {name for table in self.tables for r in table.records for name in r.aggregates}
         rows = []
         for table in self.tables:
             for r in table.records:
@@ -142,15 +178,19 @@ class Board:
                     "n": len(r.items),
                     "kept_share": r.kept["test"].share,
                 }
-                for name in METRICS:
-                    a = r.aggregates[name]
-                    row |= {name: a.value, f"{name}_low": a.low, f"{name}_high": a.high}
+                for name in (m for m in METRICS if m in held):
+                    a = r.aggregates.get(name)
+                    value, low, high = (None, None, None) if a is None else (a.value, a.low, a.high)
+                    row |= {name: value, f"{name}_low": low, f"{name}_high": high}
                 rows.append(row | {"record": r.filename})
         return pd.DataFrame(rows)
 
 
 def _standing(record: Record) -> tuple[float, str]:
-    areas = [record.aggregates[m].value for m in ("sufficiency_log_area", "necessity_log_area")]
+    if record.cell.level in INPUTS:
+        areas = [record.aggregates["insertion_auc"].value, -record.aggregates["deletion_auc"].value]
+    else:
+        areas = [record.aggregates[m].value for m in ("sufficiency_log_area", "necessity_log_area")]
     return (-float(np.mean(areas)), record.cell.method_label)
 
 
@@ -162,22 +202,23 @@ def markdown(board: Board) -> str:
     lines = ["# Leaderboard", ""]
     if board.about:
         lines += [f"Suite `{board.about.get('suite')}`. {board.about.get('description', '')}".rstrip(), ""]
-    lines += [_how_it_ran(board), "", _legend(), ""]
+    lines += [_how_it_ran(board), "", _legend(board), ""]
     overall = board.overall()
     if not overall.empty:
         lines += ["## Overall", ""]
         lines += [
-            "Mean relative rank over a level's tables (0 = best of its table, 1 = last), for S, N and the drop in p, "
-            "and their mean. A method that stands in fewer tables met fewer opponents.",
+            "Mean relative rank over a level's tables (0 = best of its table, 1 = last), by metric, and the mean over "
+            "the metrics. A method that stands in fewer tables met fewer opponents.",
             "",
         ]
         for level, part in overall.groupby("level", sort=False):
-            head = ["method", "tables", "mean rank", *(METRICS[m].title for m in RANKED)]
+            shown = [m for m in ranked(str(level)) if m in part and part[m].notna().any()]
+            head = ["method", "tables", "mean rank", *(METRICS[m].title for m in shown)]
             body = [
                 [
                     _name(row["method"], row["control"]),
                     row["tables"],
-                    *(f"{row[m]:.2f}" for m in ("mean_rank", *RANKED)),
+                    *(f"{row[m]:.2f}" if np.isfinite(row[m]) else "" for m in ("mean_rank", *shown)),
                 ]
                 for row in part.to_dict(orient="records")
             ]
@@ -185,8 +226,8 @@ def markdown(board: Board) -> str:
     lines += ["## Tables", ""]
     for table in board.tables:
         lines += [f"### {table.title}", "", _examples_line(table), ""]
-        head = ["method", *(METRICS[m].title for m in COLUMNS)]
-        body = [[_name(r.cell.method_label, r.control), *_cells(r)] for r in table.records]
+        head = ["method", *(METRICS[m].title for m in table.columns)]
+        body = [[_name(r.cell.method_label, r.control), *_cells(r, table.columns)] for r in table.records]
         lines += [*_markdown_table(head, body), ""]
     lines += _not_run(board)
     return "\n".join(lines).rstrip() + "\n"
@@ -202,14 +243,14 @@ def latex(board: Board) -> str:
     parts = []
     for table in board.tables:
         frame = pd.DataFrame(
-            [[r.cell.method_label, *_cells(r)] for r in table.records],
-            columns=["method", *(METRICS[m].title for m in COLUMNS)],
+            [[r.cell.method_label, *_cells(r, table.columns)] for r in table.records],
+            columns=["method", *(METRICS[m].title for m in table.columns)],
         )
         caption = _tex(f"{table.title}. {_examples_line(table)}")
         body = (
             frame.map(_tex)
             .rename(columns=_tex)
-            .to_latex(index=False, escape=False, column_format="l" + "r" * len(COLUMNS))
+            .to_latex(index=False, escape=False, column_format="l" + "r" * len(table.columns))
         )
         label = "".join(ch if ch.isalnum() else "-" for ch in table.title)
         parts.append(
@@ -229,8 +270,8 @@ def html(board: Board) -> str:
     ]
     for table in board.tables:
         frame = pd.DataFrame(
-            [[r.cell.method_label, *_cells(r)] for r in table.records],
-            columns=["method", *(METRICS[m].title for m in COLUMNS)],
+            [[r.cell.method_label, *_cells(r, table.columns)] for r in table.records],
+            columns=["method", *(METRICS[m].title for m in table.columns)],
         )
         parts += [f"<h2>{table.title}</h2><p>{_examples_line(table)}</p>", frame.to_html(index=False, border=0)]
     return "\n".join([*parts, "</body></html>"]) + "\n"
@@ -241,7 +282,10 @@ def as_json(board: Board) -> str:
     content = {
         "about": board.about,
         "metrics": {name: _metric_fields(metric) for name, metric in METRICS.items()},
-        "overall": board.overall().to_dict(orient="records"),
+        "overall": [
+            {key: value for key, value in row.items() if pd.notna(value)}  # a level's own metrics only
+            for row in board.overall().to_dict(orient="records")
+        ],
         "rows": json.loads(board.frame().to_json(orient="records", double_precision=15)),
         "not_run": [{"cell": str(r.cell), "status": r.status, "reason": r.reason} for r in board.left_out],
         "not_records": board.foreign,
@@ -275,7 +319,7 @@ def render(board: Board, form: str = "md") -> str:
 
 
 def figures(board: Board, out: Path) -> list[Path]:
-    """The sufficiency and necessity curves of every table as PNG files; returns their paths."""
+    """The curves of every table as PNG files, and of patches a sheet of maps over pictures; returns their paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -285,30 +329,58 @@ def figures(board: Board, out: Path) -> list[Path]:
     made = []
     for table in board.tables:
         figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, constrained_layout=True)
+        inputs = table.level in INPUTS
         for record in table.records:
-            faith = record.faithfulness
-            if faith is None:
-                continue
-            index = np.arange(len(faith.full))
             style: dict[str, Any] = {
                 "linestyle": ":" if record.control else "-",
                 "linewidth": 1.2,
                 "marker": ".",
                 "markersize": 4,
             }
-            for axis, values in zip(axes, (faith.sufficiency, faith.necessity)):
-                axis.plot(faith.sizes, faith.curve(values, index), label=record.cell.method_label, **style)
-        for axis, name in zip(axes, ("sufficiency: top k kept", "necessity: top k replaced")):
-            axis.set(xscale="log", xlabel="components k", ylabel="faithfulness f", title=name)
+            for axis, (x, y) in zip(axes, _curves(record)):
+                axis.plot(x, y, label=record.cell.method_label, **style)
+        for axis, name in zip(axes, INPUT_CURVES if inputs else CURVES):
+            axis.set(ylabel="f" if inputs else "faithfulness f", title=name)
+            axis.set(xlabel="share of positions") if inputs else axis.set(xscale="log", xlabel="components k")
             axis.axhline(0, color="0.8", linewidth=0.8)
             axis.axhline(1, color="0.8", linewidth=0.8)
         axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.suptitle(table.title)
-        target = out / ("".join(ch if ch.isalnum() or ch in "._" else "-" for ch in table.title) + ".png")
-        figure.savefig(target, dpi=120)
+        name = "".join(ch if ch.isalnum() or ch in "._" else "-" for ch in table.title)
+        made.append(out / f"{name}.png")
+        figure.savefig(made[-1], dpi=120)
         plt.close(figure)
-        made.append(target)
+        if rows := _sheet(table):
+            made.append(out / f"{name}.maps.png")
+            contact_sheet([r.cell.method_label for r in table.records], rows, table.title, made[-1])
     return made
+
+
+CURVES = ("sufficiency: top k kept", "necessity: top k replaced")
+INPUT_CURVES = ("insertion: top k kept", "deletion: top k replaced")
+
+
+def _curves(record: Record) -> list[tuple[Any, Any]]:
+    """The two curves of a record, sizes and values."""
+    if record.localization is not None:
+        return [record.localization.curve(kind) for kind in ("insertion", "deletion")]
+    faith = record.faithfulness
+    assert faith is not None  # every finished record has the one or the other
+    index = np.arange(len(faith.full))
+    return [(faith.sizes, faith.curve(values, index)) for values in (faith.sufficiency, faith.necessity)]
+
+
+def _sheet(table: Table) -> list[SheetRow]:
+    """The rows of a table's contact sheet: the pictures its records hold; none but for patches."""
+    found = [r.localization for r in table.records if r.localization is not None and r.localization.grid is not None]
+    rows = []
+    for judged in zip(*(held.examples for held in found)):
+        if judged[0].picture:
+            picture = Image.open(io.BytesIO(base64.b64decode(judged[0].picture)))
+            maps = tuple(held.score_map(example) for held, example in zip(found, judged))
+            label = f"{judged[0].answer.strip()}\np = {judged[0].probability:.3f}"
+            rows.append(SheetRow(label, picture, maps))
+    return rows
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
@@ -331,8 +403,8 @@ def _with_interval(metric: Metric, a: Aggregate) -> str:
     return f"{text} [{number(metric, a.low)}, {number(metric, a.high)}]"
 
 
-def _cells(record: Record) -> list[str]:
-    return [_with_interval(METRICS[m], record.aggregates[m]) for m in COLUMNS]
+def _cells(record: Record, shown: Sequence[str]) -> list[str]:
+    return [_with_interval(METRICS[m], record.aggregates[m]) for m in shown]
 
 
 def _name(method: str, control: bool) -> str:
@@ -344,9 +416,17 @@ def _examples_line(table: Table) -> str:
     kept = record.kept["test"]
     subsets = "; ".join(f"{name} {right} of {seen}" for name, (right, seen) in sorted(kept.by_subset.items()))
     chance = "" if record.chance is None else f" Chance among the labels: {100 * record.chance:.0f} %."
+    scored = f"{record.kept['train'].kept} train examples scored"
+    if table.level in INPUTS:
+        scored = "each by its own scores"
+        chance += "".join(
+            f" {what}: {100 * record.aggregates[share].value:.1f} % of the positions."
+            for share, what in CHANCE.items()
+            if share in record.aggregates
+        )
     return (
         f"Answered correctly {kept.correct} of {kept.seen} test examples ({100 * kept.share:.0f} %: {subsets}); "
-        f"n = {kept.kept} of them judged here, {record.kept['train'].kept} train examples scored.{chance}"
+        f"n = {kept.kept} of them judged here, {scored}.{chance}"
     )
 
 
@@ -365,9 +445,10 @@ def _how_it_ran(board: Board) -> str:
     return f"{counts}. Models: {named}. {'; '.join(dtypes)} ({'; '.join(sources)}). {'; '.join(versions)}."
 
 
-def _legend() -> str:
+def _legend(board: Board) -> str:
+    held = list(dict.fromkeys(m for table in board.tables for m in table.columns)) or COLUMNS
     shown = "; ".join(
-        f"**{METRICS[m].title}** {'↑' if METRICS[m].better == 'higher' else '↓'} ({METRICS[m].unit})" for m in COLUMNS
+        f"**{METRICS[m].title}** {'↑' if METRICS[m].better == 'higher' else '↓'} ({METRICS[m].unit})" for m in held
     )
     return (
         f"{shown}. Brackets: 95 % bootstrap interval over the test examples, taken as independent (for seconds: "

@@ -686,6 +686,12 @@ class Model:
         finally:
             handle.remove()
 
+    def embeddings(self, batch: Batch) -> Tensor:
+        """``[B, T, d_model]``: ``hook_embed`` of a batch, without running the model."""
+        with torch.no_grad(), self._images_in(batch):
+            found: Tensor = self._embed(batch.tokens)
+        return found
+
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask}
         if "position_ids" in self._forward_names:

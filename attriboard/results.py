@@ -18,13 +18,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .components import INPUTS
 from .context import Kept
 from .errors import ConfigurationError
 from .evaluation.ablation import Ablation
 from .evaluation.faithfulness import Faithfulness
+from .evaluation.localization import Localization
 from .evaluation.metrics import METRICS
 from .evaluation.speed import Speed
-from .interventions import Replacement
+from .interventions import InputReplacement
+
+Family = Faithfulness | Ablation | Localization
 
 SCHEMA = 1
 MARKER = "suite.json"
@@ -48,7 +52,7 @@ class Cell(Strict):
     method_options: dict[str, Any] = Field(default_factory=dict)
     model: str
     level: str
-    replacement: Replacement = "counterfactual"
+    replacement: InputReplacement = "counterfactual"
     seed: int = 0
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -78,6 +82,7 @@ class Settings(Strict):
         max_kept, min_kept: most and fewest correctly answered examples used per split.
         max_train: most of them scored by the method, if fewer than max_kept.
         ablation_draws: random sets per size.
+        rings: see :func:`attriboard.evaluation.localization.evaluate`; 0 is measured in any case.
         speed_examples, speed_repeats, speed_max_seconds: see :func:`attriboard.evaluation.speed.measure`.
         batch_size: most rows in one forward pass; does not change results.
         dtype, device: of the model.
@@ -89,6 +94,7 @@ class Settings(Strict):
     min_kept: int = Field(8, ge=1)
     max_train: int | None = Field(None, ge=1)
     ablation_draws: int = Field(5, ge=1)
+    rings: tuple[Literal[0, 1], ...] = (0,)
     speed_examples: int = Field(4, ge=1)
     speed_repeats: int = Field(3, ge=1)
     speed_max_seconds: float = Field(30.0, gt=0)
@@ -116,7 +122,10 @@ class Provenance(Strict):
 
 
 class ModelFacts(Strict):
-    """Which weights were used; the hash is over the parameters as loaded."""
+    """Which weights were used; the hash is over the parameters as loaded.
+
+    ``n_components`` counts what a method scores; at levels of inputs, the most positions of any test example.
+    """
 
     source: str
     weights_sha256: str
@@ -143,9 +152,12 @@ class Record(Strict):
         data_sha256: of the tokens of every example drawn.
         kept: by split, what was seen, answered and kept.
         items: the base item of each test example, in the order of the per-example measurements.
-        top: the twenty highest components with their scores.
-        scores_sha256: of all scores as float32.
+        top: the twenty highest components with their scores; empty at levels of inputs, where scores belong to examples
+            and stand in ``localization``.
+        scores_sha256: of all scores as float32, one test example after the other at levels of inputs.
         scores_metadata: what the method says of its scores.
+        faithfulness, ablation: measured at levels of components.
+        localization: measured at levels of inputs.
         aggregates: by metric name.
         seconds: wall time of the cell's parts.
     """
@@ -171,6 +183,7 @@ class Record(Strict):
     scores_metadata: dict[str, Any] = Field(default_factory=dict)
     faithfulness: Faithfulness | None = None
     ablation: Ablation | None = None
+    localization: Localization | None = None
     speed: Speed | None = None
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
@@ -180,12 +193,22 @@ class Record(Strict):
     def _whole(self) -> Record:
         if self.schema_version != SCHEMA:
             raise ValueError(f"schema version {self.schema_version}, this version reads {SCHEMA}")
-        if self.status == "ok" and not (self.faithfulness and self.ablation and self.speed and "test" in self.kept):
+        if self.status != "ok":
+            return self
+        measured = self.localization if self.cell.level in INPUTS else self.faithfulness and self.ablation
+        if not (measured and self.speed and "test" in self.kept):
             raise ValueError("an 'ok' record without its measurements")
-        missing = set(METRICS) - set(self.aggregates) if self.status == "ok" else set()
-        if missing:
+        families = {*self.families, "speed"}
+        expected = {name for name, m in METRICS.items() if m.family in families and not m.optional}
+        if missing := expected - set(self.aggregates):
             raise ValueError(f"an 'ok' record without {', '.join(sorted(missing))}")
         return self
+
+    @property
+    def families(self) -> dict[str, Family]:
+        """What was measured of the test examples, by the family of its metrics."""
+        found = {"faithfulness": self.faithfulness, "ablation": self.ablation, "localization": self.localization}
+        return {name: family for name, family in found.items() if family is not None}
 
     @property
     def filename(self) -> str:

@@ -10,27 +10,29 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
-from .components import Level, get_level
+from .components import InputLevel, Level, get_level
 from .context import Context
 from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
-from .evaluation import ablation, faithfulness, speed
+from .evaluation import ablation, faithfulness, localization, speed
 from .evaluation.metrics import METRICS
+from .interventions import Replacement, check_replacement
 from .loading import fingerprint, hash_file, load_model
-from .method import Method, checked, methods
-from .model import Cost, Model
-from .results import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings, digest
+from .method import Method, checked, checked_inputs, methods
+from .model import Cost, EncodedExample, Model
+from .results import Aggregate, Cell, Family, Folder, ModelFacts, Provenance, Record, Settings, digest
 from .scores import Scores
 from .statistics import bootstrap_interval
 from .task import tasks
@@ -39,6 +41,7 @@ _DETERMINING = (
     "architectures.py",
     "components.py",
     "context.py",
+    "images.py",
     "interventions.py",
     "loading.py",
     "log_prob.py",
@@ -47,8 +50,10 @@ _DETERMINING = (
     "scores.py",
     "statistics.py",
     "task.py",
+    "vision.py",
     "evaluation/ablation.py",
     "evaluation/faithfulness.py",
+    "evaluation/localization.py",
     "evaluation/metrics.py",
     "evaluation/speed.py",
 )
@@ -220,19 +225,29 @@ class Workshop:
         method = methods.make(cell.method, cell.method_options)
         if "seed" in type(method).__dataclass_fields__ and "seed" not in cell.method_options:
             method.seed = cell.seed  # type: ignore[attr-defined]
+        check_replacement(cell.replacement, level.name)
         method.check_level(level)
-        method.check_examples(context.train)
+        method.check_examples(_scored_split(context, level))
         # cells that differ in the replacement of the evaluation alone have the same scores
         key = digest([cell.method, cell.method_options, cell.level])
         if key not in self._scored:
             self._scored[key] = self._score(method, context, level, s)
         scored = self._scored[key]
-        scores, fast = scored.scores, scored.speed
+        scores = scored.scores
         clock = _Clock(dict(scored.laps))
-        faith = faithfulness.evaluate(context, scores, level, cell.replacement)
-        clock.lap("faithfulness")
-        drops = ablation.evaluate(context, scores, level, cell.replacement, s.ablation_draws)
-        clock.lap("ablation")
+        families: dict[str, Family]
+        if isinstance(scores, Scores):
+            replacement = cast(Replacement, cell.replacement)
+            families = {"faithfulness": faithfulness.evaluate(context, scores, level, replacement)}
+            clock.lap("faithfulness")
+            families["ablation"] = ablation.evaluate(context, scores, level, replacement, s.ablation_draws)
+            clock.lap("ablation")
+            values = [scores.values]
+        else:
+            found = localization.evaluate(context, scores, cast(InputLevel, level), cell.replacement, s.rings)
+            families = {"localization": found}
+            clock.lap("localization")
+            values = scores
         return {
             "status": "ok",
             "task_version": task.version,
@@ -241,7 +256,7 @@ class Workshop:
                 weights_sha256=model.weights_sha256,
                 n_layers=model.n_layers,
                 n_heads=model.n_heads,
-                n_components=level.size(model),
+                n_components=max(v.numel() for v in values),
             ),
             "data_sha256": context.data_sha256,
             "kept": context.kept,
@@ -249,40 +264,49 @@ class Workshop:
             "items": [e.example.item for e in context.test],
             "subsets": [e.example.subset for e in context.test],
             "control": method.control,
-            "top": scores.top(20),
-            "scores_sha256": hashlib.sha256(scores.values.numpy().tobytes()).hexdigest(),
-            "scores_metadata": _brief(scores.metadata),
-            "faithfulness": faith,
-            "ablation": drops,
-            "speed": fast,
-            "aggregates": aggregates(faith, drops, fast),
+            "top": scores.top(20) if isinstance(scores, Scores) else [],
+            "scores_sha256": hashlib.sha256(b"".join(v.numpy().tobytes() for v in values)).hexdigest(),
+            "scores_metadata": _brief(scores.metadata) if isinstance(scores, Scores) else {},
+            **families,
+            "speed": scored.speed,
+            "aggregates": aggregates(len(context.test), families.values(), scored.speed),
             "seconds": clock.laps,
             "provenance": provenance(model.device),
         }
 
     def _score(self, method: Method, context: Context, level: Level, s: Settings) -> _Scored:
-        """Scores from the train split and what they cost."""
-        model = context.model
+        """Scores and what they cost: one set from the train split, or of inputs one for each test example."""
+        model, examples = context.model, _scored_split(context, level)
+
+        def score(chosen: Sequence[EncodedExample]) -> Scores | list[Tensor]:
+            if level.inputs:
+                return checked_inputs(method.each(model, chosen, level), method)
+            return checked(method.attribute(model, chosen, level), method, model, level)
+
         model.cost = Cost()
         clock = _Clock()
         with speed.PeakMemory(model.device) as memory:
-            scores = checked(method.attribute(model, context.train, level), method, model, level)
+            scores = score(examples)
         seconds = clock.lap("attribute")
-        n = len(context.train)
+        n = len(examples)
         if seconds > 10 * s.speed_max_seconds:  # too slow to repeat: this run is the measurement
             fast = speed.once(n, seconds, model.cost.total / n, memory.mib)
         else:
-            some = context.train[: s.speed_examples]
-            fast = speed.measure(method, model, some, level, s.speed_repeats, s.speed_max_seconds, memory.mib)
+            some = examples[: s.speed_examples]
+            fast = speed.measure(score, model, some, s.speed_repeats, s.speed_max_seconds, memory.mib)
         clock.lap("speed")
         return _Scored(scores, fast, clock.laps)
 
 
-def aggregates(faith: faithfulness.Faithfulness, drops: ablation.Ablation, fast: speed.Speed) -> dict[str, Aggregate]:
-    """Every metric with its interval, from the per-example measurements alone."""
-    n = len(faith.full)
+def _scored_split(context: Context, level: Level) -> list[EncodedExample]:
+    """Components are scored on the train split; scores of inputs belong to the test examples they are judged on."""
+    return context.test if level.inputs else context.train
+
+
+def aggregates(n: int, families: Iterable[Family], fast: speed.Speed) -> dict[str, Aggregate]:
+    """Every metric of ``n`` test examples with its interval, from the per-example measurements alone."""
     found: dict[str, Aggregate] = {}
-    for name, statistic in {**faith.statistics(), **drops.statistics()}.items():
+    for name, statistic in (item for family in families for item in family.statistics().items()):
         interval = bootstrap_interval(n, statistic)
         low, high = interval or (None, None)
         value = float(statistic(np.arange(n)))
@@ -318,9 +342,9 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scores from the train split, what they cost per example, and the seconds both took."""
+    """Scores (of inputs: one tensor per test example), what they cost per example, and the seconds both took."""
 
-    scores: Scores
+    scores: Scores | list[Tensor]
     speed: speed.Speed
     laps: dict[str, float]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .components import LEVELS, get_level
 from .errors import ConfigurationError, UnknownNameError
-from .interventions import Replacement
+from .interventions import InputReplacement, check_replacement
 from .loading import check_model_name
 from .method import methods
 from .results import Cell, Settings
@@ -48,7 +48,7 @@ class Group(BaseModel):
     tasks: list[Spec] = Field(min_length=1)
     methods: list[Spec] = Field(min_length=1)
     levels: list[str] = Field(min_length=1)
-    replacements: tuple[Replacement, ...] = ("counterfactual",)
+    replacements: tuple[InputReplacement, ...] = ("counterfactual",)
     models: list[str] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -119,6 +119,8 @@ class Suite(BaseModel):
             self._check_settings(group)
             for level in group.levels:
                 get_level(level)
+                for replacement in group.replacements:
+                    check_replacement(replacement, level)
             for spec in group.tasks:
                 able = tasks.make(spec.name, spec.options).levels
                 for level in group.levels:
@@ -234,12 +236,12 @@ class Suite(BaseModel):
         return f"suite {self.name!r} has no cell with {asked}."
 
 
-Found = tuple[Spec, Spec, str, Replacement, str, Group]
+Found = tuple[Spec, Spec, str, InputReplacement, str, Group]
 
 
 def _in_order(
     found: Iterable[Found], seeds: Sequence[int]
-) -> list[tuple[Spec, Spec, str, Replacement, str, Group, int]]:
+) -> list[tuple[Spec, Spec, str, InputReplacement, str, Group, int]]:
     """Grouped by model, seed, task, then level, so that what cells share is in memory when they come."""
     listed = [(*cell, seed) for cell in found for seed in seeds]
 

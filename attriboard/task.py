@@ -93,6 +93,8 @@ class Task(ABC):
         all_subsets: the parts the task has; examples are drawn from them in turn.
         marks: the names of the marks its examples carry.
         regions: the names of the image regions its examples carry.
+        evidence: the marks (at level tokens) and regions (at level patches) that hold what the answer follows from.
+        distractors: those that hold what a wrong answer could follow from.
         levels: the levels that can be scored on it.
         modality: "text", or "vision" if its examples have images.
         stream: tasks with the same one draw the same candidates from the same seed; each its own by default.
@@ -108,6 +110,8 @@ class Task(ABC):
     all_subsets: ClassVar[tuple[str, ...]] = ()
     marks: ClassVar[tuple[str, ...]] = ()
     regions: ClassVar[tuple[str, ...]] = ()
+    evidence: ClassVar[tuple[str, ...]] = ()
+    distractors: ClassVar[tuple[str, ...]] = ()
     levels: ClassVar[tuple[str, ...]] = ("heads", "neurons", "attn_neurons", "nodes", "tokens")
     modality: ClassVar[str] = "text"
     stream: ClassVar[str] = ""

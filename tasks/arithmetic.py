@@ -86,6 +86,8 @@ class Arithmetic(Task):
     labels: ClassVar[tuple[str, ...]] = tuple("0123456789")
     all_subsets: ClassVar[tuple[str, ...]] = tuple(SIGNS)
     marks: ClassVar[tuple[str, ...]] = ("operands", "operator", "label")
+    evidence: ClassVar[tuple[str, ...]] = ("operands", "operator")
+    distractors: ClassVar[tuple[str, ...]] = ("label",)
 
     shots: int = 2
     largest: int = 20

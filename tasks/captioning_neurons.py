@@ -97,6 +97,8 @@ class CaptioningNeurons(Task):
     paper: ClassVar[str] = "arXiv:2311.07470"
     all_subsets: ClassVar[tuple[str, ...]] = ("kind", "color")
     regions: ClassVar[tuple[str, ...]] = ("object", "other", "background")
+    evidence: ClassVar[tuple[str, ...]] = ("object",)
+    distractors: ClassVar[tuple[str, ...]] = ("other",)
     levels: ClassVar[tuple[str, ...]] = ("heads", "neurons", "attn_neurons", "nodes", "patches", "tokens")
     modality: ClassVar[str] = "vision"
     writes: ClassVar[int] = 32

@@ -122,6 +122,8 @@ class ColorTqa(Task):
     labels: ClassVar[tuple[str, ...]] = tuple(f" {color}" for color in COLORS)
     all_subsets: ClassVar[tuple[str, ...]] = ("two_objects", "three_objects")
     marks: ClassVar[tuple[str, ...]] = ("color", "other_color", "object")
+    evidence: ClassVar[tuple[str, ...]] = ("color",)
+    distractors: ClassVar[tuple[str, ...]] = ("other_color",)
 
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
         count = 2 if subset == "two_objects" else 3

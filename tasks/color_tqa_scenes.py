@@ -34,6 +34,8 @@ class ColorTqaScenes(ColorVqa):
     version: ClassVar[int] = 1
     description: ClassVar[str] = "Read what the picture of color_vqa shows and name the color of one object."
     marks: ClassVar[tuple[str, ...]] = ("color", "other_color", "object")
+    evidence: ClassVar[tuple[str, ...]] = ("color",)
+    distractors: ClassVar[tuple[str, ...]] = ("other_color",)
     regions: ClassVar[tuple[str, ...]] = Task.regions
     levels: ClassVar[tuple[str, ...]] = Task.levels
     modality: ClassVar[str] = Task.modality

@@ -127,6 +127,8 @@ class ColorVqa(Task):
     all_subsets: ClassVar[tuple[str, ...]] = ("one_object", "two_objects", "three_objects", "held_out")
     marks: ClassVar[tuple[str, ...]] = ("object",)
     regions: ClassVar[tuple[str, ...]] = ("object", "other", "background")
+    evidence: ClassVar[tuple[str, ...]] = ("object",)
+    distractors: ClassVar[tuple[str, ...]] = ("other",)
     levels: ClassVar[tuple[str, ...]] = ("heads", "neurons", "attn_neurons", "nodes", "patches", "tokens")
     modality: ClassVar[str] = "vision"
     stream: ClassVar[str] = "color_scenes:1"

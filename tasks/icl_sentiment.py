@@ -58,6 +58,7 @@ class IclSentiment(Task):
     labels: ClassVar[tuple[str, ...]] = (" positive", " negative")
     all_subsets: ClassVar[tuple[str, ...]] = ("balanced", "imbalanced", "order")
     marks: ClassVar[tuple[str, ...]] = ("label", "query")
+    evidence: ClassVar[tuple[str, ...]] = ("query",)
 
     shots: int = 4
     label_words: Sequence[str] = ("positive", "negative")

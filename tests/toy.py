@@ -26,6 +26,7 @@ class Repeat(Task):
     labels = tuple(WORDS)
     all_subsets = ("short", "long")
     marks = ("last",)
+    evidence = ("last",)
 
     def candidates(self, subset, rng):
         while True:
@@ -48,7 +49,7 @@ class Hopeless(Repeat):
 '''
 
 METHODS = '''
-"""Methods that go wrong, each in its own way."""
+"""Methods that go wrong, each in its own way, and two that score tokens."""
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,44 @@ class Raises(Method):
 
     def attribute(self, model, examples, level):
         raise ZeroDivisionError("its own mistake")
+
+
+@dataclass
+class LastToken(Method):
+    """Scores the last token 1 and every other 0."""
+
+    name = "last_token"
+    paper = "none"
+    description = "knows the answer to the toy task"
+    levels = ("tokens",)
+
+    def score_batch(self, model, batch, level):
+        return torch.nn.functional.one_hot(batch.last, batch.tokens.shape[1]).float()
+
+
+@dataclass
+class EmbeddingSum(Method):
+    """Scores a position by the sum of its embedding, which says nothing and depends on that position alone."""
+
+    name = "embedding_sum"
+    paper = "none"
+    description = "the sum of the embedding"
+    levels = ("tokens", "patches")
+    control = True
+
+    def score_batch(self, model, batch, level):
+        return model.embeddings(batch).sum(-1)
+
+
+@dataclass
+class NotANumberThere(Method):
+    name = "not_a_number_there"
+    paper = "none"
+    description = "goes wrong"
+    levels = ("tokens",)
+
+    def score_batch(self, model, batch, level):
+        return torch.full(batch.tokens.shape, float("nan"))
 
 
 @dataclass

@@ -30,9 +30,14 @@ _METRIC = 0
 """Index of the task's metric among the measures."""
 
 
+def nearest(fraction: float, n: int) -> int:
+    """The whole number nearest to a fraction of ``n``, at least 1."""
+    return max(1, int(fraction * n + 0.5))
+
+
 def sizes(n: int) -> list[int]:
     """The distinct whole numbers nearest to 0.1 ... 100 % of ``n``, at least 1."""
-    return sorted({max(1, int(fraction * n + 0.5)) for fraction in FRACTIONS})
+    return sorted({nearest(fraction, n) for fraction in FRACTIONS})
 
 
 def mib_sizes(n: int) -> list[int]:

@@ -23,6 +23,7 @@ class Metric:
         family: the evaluation it belongs to.
         digits: decimals shown on the board.
         description: what it is, in a sentence or two.
+        optional: True if a record with the family's measurements may lack it.
     """
 
     name: str
@@ -33,7 +34,13 @@ class Metric:
     family: str
     digits: int
     description: str
+    optional: bool = False
 
+
+_RING = (
+    " Each patch goes together with the eight around it, since attention in the vision tower writes an object into "
+    "the features of neighboring patches; the axis is the share of patches really replaced."
+)
 
 METRICS: dict[str, Metric] = {
     m.name: m
@@ -116,6 +123,214 @@ METRICS: dict[str, Metric] = {
             "As the drop in p, for the share of examples answered correctly.",
         ),
         Metric(
+            "insertion_auc",
+            "insertion",
+            1,
+            "1 = perfect",
+            "higher",
+            "localization",
+            3,
+            "Linear area under f of the insertion curve (all positions replaced but the top k of each example) over "
+            "the share k/n of positions, from 0 to 1 (Petsiuk et al. 2018, arXiv:1806.07421, normalized). Not clipped.",
+        ),
+        Metric(
+            "deletion_auc",
+            "deletion",
+            1,
+            "0 = perfect",
+            "lower",
+            "localization",
+            3,
+            "Linear area under f of the deletion curve (the top k positions of each example replaced) over the share "
+            "k/n of positions, from 0 to 1 (Petsiuk et al. 2018, arXiv:1806.07421, normalized). Not clipped.",
+        ),
+        Metric(
+            "comprehensiveness_aopc",
+            "comp.",
+            1,
+            "probability",
+            "higher",
+            "localization",
+            3,
+            "Drop in p(answer) when the top 1, 5, 10, 20 and 50 % of the positions (at least one) are replaced, "
+            "averaged over these five bins (DeYoung et al. 2020, arXiv:1911.03429; their formula also counts the "
+            "empty bin, which multiplies by 5/6).",
+        ),
+        Metric(
+            "sufficiency_aopc",
+            "suff.",
+            1,
+            "probability",
+            "lower",
+            "localization",
+            3,
+            "Drop in p(answer) when all positions but the top 1, 5, 10, 20 and 50 % (at least one) are replaced, "
+            "averaged over these five bins (DeYoung et al. 2020, arXiv:1911.03429).",
+        ),
+        Metric(
+            "pointing_game",
+            "pointing",
+            1,
+            "share of examples",
+            "higher",
+            "localization",
+            3,
+            "Whether the highest position (the first of equal ones) is evidence, by the marks or regions that the task "
+            "declares (Zhang et al. 2016, arXiv:1608.00507, without their margin). By chance: the share of evidence.",
+            optional=True,
+        ),
+        Metric(
+            "precision_at_mark",
+            "precision",
+            1,
+            "share of positions",
+            "higher",
+            "localization",
+            3,
+            "Share of evidence among as many top positions as there is evidence. By chance: the share of evidence.",
+            optional=True,
+        ),
+        Metric(
+            "iou_best",
+            "IoU",
+            1,
+            "1 = perfect",
+            "higher",
+            "localization",
+            3,
+            "Intersection over union of the evidence and the positions that score at least t, at the best t of each "
+            "example. Never below the share of evidence, which marking everything gives.",
+            optional=True,
+        ),
+        Metric(
+            "iou_half",
+            "IoU at 0.5",
+            1,
+            "1 = perfect",
+            "higher",
+            "localization",
+            3,
+            "Intersection over union of the evidence and the positions above the middle between an example's smallest "
+            "and largest score; 0 where all scores are equal.",
+            optional=True,
+        ),
+        Metric(
+            "mass_evidence",
+            "mass in evidence",
+            1,
+            "share of score",
+            "higher",
+            "localization",
+            3,
+            "Share of the positive scores that lies in the evidence (relevance mass, Arras et al. 2022, "
+            "arXiv:2003.07258); an example without a positive score counts as equal scores. By chance: the share of "
+            "evidence.",
+            optional=True,
+        ),
+        Metric(
+            "mass_other",
+            "mass in distractors",
+            1,
+            "share of score",
+            "lower",
+            "localization",
+            3,
+            "As the mass in the evidence, for the marks or regions that the task declares as distractors. By chance: "
+            "their share.",
+            optional=True,
+        ),
+        Metric(
+            "mass_background",
+            "mass elsewhere",
+            1,
+            "share of score",
+            "lower",
+            "localization",
+            3,
+            "As the mass in the evidence, for positions that are neither evidence nor distractors. By chance: their "
+            "share.",
+            optional=True,
+        ),
+        Metric(
+            "evidence_share",
+            "share of evidence",
+            1,
+            "share of positions",
+            "neither",
+            "localization",
+            3,
+            "Share of the positions that is evidence: covered by it by at least a quarter or, where there is none, the "
+            "one covered most. The chance level of pointing, precision and mass.",
+            optional=True,
+        ),
+        Metric(
+            "other_share",
+            "share of distractors",
+            1,
+            "share of positions",
+            "neither",
+            "localization",
+            3,
+            "Share of the positions that is distractors and not evidence: the chance level of the mass there.",
+            optional=True,
+        ),
+        Metric(
+            "background_share",
+            "share elsewhere",
+            1,
+            "share of positions",
+            "neither",
+            "localization",
+            3,
+            "Share of the positions that is neither evidence nor distractors: the chance level of the mass there.",
+            optional=True,
+        ),
+        Metric(
+            "insertion_auc_ring1",
+            "insertion, ring 1",
+            1,
+            "1 = perfect",
+            "higher",
+            "localization",
+            3,
+            f"As the insertion area.{_RING}",
+            optional=True,
+        ),
+        Metric(
+            "deletion_auc_ring1",
+            "deletion, ring 1",
+            1,
+            "0 = perfect",
+            "lower",
+            "localization",
+            3,
+            f"As the deletion area.{_RING}",
+            optional=True,
+        ),
+        Metric(
+            "comprehensiveness_aopc_ring1",
+            "comp., ring 1",
+            1,
+            "probability",
+            "higher",
+            "localization",
+            3,
+            "As comprehensiveness, each of the top patches together with the eight around it: a scattered top is then "
+            "more patches than one that hangs together.",
+            optional=True,
+        ),
+        Metric(
+            "sufficiency_aopc_ring1",
+            "suff., ring 1",
+            1,
+            "probability",
+            "lower",
+            "localization",
+            3,
+            "As sufficiency, each of the top patches together with the eight around it.",
+            optional=True,
+        ),
+        Metric(
             "seconds_per_example",
             "s / example",
             1,
@@ -123,9 +338,10 @@ METRICS: dict[str, Metric] = {
             "lower",
             "speed",
             3,
-            "Time the method takes per example: median of warm repeats on the suite's first speed_examples train "
-            "examples, with their smallest and largest; for a method too slow to repeat, its one run over the train "
-            "split. Work that a method does once for all examples counts in full.",
+            "Time the method takes per example: median of warm repeats on the first speed_examples examples that it "
+            "scores (of the train split; of the test split at levels of inputs), with their smallest and largest; for "
+            "a method too slow to repeat, its one run over the split. Work that a method does once for all examples "
+            "counts in full.",
         ),
         Metric(
             "forward_equivalents",
@@ -147,7 +363,7 @@ METRICS: dict[str, Metric] = {
             "lower",
             "speed",
             0,
-            "Most memory the method held above what was there before it started, while scoring the train split: "
+            "Most memory the method held above what was there before it started, while scoring its split: "
             "allocated GPU memory on a GPU, growth of the process' resident memory on a CPU.",
         ),
     )
@@ -167,6 +383,11 @@ def page() -> str:
         "0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 % of the level's n components, at least 1; MIB's two scores use",
         "floor(k n).",
         "f is never clipped.",
+        "",
+        "At levels of inputs (patches, tokens) the same f is taken over positions of the input: m_empty is the model",
+        "with every position of the level replaced, and the sizes are those nearest to 1, 2, 5, 10, 20, 50 and 100 %",
+        "of each example's own n positions. Areas belong to an example; like the metric itself they are averaged over",
+        "examples before the division. *Evidence* and *distractors* are marks or regions that the task declares.",
         "",
     ]
     for metric in METRICS.values():

@@ -8,7 +8,7 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,19 +17,20 @@ from pydantic import BaseModel, ConfigDict
 from ..model import Cost
 
 if TYPE_CHECKING:
-    from ..components import Level
-    from ..method import Method
     from ..model import EncodedExample, Model
+
+Scoring = Callable[[Sequence["EncodedExample"]], object]
+"""Runs a method on examples: its ``attribute`` at a level of components, its ``each`` at a level of inputs."""
 
 
 class Speed(BaseModel):
-    """What a method costs; times are taken on the first examples of the train split.
+    """What a method costs, on the examples it scores: the train split, or the test split at levels of inputs.
 
     Attributes:
-        examples: how many examples each repeat scores.
+        examples: how many examples each repeat scores, the first of the split.
         seconds: of each warm repeat (CUDA events on a GPU).
         forward_equivalents: passes per example; a backward pass counts as two.
-        peak_memory_mib: most memory held above the start while scoring the whole train split.
+        peak_memory_mib: most memory held above the start while scoring the whole split.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -41,43 +42,43 @@ class Speed(BaseModel):
 
 
 def once(examples: int, seconds: float, forwards: float, peak_memory_mib: float) -> Speed:
-    """The measurement of a method too slow to repeat: its one run over the train split."""
+    """The measurement of a method too slow to repeat: its one run over the split."""
     return Speed(examples=examples, seconds=[seconds], forward_equivalents=forwards, peak_memory_mib=peak_memory_mib)
 
 
 def measure(
-    method: Method,
+    score: Scoring,
     model: Model,
     examples: Sequence[EncodedExample],
-    level: Level,
     repeats: int,
     max_seconds: float,
     peak_memory_mib: float,
 ) -> Speed:
-    """Times ``method.attribute`` on ``examples``.
+    """Times a method on ``examples``.
 
-    The caller has run the method on the whole train split before, under :class:`PeakMemory`, so that it is warm here.
+    The caller has run the method on the whole split before, under :class:`PeakMemory`, so that it is warm here.
     Repeats stop after ``max_seconds``, but at least one is made.
     """
     model.cost = Cost()
-    seconds = [_timed(method, model, examples, level)]
+    seconds = [timed(lambda: score(examples), model.device)]
     work = model.cost.total / len(examples)
     while len(seconds) < repeats and sum(seconds) < max_seconds:
-        seconds.append(_timed(method, model, examples, level))
+        seconds.append(timed(lambda: score(examples), model.device))
     return Speed(examples=len(examples), seconds=seconds, forward_equivalents=work, peak_memory_mib=peak_memory_mib)
 
 
-def _timed(method: Method, model: Model, examples: Sequence[EncodedExample], level: Level) -> float:
-    if model.device.type != "cuda":
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a piece of work takes, by CUDA events on a GPU."""
+    if device.type != "cuda":
         start = time.perf_counter()
-        method.attribute(model, examples, level)
+        work()
         return time.perf_counter() - start
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize(model.device)
+    torch.cuda.synchronize(device)
     begin.record()
-    method.attribute(model, examples, level)
+    work()
     end.record()
-    torch.cuda.synchronize(model.device)
+    torch.cuda.synchronize(device)
     return begin.elapsed_time(end) / 1000.0
 
 
