@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import scipy.stats
 from numpy.typing import NDArray
 
 from ..statistics import Array, bootstrap_interval
@@ -50,11 +51,11 @@ def render(comparison: Comparison) -> str:
 # --- sentences chosen by numbers --------------------------------------------------------------------------------------
 
 
-def against(interval: Interval, reference: float, above: str, below: str, neither: str) -> str:
-    """One of three sentences: the interval lies above the reference, below it, or holds it (or is undefined)."""
-    if interval is not None and interval[0] > reference:
+def against(interval: Interval, low: float, high: float, above: str, below: str, neither: str) -> str:
+    """One of three sentences: the interval lies above ``high``, below ``low``, or neither (or is undefined)."""
+    if interval is not None and interval[0] > high:
         return above
-    if interval is not None and interval[1] < reference:
+    if interval is not None and interval[1] < low:
         return below
     return neither
 
@@ -64,8 +65,12 @@ def number(value: float, interval: Interval = None, with_interval: bool = True) 
     if not np.isfinite(value):
         return "–"
     if not with_interval:
-        return f"{value:.2f}"
-    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]" if interval is not None else f"{value:.2f} [–]"
+        return _two(value)
+    return f"{_two(value)} [{_two(interval[0])}, {_two(interval[1])}]" if interval is not None else f"{_two(value)} [–]"
+
+
+def _two(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # adding zero leaves no "-0.00"
 
 
 def measured(n: int, statistic: Statistic) -> tuple[float, Interval]:
@@ -89,11 +94,13 @@ def _means(pair: Pair, index: NDArray[np.intp]) -> tuple[Array, Array]:
 def _heads(title: str, pair: Pair, first: str, second: str) -> list[str]:
     n_items, n = len(pair.twins), len(pair.first[0])
     rho, interval = measured(n_items, lambda index: spearman(*_means(pair, index)))
+    unrelated = scipy.stats.norm.ppf(0.975) / np.sqrt(n - 1)
     verdict = against(
         interval,
-        0.0,
+        -unrelated,
+        unrelated,
         f"{first} and {second} rank heads alike, beyond chance.",
-        f"{first} and {second} rank heads in opposite order.",
+        f"{first} and {second} rank heads in opposite order, beyond chance.",
         f"no common order of heads can be told from chance in {first} and {second}.",
     )
     halves = split_half(np.asarray(pair.first), np.asarray(pair.second))
@@ -101,7 +108,8 @@ def _heads(title: str, pair: Pair, first: str, second: str) -> list[str]:
         f"### {title}",
         "",
         f"{n_items} questions answered right in both; {n} heads, ranked by their mean score. Rank correlation "
-        f"(Spearman) {number(rho, interval)}: {verdict}",
+        f"(Spearman) {number(rho, interval)}: {verdict} (Of two unrelated orders of {n} heads it lies within "
+        f"±{_two(unrelated)} 19 times in 20.)",
         "",
         f"What sampling alone allows, as the rank correlation between two halves of the questions ({n_items // 2} "
         f"each; median and middle 95 % of {DIVISIONS} random divisions):",
@@ -119,15 +127,17 @@ def _heads(title: str, pair: Pair, first: str, second: str) -> list[str]:
         spread[name] = (float(low), float(high)) if np.isfinite(low) else None
         lines.append(f"| {one} | {other} | {number(float(middle), spread[name])} |")
     lines += ["", _ceiling(halves, spread, first, second), ""]
-    lines += ["| top k | shared | by chance |", "| --- | --- | --- |"]
+    lines += ["| top k | shared | of unrelated orders: mean (middle 95 %) |", "| --- | --- | --- |"]
     said = []
     for k in (k for k in KS if k < n):
         share, low_high = measured(n_items, lambda index, k=k: overlap(*_means(pair, index), k))  # type: ignore[misc]
-        lines.append(f"| {k} | {number(share, low_high)} | {k / n:.2f} |")
+        low, high = scipy.stats.hypergeom.ppf([0.025, 0.975], n, k, k) / k
+        lines.append(f"| {k} | {number(share, low_high)} | {_two(k / n)} ({_two(low)} to {_two(high)}) |")
         said.append(
             against(
                 low_high,
-                k / n,
+                low,
+                high,
                 f"The top {k} share more heads than chance would give them.",
                 f"The top {k} share fewer heads than chance would give them.",
                 f"Whether the top {k} share more heads than by chance is open.",
@@ -143,7 +153,7 @@ def _ceiling(halves: dict[str, Array], spread: dict[str, Interval], first: str, 
         return "Where a correlation is not defined (equal scores), nothing can be said of this."
     if between < min(interval[0] for interval in within if interval is not None):
         return f"{first} and {second} agree less than halves of either do with each other."
-    return f"{first} and {second} agree no less than the less consistent of the two does with itself."
+    return f"That {first} and {second} agree less than halves of either do with each other cannot be told."
 
 
 def _ranks(c: Comparison, pair: Pair, one: str, other: str) -> list[str]:
@@ -171,6 +181,7 @@ def _accuracy(c: Comparison) -> list[str]:
     a, b = c.models[0].name, c.models[1].name
     verdict = against(
         interval,
+        0.0,
         0.0,
         f"{a} answers more of them right than {b}.",
         f"{a} answers fewer of them right than {b}.",
@@ -242,6 +253,7 @@ def _view_sentence(x: Array, y: Array, reference: str, depths: int) -> str:
     named = {"other": "other objects", "background": "the background"}[reference]
     verdict = against(
         interval,
+        0.0,
         0.0,
         f"patches of the object asked for show the word more often than those of {named}.",
         f"patches of the object asked for show the word less often than those of {named}.",
