@@ -6,7 +6,7 @@ over that slice; a level knows both, so that methods and evaluation never handle
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -157,6 +157,17 @@ class InputLevel(Level):
             at = torch.tensor(self.positions(model, encoded), device=row.device) + start
             taken.append(row[at].view(self.example_shape(model, encoded)))
         return taken
+
+    def place(self, model: Model, batch: Batch, values: Sequence[Tensor]) -> Tensor:
+        """``[B, T]`` float32: each example's values, one per position of the level, in their columns; 0 elsewhere.
+
+        What :meth:`take` undoes.
+        """
+        placed = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
+        first = model.first_position(batch).tolist()
+        for row, start, encoded, own in zip(placed, first, batch.examples, values):
+            row[torch.tensor(self.positions(model, encoded)) + start] = own.flatten().to(row)
+        return placed
 
     def columns(self, model: Model, batch: Batch) -> Tensor:
         """``[B, T]`` bool: the batch's columns that are scored."""

@@ -41,6 +41,8 @@ INPUT_COLUMNS = (
     *SPEED,
 )
 """The columns at levels of inputs, as far as they were measured."""
+CONCEPT_COLUMNS = tuple(name for name, metric in METRICS.items() if metric.family == "concepts")
+"""The columns of a second table, where concepts' neurons were examined."""
 RANKED = ("sufficiency_log_area", "necessity_log_area", "ablation_drop_p")
 """The metrics behind the overall table's mean rank."""
 CHANCE = {
@@ -85,6 +87,13 @@ class Table:
     def columns(self) -> tuple[str, ...]:
         """The metrics it shows: those that all of its records have."""
         return tuple(m for m in columns(self.level) if all(m in r.aggregates for r in self.records))
+
+    @property
+    def parts(self) -> list[tuple[tuple[str, ...], tuple[Record, ...]]]:
+        """The metrics shown side by side, and the records that have them."""
+        examined = tuple(r for r in self.records if r.concepts is not None)
+        shown = tuple(m for m in CONCEPT_COLUMNS if any(m in r.aggregates for r in examined))
+        return [(self.columns, self.records), *([(shown, examined)] if shown else [])]
 
     def ranks(self, metric: str) -> dict[str, float]:
         """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean.
@@ -226,9 +235,10 @@ def markdown(board: Board) -> str:
     lines += ["## Tables", ""]
     for table in board.tables:
         lines += [f"### {table.title}", "", _examples_line(table), ""]
-        head = ["method", *(METRICS[m].title for m in table.columns)]
-        body = [[_name(r.cell.method_label, r.control), *_cells(r, table.columns)] for r in table.records]
-        lines += [*_markdown_table(head, body), ""]
+        for held, records in table.parts:
+            head = ["method", *(METRICS[m].title for m in held)]
+            body = [[_name(r.cell.method_label, r.control), *_cells(r, held)] for r in records]
+            lines += [*_markdown_table(head, body), ""]
     lines += _not_run(board)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -242,15 +252,13 @@ def latex(board: Board) -> str:
     """One booktabs table per task and level; needs \\usepackage{booktabs}."""
     parts = []
     for table in board.tables:
-        frame = pd.DataFrame(
-            [[r.cell.method_label, *_cells(r, table.columns)] for r in table.records],
-            columns=["method", *(METRICS[m].title for m in table.columns)],
-        )
         caption = _tex(f"{table.title}. {_examples_line(table)}")
-        body = (
-            frame.map(_tex)
+        body = "\\medskip\n".join(
+            _frame(shown, records)
+            .map(_tex)
             .rename(columns=_tex)
-            .to_latex(index=False, escape=False, column_format="l" + "r" * len(table.columns))
+            .to_latex(index=False, escape=False, column_format="l" + "r" * len(shown))
+            for shown, records in table.parts
         )
         label = "".join(ch if ch.isalnum() else "-" for ch in table.title)
         parts.append(
@@ -269,11 +277,8 @@ def html(board: Board) -> str:
         "{text-align:left}</style></head><body><h1>Leaderboard</h1>",
     ]
     for table in board.tables:
-        frame = pd.DataFrame(
-            [[r.cell.method_label, *_cells(r, table.columns)] for r in table.records],
-            columns=["method", *(METRICS[m].title for m in table.columns)],
-        )
-        parts += [f"<h2>{table.title}</h2><p>{_examples_line(table)}</p>", frame.to_html(index=False, border=0)]
+        parts.append(f"<h2>{table.title}</h2><p>{_examples_line(table)}</p>")
+        parts += [_frame(shown, records).to_html(index=False, border=0) for shown, records in table.parts]
     return "\n".join([*parts, "</body></html>"]) + "\n"
 
 
@@ -352,7 +357,8 @@ def figures(board: Board, out: Path) -> list[Path]:
         plt.close(figure)
         if rows := _sheet(table):
             made.append(out / f"{name}.maps.png")
-            contact_sheet([r.cell.method_label for r in table.records], rows, table.title, made[-1])
+            shown = f", the first {len(rows)}" if len(rows) < len(table.records[0].items) else ""
+            contact_sheet([r.cell.method_label for r in table.records], rows, table.title + shown, made[-1])
     return made
 
 
@@ -404,7 +410,14 @@ def _with_interval(metric: Metric, a: Aggregate) -> str:
 
 
 def _cells(record: Record, shown: Sequence[str]) -> list[str]:
-    return [_with_interval(METRICS[m], record.aggregates[m]) for m in shown]
+    return [_with_interval(METRICS[m], record.aggregates[m]) if m in record.aggregates else "" for m in shown]
+
+
+def _frame(shown: Sequence[str], records: Sequence[Record]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [[r.cell.method_label, *_cells(r, shown)] for r in records],
+        columns=["method", *(METRICS[m].title for m in shown)],
+    )
 
 
 def _name(method: str, control: bool) -> str:
@@ -446,7 +459,7 @@ def _how_it_ran(board: Board) -> str:
 
 
 def _legend(board: Board) -> str:
-    held = list(dict.fromkeys(m for table in board.tables for m in table.columns)) or COLUMNS
+    held = dict.fromkeys(m for table in board.tables for columns, _ in table.parts for m in columns) or COLUMNS
     shown = "; ".join(
         f"**{METRICS[m].title}** {'↑' if METRICS[m].better == 'higher' else '↓'} ({METRICS[m].unit})" for m in held
     )
@@ -461,6 +474,12 @@ def _not_run(board: Board) -> list[str]:
     lines = ["## Not run, and why", ""]
     lines += [f"- {text}" for text in board.about.get("not_run", [])]
     lines += [f"- {r.status}: {r.cell}: {r.reason}" for r in board.left_out]
+    lines += [
+        f"- {family} not measured: {r.cell}: {reason}"
+        for table in board.tables
+        for r in table.records
+        for family, reason in r.not_measured.items()
+    ]
     lines += [f"- not a record, left alone: `{name}` ({why})" for name, why in board.foreign.items()]
     if board.superseded:
         lines.append(f"- {board.superseded} older records of the same cells were passed over.")

@@ -73,14 +73,13 @@ class Method:
     def each(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> list[Tensor]:
         """Each example's own scores, float32: ``level.shape(model)``, or ``level.example_shape(model, example)``.
 
-        Of a method with an :meth:`attribute` of its own, they are what it says of the example alone.
-
         Raises:
             MethodError: as :meth:`attribute`.
+            SkipCell: the method implements :meth:`attribute` alone, so it has no scores of single examples.
         """
         self.check_level(level)
-        if not level.inputs and type(self).score_batch is Method.score_batch:
-            return [self.attribute(model, [example], level).values for example in examples]
+        if type(self).score_batch is Method.score_batch:
+            raise SkipCell(f"{self.name} scores all examples together and gives no scores of single ones.")
         found: list[Tensor] = []
         for batch in model.batches(examples):
             scores = self._batch_scores(model, batch, level).float().cpu()
@@ -166,7 +165,7 @@ def positive(method: Method, *names: str) -> None:
 
 
 def checked_inputs(found: Sequence[Tensor], method: Method) -> list[Tensor]:
-    """Each example's scores of positions, if every one is finite.
+    """Each example's own scores, if every one is finite.
 
     Raises:
         MethodError: names the first example with a score that is NaN or infinite.

@@ -40,17 +40,15 @@ import einops
 import torch
 from PIL.Image import Image, fromarray
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.masking_utils import eager_mask
+from transformers import DynamicCache
 
 from .architectures import VISION, Architecture, architecture_of
+from .attention import Between, pattern_attention, put_between, write_out
 from .errors import ExampleError, ModelError
 from .task import IMAGE, Example, image_hash
 from .vision import Vision
 
 Edit = Callable[[Tensor], Tensor]
-
-_PATTERN_ATTENTION = "attriboard_pattern"
 
 
 def hook_name(site: str, layer: int) -> str:
@@ -198,35 +196,6 @@ class Cost:
     @property
     def total(self) -> float:
         return self.forward + self.backward
-
-
-def _pattern_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention written out, so that its pattern and values can be read and its pattern replaced."""
-    groups = query.shape[1] // key.shape[1]
-    key = key.repeat_interleave(groups, dim=1)
-    value = value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[-2]]
-    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    pattern = module._attriboard_pattern(pattern, value)  # type: ignore[operator]
-    return (pattern @ value).transpose(1, 2).contiguous(), pattern
-
-
-AttentionInterface.register(_PATTERN_ATTENTION, _pattern_attention)
-AttentionMaskInterface.register(_PATTERN_ATTENTION, eager_mask)
 
 
 def _get(root: nn.Module, path: str) -> Any:
@@ -854,7 +823,7 @@ class Model:
         if not layers:
             return
 
-        def between(layer: int) -> Callable[[Tensor, Tensor], Tensor]:
+        def between(layer: int) -> Between:
             def inner(pattern: Tensor, value: Tensor) -> Tensor:
                 sites = layers.get(layer, set())
                 if "v" in sites:
@@ -864,22 +833,19 @@ class Model:
             return inner
 
         for layer, attention in enumerate(self._attention):
-            attention._attriboard_pattern = between(layer)
-            stack.callback(delattr, attention, "_attriboard_pattern")
+            put_between(stack, attention, between(layer))
             if hasattr(attention, "_attn"):  # GPT-J calls its own method instead of the attention interface
 
                 def written_out(
                     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, module: Any = attention
                 ) -> tuple[Tensor, Tensor]:
-                    out, pattern = _pattern_attention(module, query.float(), key.float(), value, mask)
+                    out, pattern = pattern_attention(module, query.float(), key.float(), value, mask)
                     return out.transpose(1, 2), pattern
 
                 attention._attn = written_out
                 stack.callback(delattr, attention, "_attn")
-        before = self.config._attn_implementation
         if not hasattr(self._attention[0], "_attn"):
-            self.config._attn_implementation = _PATTERN_ATTENTION
-            stack.callback(setattr, self.config, "_attn_implementation", before)
+            write_out(stack, self.config)
 
     @contextmanager
     def _restart(self, layer: int, resid: Tensor, gradients: bool) -> Iterator[None]:

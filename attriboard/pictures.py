@@ -50,7 +50,7 @@ def overlay(picture: Image, scores: Tensor, title: str, out: Path) -> None:
     drawn = _map(mapped, picture, scores)
     figure.colorbar(drawn, ax=[plain, mapped], label="score", shrink=0.85)
     figure.suptitle(textwrap.fill(title, 90), fontsize=10)
-    figure.savefig(out, dpi=120)
+    figure.savefig(out, dpi=120, bbox_inches="tight")
 
 
 def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], title: str, out: Path) -> None:
@@ -89,7 +89,7 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], title: str, 
     )
     scale.ax.set_xticklabels(["the map's smallest score", "its largest"], fontsize=7)
     figure.suptitle(textwrap.fill(title, int(14 * size[0])), fontsize=9)
-    figure.savefig(out, dpi=120)
+    figure.savefig(out, dpi=120, bbox_inches="tight")
 
 
 def _picture(axis: Any, picture: Image) -> None:

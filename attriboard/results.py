@@ -22,13 +22,14 @@ from .components import INPUTS
 from .context import Kept
 from .errors import ConfigurationError
 from .evaluation.ablation import Ablation
+from .evaluation.concepts import Concepts
 from .evaluation.faithfulness import Faithfulness
 from .evaluation.localization import Localization
 from .evaluation.metrics import METRICS
 from .evaluation.speed import Speed
 from .interventions import InputReplacement
 
-Family = Faithfulness | Ablation | Localization
+Family = Faithfulness | Ablation | Localization | Concepts
 
 SCHEMA = 1
 MARKER = "suite.json"
@@ -81,7 +82,7 @@ class Settings(Strict):
         train_examples, test_examples: drawn per split (before those answered wrongly are dropped).
         max_kept, min_kept: most and fewest correctly answered examples used per split.
         max_train: most of them scored by the method, if fewer than max_kept.
-        ablation_draws: random sets per size.
+        ablation_draws: random sets per size; of concept properties, random sets and noises per example.
         rings: see :func:`attriboard.evaluation.localization.evaluate`; 0 is measured in any case.
         speed_examples, speed_repeats, speed_max_seconds: see :func:`attriboard.evaluation.speed.measure`.
         batch_size: most rows in one forward pass; does not change results.
@@ -158,6 +159,8 @@ class Record(Strict):
         scores_metadata: what the method says of its scores.
         faithfulness, ablation: measured at levels of components.
         localization: measured at levels of inputs.
+        concepts: measured of neurons, where every example carries a concept.
+        not_measured: by family of metrics, why a family that the task and level have was not measured.
         aggregates: by metric name.
         seconds: wall time of the cell's parts.
     """
@@ -184,7 +187,9 @@ class Record(Strict):
     faithfulness: Faithfulness | None = None
     ablation: Ablation | None = None
     localization: Localization | None = None
+    concepts: Concepts | None = None
     speed: Speed | None = None
+    not_measured: dict[str, str] = Field(default_factory=dict)
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     provenance: Provenance | None = None
@@ -207,7 +212,12 @@ class Record(Strict):
     @property
     def families(self) -> dict[str, Family]:
         """What was measured of the test examples, by the family of its metrics."""
-        found = {"faithfulness": self.faithfulness, "ablation": self.ablation, "localization": self.localization}
+        found = {
+            "faithfulness": self.faithfulness,
+            "ablation": self.ablation,
+            "localization": self.localization,
+            "concepts": self.concepts,
+        }
         return {name: family for name, family in found.items() if family is not None}
 
     @property

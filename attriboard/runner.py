@@ -26,7 +26,7 @@ from torch import Tensor
 from .components import InputLevel, Level, get_level
 from .context import Context
 from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
-from .evaluation import ablation, faithfulness, localization, speed
+from .evaluation import ablation, concepts, faithfulness, localization, speed
 from .evaluation.metrics import METRICS
 from .interventions import Replacement, check_replacement
 from .loading import fingerprint, hash_file, load_model
@@ -52,6 +52,7 @@ _DETERMINING = (
     "task.py",
     "vision.py",
     "evaluation/ablation.py",
+    "evaluation/concepts.py",
     "evaluation/faithfulness.py",
     "evaluation/localization.py",
     "evaluation/metrics.py",
@@ -242,6 +243,8 @@ class Workshop:
             clock.lap("faithfulness")
             families["ablation"] = ablation.evaluate(context, scores, level, replacement, s.ablation_draws)
             clock.lap("ablation")
+            if scored.concepts is not None:
+                families["concepts"] = scored.concepts
             values = [scores.values]
         else:
             found = localization.evaluate(context, scores, cast(InputLevel, level), cell.replacement, s.rings)
@@ -269,6 +272,7 @@ class Workshop:
             "scores_metadata": _brief(scores.metadata) if isinstance(scores, Scores) else {},
             **families,
             "speed": scored.speed,
+            "not_measured": scored.not_measured,
             "aggregates": aggregates(len(context.test), families.values(), scored.speed),
             "seconds": clock.laps,
             "provenance": provenance(model.device),
@@ -295,7 +299,14 @@ class Workshop:
             some = examples[: s.speed_examples]
             fast = speed.measure(score, model, some, s.speed_repeats, s.speed_max_seconds, memory.mib)
         clock.lap("speed")
-        return _Scored(scores, fast, clock.laps)
+        if not concepts.applies(context.test, level):
+            return _Scored(scores, fast, clock.laps)
+        try:
+            properties = concepts.evaluate(context, method, level, s.ablation_draws)
+        except SkipCell as error:
+            return _Scored(scores, fast, clock.laps, not_measured={"concepts": str(error)})
+        clock.lap("concepts")
+        return _Scored(scores, fast, clock.laps, properties)
 
 
 def _scored_split(context: Context, level: Level) -> list[EncodedExample]:
@@ -342,11 +353,16 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scores (of inputs: one tensor per test example), what they cost per example, and the seconds both took."""
+    """Scores (of inputs: one tensor per test example), what they cost per example, and the seconds both took.
+
+    The properties of concepts' neurons are here too, since no replacement plays a part in them.
+    """
 
     scores: Scores | list[Tensor]
     speed: speed.Speed
     laps: dict[str, float]
+    concepts: concepts.Concepts | None = None
+    not_measured: dict[str, str] = field(default_factory=dict)
 
 
 def _or_error(make: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ by sending masks the same way as pictures.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .attention import put_between, write_out
 from .errors import ExampleError, ModelError
 from .images import as_rgb, check_size
 from .task import IMAGE
@@ -129,28 +130,39 @@ class Vision:
         Raises:
             ModelError: they cannot be found.
         """
+        language = set(self.text_model.modules())
         found = [
             module
             for name, module in self.hf.named_modules()
-            if name.endswith("self_attn") and module not in set(self.text_model.modules())
+            if name.endswith("self_attn") and module not in language and hasattr(module, "config")
         ]
         if not found:
             raise ModelError(f"the attention layers of the vision tower of {self.name} cannot be found.")
         return found
 
     @contextmanager
-    def patterns(self, install: Callable[[Any, Callable[[Tensor, Tensor], Tensor]], None]) -> Iterator[list[Tensor]]:
-        """While open, every pass through the tower appends its attention patterns ``[1, heads, n, n]`` to the list."""
+    def patterns(self) -> Iterator[list[Tensor]]:
+        """While open, every pass through the tower puts its attention patterns ``[1, heads, n, n]`` into the list.
+
+        One pattern per layer, first to last, as the pass uses them: with gradients enabled they are part of the graph
+        from the first one on, so that gradients of :meth:`features` can be taken there.
+
+        Raises:
+            ModelError: the tower's attention layers cannot be found.
+        """
         found: list[Tensor] = []
 
         def keep(pattern: Tensor, value: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and not pattern.requires_grad:  # before it only weights, which need no gradient
+                pattern.requires_grad_()
             found.append(pattern)
             return pattern
 
         with ExitStack() as stack:
             for layer in self.layers:
-                install(layer, keep)
-                stack.callback(delattr, layer, "_attriboard_pattern")
+                put_between(stack, layer, keep)
+            for config in {id(layer.config): layer.config for layer in self.layers}.values():
+                write_out(stack, config)
             yield found
 
     def _pixels(self, image: Image.Image) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,7 +23,19 @@ class GradientXActivation(Method):
     needs = frozenset({"forward", "gradients"})
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
-        names = level.hooks(model)
-        run = model.run(batch, names, gradients=True)
-        gradients = run.gradients(model.metric(run.logits, batch), names)
-        return level.reduce(model, {name: run[name].detach() * gradients[name] for name in names})
+        return level.reduce(model, products(model, batch, level, model.metric))
+
+
+def products(
+    model: Model, batch: Batch, level: Level, explained: Callable[[Tensor, Batch], Tensor]
+) -> dict[str, Tensor]:
+    """Activation times gradient at every position, by activation name ``[B, T, ...]``.
+
+    Args:
+        level: whose activations.
+        explained: what is differentiated, from logits ``[B, V]`` and the batch to ``[B]``.
+    """
+    names = level.hooks(model)
+    run = model.run(batch, names, gradients=True)
+    gradients = run.gradients(explained(run.logits, batch), names)
+    return {name: run[name].detach() * gradients[name] for name in names}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.log_prob import FrozenUnembedding
+from attriboard.log_prob import FrozenUnembedding, position_outputs
 from attriboard.method import Method
 from attriboard.model import Batch, Model, hook_name
 
@@ -44,10 +44,8 @@ class InContextHeads(Method):
             outputs = []
             for layer in layers:
                 pattern = run[hook_name("pattern", layer)][b, :, q, labels]
-                weighted = pattern[..., None] * run[hook_name("v", layer)][b, :, labels]
-                output = torch.einsum("hpd,hdm->hpm", weighted, model.W_O(layer)).float()
-                gain = model.attn_gain(layer, run[hook_name("z", layer)][b, q])
-                outputs.append(output if gain is None else output * gain)
+                value = run[hook_name("v", layer)][b, :, labels]
+                outputs.append(position_outputs(model, layer, pattern, value, run[hook_name("z", layer)][b, q]))
             base = torch.stack([run[hook_name("resid_pre", layer)][b, q].float() for layer in layers])
             delta = torch.stack(outputs)
             increase = unembedding.row(b).increase(base[None, :, None, None], delta[None], batch.answer[b : b + 1])

@@ -1,4 +1,4 @@
-"""Integrated gradients of activations (knowledge neurons): from a baseline to their value, one layer at a time."""
+"""Integrated gradients: of activations (knowledge neurons), one layer at a time, and of the input's embeddings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attriboard.components import Level
-from attriboard.interventions import pinned
+from attriboard.components import InputLevel, Level
+from attriboard.interventions import input_replacement, pinned
 from attriboard.method import ReplacingMethod, positive
 from attriboard.model import Batch, Model, hook_name
 
@@ -23,15 +23,19 @@ class IntegratedGradients(ReplacingMethod):
     with these levels is that method at all positions. Where a norm follows the sub-layer (Gemma 2 and 3), the model
     jumps as activations leave zero, and the sum with a zero baseline misses the jump: use another baseline there.
 
+    At patches and tokens the embeddings at all positions of the level move together (image features or token
+    embeddings; those of the other level stay as they are), and a position's score is the sum over its dimensions, so
+    the scores of an example sum to the metric lost when the level is replaced. This is the method as first published.
+
     Options:
         steps: midpoints along the path.
-        replacement: the baseline.
+        replacement: the baseline; of inputs, see :func:`attriboard.interventions.input_replacement`.
     """
 
     name = "integrated_gradients"
     paper = "Sundararajan et al. 2017; Dai et al. 2022 (knowledge neurons), arXiv 2104.08696, eq. 4"
-    description = "gradients integrated while a layer's activations move from the replacement to their value"
-    levels = ("heads", "neurons")
+    description = "gradients integrated while activations or embeddings move from the replacement to their value"
+    levels = ("heads", "neurons", "patches", "tokens")
     needs = frozenset({"forward", "gradients", "counterfactual"})
 
     steps: int = 5
@@ -41,19 +45,31 @@ class IntegratedGradients(ReplacingMethod):
         positive(self, "steps")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
+        if isinstance(level, InputLevel):
+            baseline = input_replacement(model, batch, level, self.replacement)
+            return self._integrate(model, batch, model.embeddings(batch), baseline, "hook_embed").sum(-1)
         batch = self.shared(model, batch)
         names = level.hooks(model)
         resid = [hook_name("resid_pre", layer) for layer in range(model.n_layers)]
         clean = model.run(batch, [*names, *resid])
         values = self.values(model, batch, names)
         products = {
-            name: self._layer(model, batch, clean[name], values[name], name, clean[r]) for name, r in zip(names, resid)
+            name: self._integrate(model, batch, clean[name], values[name], name, (layer, clean[r]))
+            for layer, (name, r) in enumerate(zip(names, resid))
         }
         return level.reduce(model, products)
 
-    def _layer(self, model: Model, batch: Batch, value: Tensor, baseline: Tensor, name: str, resid: Tensor) -> Tensor:
+    def _integrate(
+        self,
+        model: Model,
+        batch: Batch,
+        value: Tensor,
+        baseline: Tensor,
+        name: str,
+        start: tuple[int, Tensor] | None = None,
+    ) -> Tensor:
+        """``(value - baseline) . mean gradient`` at activation ``name``, shaped like it; passes begin at ``start``."""
         baseline = baseline.expand_as(value)
-        layer = int(name.split(".")[1])
         alphas = (torch.arange(self.steps, device=value.device) + 0.5) / self.steps
         per_pass = max(1, model.batch_size // len(batch))
         total = torch.zeros_like(value, dtype=torch.float32)
@@ -65,7 +81,7 @@ class IntegratedGradients(ReplacingMethod):
                 batch.rows(rows),
                 [name],
                 {name: pinned(point)},
-                start=(layer, resid[rows]),
+                start=None if start is None else (start[0], start[1][rows]),
                 gradients=True,
             )
             gradient = run.gradients(model.metric(run.logits, batch.rows(rows)), [name])[name]

@@ -230,7 +230,9 @@ def _pair(method: Method, twins: list[str], first: tuple[Model, _Questions], sec
             method.check_examples(examples)
         except SkipCell as error:
             raise MethodError(str(error)) from error
-        scores = torch.stack(method.each(model, examples, get_level("heads"))).flatten(1)
+        # one example at a time, since some methods (in stages) say something only of all that they are given
+        alone = [method.attribute(model, [example], get_level("heads")).values for example in examples]
+        scores = torch.stack(alone).flatten(1)
         if not bool(torch.isfinite(scores).all()):
             raise MethodError(f"{method.name} returned scores of {questions.asked.task} that are NaN or infinite.")
         found.append(scores.double().tolist())

@@ -1,0 +1,76 @@
+"""Occlusion: the metric lost when a position of the input is replaced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attriboard.components import InputLevel, Level
+from attriboard.errors import SkipCell
+from attriboard.interventions import Replacement, input_replacement, replacing
+from attriboard.method import ReplacingMethod, positive
+from attriboard.model import Batch, Model
+
+
+@dataclass
+class Occlusion(ReplacingMethod):
+    """Metric on the clean input minus the metric with the position's embedding replaced.
+
+    With a window, every square of ``window`` by ``window`` patches inside the grid (every ``window`` consecutive text
+    tokens) is replaced in turn, and a position's score is the mean drop of the windows that cover it. Exact; one row
+    of a forward pass per window.
+
+    Options:
+        replacement: what stands in place of the embedding: "mean" (of the example's own patches or text tokens),
+            "zero", or "counterfactual" (the same position of the paired prompt, where positions at which both agree
+            score 0); see :func:`attriboard.interventions.input_replacement`.
+        window: side of the window.
+    """
+
+    name = "occlusion"
+    paper = "Zeiler & Fergus 2014, arXiv 1311.2901; Li et al. 2016, arXiv 1612.08220"
+    description = "metric lost when the position's embedding is replaced"
+    levels = ("patches", "tokens")
+    needs = frozenset({"forward"})
+
+    replacement: Replacement = "mean"
+    window: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "window")
+
+    def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
+        assert isinstance(level, InputLevel)
+        values = {"hook_embed": input_replacement(model, batch, level, self.replacement)}
+        windows = [self._windows(level.example_shape(model, encoded)) for encoded in batch.examples]
+        rows = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(w) for w in windows]))
+        first, positions = model.first_position(batch).tolist(), [level.positions(model, e) for e in batch.examples]
+        columns = [torch.tensor(p)[w] + start for p, w, start in zip(positions, windows, first)]
+        masks = torch.zeros(len(rows), batch.tokens.shape[1], dtype=torch.bool)
+        masks[torch.arange(len(rows))[:, None], torch.cat(columns)] = True
+        masks = masks.to(model.device)
+        clean = model.metric(model.run(batch).logits, batch)
+        drops = torch.zeros(len(rows), device=model.device)
+        for part in torch.arange(len(rows)).split(model.batch_size):
+            example = rows[part]
+            occluded = batch.rows(example)
+            edits = replacing(values, {"hook_embed": masks[part][..., None]}, example)
+            drops[part] = clean[example] - model.metric(model.run(occluded, edits=edits).logits, occluded)
+        covered = masks.float()
+        total = torch.zeros(batch.tokens.shape, device=model.device)
+        count = torch.zeros_like(total)
+        total.index_add_(0, rows.to(model.device), covered * drops[:, None])
+        count.index_add_(0, rows.to(model.device), covered)
+        return total / count.clamp(min=1)
+
+    def _windows(self, shape: tuple[int, ...]) -> Tensor:
+        """``[n_windows, window ** len(shape)]``: which positions of the level each window covers."""
+        if self.window > min(shape):
+            raise SkipCell(f"a window of {self.window} does not fit into {' × '.join(map(str, shape))} positions.")
+        index = torch.arange(int(torch.tensor(shape).prod())).view(shape)
+        for axis in range(len(shape)):
+            index = index.unfold(axis, self.window, 1)
+        return index.reshape(-1, self.window ** len(shape))
