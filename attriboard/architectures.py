@@ -65,7 +65,6 @@ _LLAMA: dict[str, Any] = {
 VISION = {
     "llava": "model.language_model",
     "vipllava": "model.language_model",
-    "llava_next": "model.language_model",
     "idefics3": "model.text_model",
     "smolvlm": "model.text_model",
 }

@@ -1,4 +1,4 @@
-"""The command line: list, validate, run, attribute, leaderboard.
+"""The command line: list, validate, run, attribute, compare, leaderboard.
 
 Exit codes: 0 success; 1 some cells failed (after everything else ran); 2 a name, option or input that cannot be used.
 """
@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -276,7 +277,7 @@ def _progress() -> Iterator[tuple[Any, Any, Any]]:
 def attribute(
     model: Annotated[str, typer.Option(help="A short name, folder or Hugging Face id.")],
     method: Annotated[str, typer.Option(help="See `attriboard list methods`.")],
-    level: Annotated[str, typer.Option(help="heads, neurons, attn_neurons or nodes.")],
+    level: Annotated[str, typer.Option(help="heads, neurons, attn_neurons, nodes, patches or tokens.")],
     out_file: Annotated[Path, typer.Option("--out", help="A .safetensors file.")],
     task: Annotated[str | None, typer.Option(help="Score the examples of a task's train split.")] = None,
     limit: Annotated[int, typer.Option(help="With --task: how many examples are drawn.")] = 16,
@@ -286,15 +287,25 @@ def attribute(
     counterfactual: Annotated[
         str | None, typer.Option(help="A prompt of equal length whose answer is the foil.")
     ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="The picture that the prompt is about; <image> stands in the prompt once.")
+    ] = None,
+    counterfactual_image: Annotated[
+        Path | None, typer.Option(help="The picture of the counterfactual; --image if only its text differs.")
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="With --level patches and --image: draw the scores on it, a .png file.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the task's examples and of random scores.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Device = "cpu",
     include: Include = None,
 ) -> None:
-    """Scores the components of a model for one prompt, or for the examples of a task, and writes them to a file."""
+    """Scores a model's components, or what it reads and sees, for one prompt or a task's examples; writes a file."""
     from safetensors import SafetensorError
 
-    from .attribute import Request, attribute_prompt, attribute_task
+    from .attribute import Request, attribute_prompt, attribute_task, check_overlay
+    from .images import open_image
     from .loading import check_device, check_model_name
     from .task import Example
 
@@ -306,8 +317,12 @@ def attribute(
         raise ConfigurationError("give either --task, or --prompt with --answer.")
     if one_prompt and (prompt is None or answer is None):
         raise ConfigurationError("--prompt and --answer belong together; give both.")
-    if task is not None and any(x is not None for x in (foil, counterfactual)):
-        raise ConfigurationError("--foil and --counterfactual belong to --prompt; a task brings its own.")
+    if task is not None and any(x is not None for x in (foil, counterfactual, image, counterfactual_image)):
+        raise ConfigurationError("--foil, --counterfactual and images belong to --prompt; a task brings its own.")
+    if counterfactual_image is not None and image is None:
+        raise ConfigurationError("--counterfactual-image stands for another picture; give --image too.")
+    if overlay is not None:
+        check_overlay(level, image is not None, overlay)
     if out_file.suffix != ".safetensors":
         raise ConfigurationError(f"--out {out_file} does not end in .safetensors.")
     request = Request(model, method, level, dtype, device, seed)
@@ -315,16 +330,75 @@ def attribute(
         scores, said = attribute_task(request, task, limit)
     else:
         assert prompt is not None and answer is not None
-        scores, said = attribute_prompt(request, Example(prompt, answer, foil, counterfactual))
+        pictures = [None if file is None else open_image(file) for file in (image, counterfactual_image)]
+        example = Example(prompt, answer, foil, counterfactual, image=pictures[0], counterfactual_image=pictures[1])
+        scores, said = attribute_prompt(request, example, overlay)
     try:
         out_file.parent.mkdir(parents=True, exist_ok=True)
         scores.save(out_file, method=method, model=model, answer=said["answer"])
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"cannot write {out_file}: {getattr(error, 'strerror', None) or error}.") from error
     out.print(escape(said["summary"]), highlight=False)
+    pieces = dict(zip(scores.names, scores.metadata.get("tokens", ())))
     for name, value in scores.top(5):
-        out.print(f"  {name}  {value:+.4f}", highlight=False)
+        piece = f"  {pieces[name]!r}" if name in pieces else ""
+        out.print(f"  {name}  {value:+.4f}{escape(piece)}", highlight=False)
+    if overlay is not None:
+        out.print(f"drew {escape(str(overlay))}", highlight=False)
     out.print(f"wrote {escape(str(out_file))}: scores {tuple(scores.values.shape)}", highlight=False)
+
+
+@app.command()
+def compare(
+    task_a: Annotated[str, typer.Argument(help="A task.")],
+    task_b: Annotated[str, typer.Argument(help="A task that asks the same questions in another way.")],
+    model: Annotated[str, typer.Option(help="A short name, folder or Hugging Face id.")],
+    against: Annotated[str | None, typer.Option(help="Also ask TASK_B of this model, of the same shape.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Scores heads (repeatable); log_prob_increase.")] = None,
+    limit: Annotated[int, typer.Option(help="How many questions are drawn from each task.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Device = "cpu",
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="A .md file, with a .json beside it; TASK_A_vs_TASK_B.md by default.")
+    ] = None,
+    include: Include = None,
+) -> None:
+    """Compares two ways of asking the same questions: which heads answer, and what patches of a picture say."""
+    from .attribute import Request
+    from .evaluation.comparison import Comparison
+    from .evaluation.comparison import compare as measure
+    from .evaluation.comparison_report import render
+    from .loading import check_device, check_model_name
+    from .runner import provenance
+    from .task import tasks
+
+    _include(include)
+    check_device(device)
+    for name in (model, *([against] if against else [])):
+        check_model_name(name)
+    if limit < 1:
+        raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
+    out_file = out_file or Path(f"{task_a}_vs_{task_b}.md")
+    if out_file.suffix != ".md":
+        raise ConfigurationError(f"--out {out_file} does not end in .md.")
+    pair = (tasks.make(task_a), tasks.make(task_b))
+    try:
+        out_file.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {out_file}: {error.strerror}.") from error
+    requests = [Request(model, name, "heads", dtype, device, seed) for name in method or ["log_prob_increase"]]
+    made = [request.make_method("counterfactual") for request in requests]
+    loaded = requests[0].load_model()
+    other = replace(requests[0], model=against).load_model() if against else None
+    found = measure(loaded, pair, made, limit, seed, provenance(loaded.device).model_dump(), other)
+    stored = found.model_dump_json()
+    try:
+        out_file.with_suffix(".json").write_text(stored + "\n")
+        out_file.write_text(render(Comparison.model_validate_json(stored)))
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {out_file}: {error.strerror}.") from error
+    out.print(f"wrote {escape(str(out_file))} and {escape(out_file.with_suffix('.json').name)}", highlight=False)
 
 
 @app.command()

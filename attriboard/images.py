@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ExampleError
@@ -18,7 +20,8 @@ def open_image(path: Path | str) -> Image.Image:
     """A picture file as RGB, turned upright as its EXIF data says; transparent pixels become white.
 
     Raises:
-        ExampleError: the file is missing, not a picture, cut short, too large or too small.
+        ExampleError: the file is missing, not a picture, cut short, too large or too small, or its pixels have no
+            known range.
     """
     path = Path(path)
     if not path.exists():
@@ -26,10 +29,12 @@ def open_image(path: Path | str) -> Image.Image:
     if path.is_dir():
         raise ExampleError(f"the image {path} is a folder; name a picture file in it.")
     try:
-        with Image.open(path) as opened:
-            check_size(opened.size, str(path))
-            opened.load()
-            return as_rgb(ImageOps.exif_transpose(opened))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            with Image.open(path) as opened:
+                check_size(opened.size, str(path))
+                opened.load()
+                return as_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
         raise ExampleError(f"the image {path} is not a picture that can be read (PNG, JPEG, WebP, ...).") from error
     except Image.DecompressionBombError as error:
@@ -53,7 +58,18 @@ def check_size(size: tuple[int, int], name: str) -> None:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as RGB; transparent pixels (also of a palette) become white."""
+    """Any picture as RGB.
+
+    Transparent pixels (also of a palette) become white, and gray of 16 bits keeps its upper 8. Of several frames the
+    first is taken.
+
+    Raises:
+        ExampleError: the pixels are floating-point numbers, whose range is not known.
+    """
+    if image.mode == "F":
+        raise ExampleError("an image of floating-point pixels has no known range; save it with 8 bits per channel.")
+    if image.mode.startswith("I"):  # 16 bits in a PNG or TIFF; convert() would cut everything above 255 to white
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

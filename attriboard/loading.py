@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .architectures import VISION
+from .architectures import VISION, architecture_of
 from .errors import ConfigurationError, ModelError, UnknownNameError
 from .model import Model
 
@@ -243,6 +243,7 @@ def _keep(hf: Any, tokenizer: Any, folder: Path) -> bool:
 def _from_transformers(name: str, dtype: torch.dtype, way_out: str) -> tuple[Any, Any, str]:
     try:
         config = AutoConfig.from_pretrained(name)
+        architecture_of(config)  # a family that is not known is refused before its weights are fetched
         if config.model_type in VISION:
             hf = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
             reader = AutoProcessor.from_pretrained(name)

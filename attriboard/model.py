@@ -968,8 +968,8 @@ class Model:
         inputs = vision.inputs(f"{IMAGE}\na", picture)
         floats = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         with torch.no_grad():
-            plain = self.hf(**floats, use_cache=False).logits[:, -1]
             features = vision.features(inputs)
+            plain = self.hf(**floats, use_cache=False).logits[:, -1]
         ids = tuple(inputs["input_ids"][0].tolist())
         batch = self.batch([EncodedExample(Example("", "", image=picture), ids, 0, None, None, features)])
         same("the image features", self.run(batch).logits, plain)

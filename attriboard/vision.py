@@ -66,7 +66,8 @@ class Vision:
                     return rows // merged, columns // merged
         raise ModelError(
             f"the patch grid of {self.name} cannot be established: its processor makes {crops} crops of "
-            f"{shape[-2]} × {shape[-1]} pixels and {count} image tokens of one picture, with patches of {patch} pixels."
+            f"{shape[-2]} × {shape[-1]} pixels and {count} image tokens of one picture, with patches of {patch} "
+            f"pixels; set up the processor so that one crop gives one token per patch, or choose another model."
         )
 
     # --- what goes in -----------------------------------------------------------------------------------------------
@@ -95,7 +96,11 @@ class Vision:
     # --- what is seen -----------------------------------------------------------------------------------------------
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
-        """``[n_patches, d_model]``: what the language model sees at the placeholders, in row-major order."""
+        """``[n_patches, d_model]``: what the language model sees at the placeholders, in row-major order.
+
+        Raises:
+            ModelError: the processor makes another number of image tokens than the vision tower makes features.
+        """
         seen: dict[str, Tensor] = {}
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -109,6 +114,11 @@ class Vision:
             self.hf(**inputs, use_cache=False)
         except _Seen:
             pass
+        except ValueError as error:
+            raise ModelError(
+                f"the processor and the vision tower of {self.name} do not fit each other ({error}); load it with the "
+                f"processor it was made with."
+            ) from error
         finally:
             handle.remove()
         return seen["embeds"][0, inputs["input_ids"][0] == self.placeholder]

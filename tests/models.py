@@ -29,6 +29,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from attriboard.model import Cost, EncodedExample, Model
 from attriboard.task import IMAGE, Example
@@ -317,11 +318,11 @@ def seeing_tokenizer() -> Any:
     return fast
 
 
-def tiny_processor(side: int = PATCH * GRID, **kwargs: Any) -> LlavaProcessor:
+def tiny_processor(side: int = PATCH * GRID, tokenizer: Any = None, **kwargs: Any) -> LlavaProcessor:
     """As LLaVA-1.5's, for ``side`` pixels: shortest edge to ``side``, centre crop, one token per patch."""
     pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     settings = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    return LlavaProcessor(image_processor=pictures, tokenizer=seeing_tokenizer(), **{**settings, **kwargs})
+    return LlavaProcessor(pictures, tokenizer or seeing_tokenizer(), **{**settings, **kwargs})
 
 
 def fresh_llava(seed: int = 0, side: int = PATCH * GRID, positions: int = 64) -> Any:
@@ -359,6 +360,49 @@ def tiny_llava(batch_size: int = 16, padding_side: str = "left", seed: int = 0) 
     model = copy.copy(_proven_llava(seed))
     model.cost, model.batch_size, model.padding_side = Cost(), batch_size, padding_side
     return model
+
+
+SEEING = ("llava", "vipllava", "idefics3", "smolvlm")
+
+
+def fresh_seeing(family: str) -> tuple[Any, Any]:
+    """A random vision-language model of the family, and its processor.
+
+    Of the last two, whose processor stretches a picture to 32 × 32 pixels, 2 × 2 patches become one of 2 × 2 tokens.
+    """
+    if family == "llava":
+        return fresh_llava(), tiny_processor()
+    torch.manual_seed(0)
+    # Idefics3 assumes this epsilon of a saved configuration that does not say another than Llama's
+    text = transformers.LlamaConfig(**{**_LLAMA, "vocab_size": VOCAB + 5, "rms_norm_eps": 1e-5})
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    if family == "vipllava":
+        vision = transformers.CLIPVisionConfig(image_size=42, patch_size=PATCH, projection_dim=16, **tower)
+        config = transformers.VipLlavaConfig(
+            vision_config=vision, text_config=text, image_token_id=IMAGE_ID, vision_feature_layers=[-2, -1]
+        )
+        hf: Any = transformers.VipLlavaForConditionalGeneration(config)
+        return drawn(hf.eval(), "model.language_model.embed_tokens"), tiny_processor()
+    words_and_tags = seeing_tokenizer()
+    words_and_tags.add_special_tokens(
+        {"additional_special_tokens": ["<fake_token_around_image>", "<global-img>"]}, replace_extra_special_tokens=False
+    )
+    pictures = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    processor = transformers.Idefics3Processor(pictures, words_and_tags, image_seq_len=4)
+    named = "Idefics3" if family == "idefics3" else "SmolVLM"
+    vision = getattr(transformers, f"{named}VisionConfig")(image_size=32, patch_size=8, **tower)
+    config = getattr(transformers, f"{named}Config")(
+        vision_config=vision, text_config=text, image_token_id=IMAGE_ID, scale_factor=2
+    )
+    hf = getattr(transformers, f"{named}ForConditionalGeneration")(config)
+    return drawn(hf.eval(), "model.text_model.embed_tokens"), processor
+
+
+@functools.cache
+def seeing(family: str) -> Model:
+    """The project's model around :func:`fresh_seeing`, one for all tests; never change its weights."""
+    hf, processor = fresh_seeing(family)
+    return Model(hf, processor.tokenizer, name=family, processor=processor)
 
 
 def picture(seed: int, size: tuple[int, int] = (56, 42), square: tuple[int, int, int, int] | None = None) -> Any:
