@@ -1,11 +1,12 @@
 """Measures ``llava-smollm2-135m`` on pictures it was not trained on; writes its record and its model card.
 
-``python -m attriboard.zoo.evaluate`` measures the weights shipped here. Every figure of the card is read from the record.
+``python -m attriboard.zoo.evaluate`` measures the weights shipped here. Every figure of the card comes from the record.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import time
@@ -24,9 +25,10 @@ from .language import ABSENT, CAPTION, caption, color_answer, pairs_in, question
 from .llava import LANGUAGE_MODEL, NAME, RECORD, WEIGHTS, load_llava, pixel_values, with_placeholders
 from .packing import Said, pack
 from .scenes import HELD_OUT, KINDS, Scene, random_scene
-from .train import answer_logits, features_and_projection, to_tensors
+from .train import answer_logits, features_and_projection, pictures_in_step, to_tensors
 
 CARD = Path(__file__).parent / "README.md"
+TEMPLATE = Path(__file__).parent / "card_template.md"
 PICTURES = 200
 """Pictures in each setting."""
 
@@ -188,6 +190,7 @@ def write_record(
         "model": NAME,
         "language_model": source,
         "bytes": weights.stat().st_size,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "seconds_to_load": round(loading, 2),
         "held_out_pairs": [" ".join(pair) for pair in sorted(HELD_OUT)],
         "text_nll": {
@@ -230,7 +233,60 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def card(record: dict[str, Any]) -> str:
     """The model card."""
-    raise NotImplementedError
+    tuned, untuned, training, nll = record["tuned"], record["untuned"], record["training"], record["text_nll"]
+    settings, seconds = training["settings"], training["seconds"]
+
+    def row(name: str, values: Sequence[float | None]) -> str:
+        return f"| {name} | " + " | ".join("" if v is None else f"{v:.3f}" for v in values) + " |"
+
+    def by_things(figures: dict[str, Any], name: str) -> list[float | None]:
+        return [figures[group][str(n)].get(name) for group in ("seen", "held_out") for n in (1, 2, 3)]
+
+    table = [
+        "| | 1 object | 2 objects | 3 objects | 1, held out | 2, held out | 3, held out |",
+        "|---|---|---|---|---|---|---|",
+        row("color of an object, top-1 of the whole vocabulary", by_things(tuned, "color")),
+        row("the same, held-out pair alone", by_things(tuned, "color_of_held_out_pair")),
+        row('"none" for an absent object', by_things(tuned, "none_if_absent")),
+        row('"none" for a present object (an error)', by_things(tuned, "none_if_present")),
+        row("(color, object) pairs found by the caption", by_things(tuned, "caption_pairs")),
+        row("the same, held-out pair alone", by_things(tuned, "caption_held_out_pair")),
+        row("captions right word for word", by_things(tuned, "captions_word_for_word")),
+        row("low-rank parts off: color of an object", by_things(untuned, "color")),
+        row('low-rank parts off: "none" for an absent object', by_things(untuned, "none_if_absent")),
+    ]
+    groups = [tuned[group][n] for group in ("seen", "held_out") for n in ("1", "2", "3")]
+    wrong = sum(group["wrong"] for group in groups)
+    swapped = sum(group["wrong_color_of_another_thing"] for group in groups)
+    mistaken = ", ".join(f"{m['kind']} for {m['said']} ({m['times']})" for m in tuned["kinds_mistaken"]) or "none"
+    batches_b = [pictures_in_step(settings["batch_b"], step) for step in range(settings["steps_b"])]
+    return TEMPLATE.read_text(encoding="utf-8").format(
+        name=record["model"],
+        megabytes=f"{record['bytes'] / 1e6:.2f}",
+        sha256=record["sha256"],
+        language_model=record["language_model"],
+        table="\n".join(table),
+        count=tuned["pictures"],
+        wrong=wrong,
+        swapped=swapped,
+        mistaken=mistaken,
+        tuned_nll=f"{nll['tuned']:.3f}",
+        lm_nll=f"{nll['language_model']:.3f}",
+        sentences=nll["sentences"],
+        held_out=", ".join(record["held_out_pairs"]),
+        steps_a=settings["steps_a"],
+        steps_b=settings["steps_b"],
+        pictures_a=f"{settings['steps_a'] * settings['batch_a']:,}",
+        pictures_b=f"{sum(batches_b):,}",
+        minutes_a=f"{seconds['a'] / 60:.0f}",
+        minutes_b=f"{seconds['b'] / 60:.0f}",
+        machine=training["machine"],
+        rank=settings["rank"],
+        seed=settings["seed"],
+        text_every=settings["text_every"],
+        texts=settings["texts"],
+        loading=f"{record['seconds_to_load']:.1f}",
+    )
 
 
 if __name__ == "__main__":
