@@ -109,7 +109,7 @@ def own_sentences() -> list[str]:
 
 
 def measure(
-    model: Any, tokenizer: Any, device: str = "cpu", count: int = PICTURES, talk: bool = True
+    model: Any, tokenizer: Any, device: str = "cpu", count: int = PICTURES, everything: bool = True
 ) -> dict[str, Any]:
     """All figures on pictures: color questions, absent objects, captions, and which kinds are taken for which.
 
@@ -118,11 +118,11 @@ def measure(
         tokenizer: of its language model.
         device: where the model is.
         count: pictures in each setting.
-        talk: captions too.
+        everything: captions and held-out pairs too.
     """
     figures: dict[str, Any] = {"pictures": count, "seen": {}, "held_out": {}}
     taken: Counter[tuple[str, str]] = Counter()
-    for held_out in (False, True):
+    for held_out in (False, True) if everything else (False,):
         for things in (1, 2, 3):
             scenes = fixed_scenes(things, held_out, count)
             answers = color_answers(model, tokenizer, scenes, device)
@@ -146,7 +146,7 @@ def measure(
             }
             if held_out:
                 figure["color_of_held_out_pair"] = _share(own)
-            if talk:
+            if everything:
                 texts = captions(model, tokenizer, scenes, device)
                 pairs = [[(t.color, t.kind) for t in scene.left_to_right] for scene in scenes]
                 said_pairs = [pairs_in(text) for text in texts]
@@ -161,7 +161,7 @@ def measure(
                     if len(true) == len(said):
                         taken.update((t[1], s[1]) for t, s in zip(true, said) if t[1] != s[1])
             figures["held_out" if held_out else "seen"][str(things)] = figure
-    if talk:
+    if everything:
         figures["kinds_mistaken"] = [{"kind": t, "said": s, "times": n} for (t, s), n in taken.most_common(8)]
     return figures
 
@@ -203,7 +203,7 @@ def write_record(
     console.print(figures["text_nll"])
     figures["tuned"] = measure(tuned, tokenizer, device, count)
     console.print(figures["tuned"])
-    figures["untuned"] = measure(untuned, tokenizer, device, count, talk=False)
+    figures["untuned"] = measure(untuned, tokenizer, device, count, everything=False)
     if training is not None:
         figures["training"] = json.loads(training.read_text(encoding="utf-8"))
     elif record.is_file():
@@ -240,7 +240,7 @@ def card(record: dict[str, Any]) -> str:
         return f"| {name} | " + " | ".join("" if v is None else f"{v:.3f}" for v in values) + " |"
 
     def by_things(figures: dict[str, Any], name: str) -> list[float | None]:
-        return [figures[group][str(n)].get(name) for group in ("seen", "held_out") for n in (1, 2, 3)]
+        return [figures[group].get(str(n), {}).get(name) for group in ("seen", "held_out") for n in (1, 2, 3)]
 
     table = [
         "| | 1 object | 2 objects | 3 objects | 1, held out | 2, held out | 3, held out |",
