@@ -171,14 +171,19 @@ def _share(values: Sequence[bool]) -> float:
 
 
 def write_record(
-    weights: Path, training: Path | None, record: Path, device: str = "cpu", count: int = PICTURES
+    weights: Path,
+    training: Path | None,
+    record: Path,
+    device: str = "cpu",
+    count: int = PICTURES,
+    dtype: str = "float32",
 ) -> None:
-    """Measures a weights file in float32, tuned and untuned, and writes the record."""
+    """Measures a weights file, tuned and untuned, and writes the record."""
     from attriboard.loading import DTYPES, _load, _quiet
 
     console = Console()
     with _quiet():
-        lm, tokenizer, source = _load(LANGUAGE_MODEL, DTYPES["float32"])
+        lm, tokenizer, source = _load(LANGUAGE_MODEL, DTYPES[dtype])
     lm = lm.to(device)
     began = time.perf_counter()
     tuned, _ = load_llava(lm, tokenizer, weights=weights)
@@ -192,6 +197,7 @@ def write_record(
         "bytes": weights.stat().st_size,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "seconds_to_load": round(loading, 2),
+        "dtype": dtype,
         "held_out_pairs": [" ".join(pair) for pair in sorted(HELD_OUT)],
         "text_nll": {
             "sentences": len(sentences),
@@ -226,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     if not given.card:
-        write_record(given.weights, given.training, given.record, given.device, given.pictures)
+        write_record(given.weights, given.training, given.record, given.device, given.pictures, given.dtype)
     if given.record == RECORD:
         CARD.write_text(card(json.loads(RECORD.read_text(encoding="utf-8"))), encoding="utf-8")
 
@@ -267,6 +273,7 @@ def card(record: dict[str, Any]) -> str:
         language_model=record["language_model"],
         table="\n".join(table),
         count=tuned["pictures"],
+        dtype=record["dtype"],
         wrong=wrong,
         swapped=swapped,
         mistaken=mistaken,
@@ -281,6 +288,7 @@ def card(record: dict[str, Any]) -> str:
         minutes_a=f"{seconds['a'] / 60:.0f}",
         minutes_b=f"{seconds['b'] / 60:.0f}",
         machine=training["machine"],
+        note="".join(f" {note}" for note in training.get("notes", [])),
         rank=settings["rank"],
         seed=settings["seed"],
         text_every=settings["text_every"],

@@ -82,7 +82,7 @@ class Settings:
 
     seed: int = 0
     steps_a: int = 2200
-    steps_b: int = 750
+    steps_b: int = 210
     batch_a: int = 96
     batch_b: int = 8
     rate_a: float = 1e-3
