@@ -227,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--record", type=Path, default=RECORD, help="where the figures go")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="in each setting")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="what the figures are measured in")
     parser.add_argument(
         "--card", action="store_true", help="write the model card from the record there is; measure nothing"
     )
