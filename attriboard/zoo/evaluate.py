@@ -263,9 +263,14 @@ def card(record: dict[str, Any]) -> str:
         row('low-rank parts off: "none" for an absent object', by_things(untuned, "none_if_absent")),
     ]
     groups = [tuned[group][n] for group in ("seen", "held_out") for n in ("1", "2", "3")]
+    nones = sum(
+        round(tuned[group][str(n)]["none_if_present"] * n * tuned["pictures"])
+        for group in ("seen", "held_out")
+        for n in (1, 2, 3)
+    )
     wrong = sum(group["wrong"] for group in groups)
     swapped = sum(group["wrong_color_of_another_thing"] for group in groups)
-    mistaken = ", ".join(f"{m['kind']} for {m['said']} ({m['times']})" for m in tuned["kinds_mistaken"]) or "none"
+    mistaken = ", ".join(f"{m['kind']} called {m['said']} ({m['times']})" for m in tuned["kinds_mistaken"]) or "none"
     batches_b = [pictures_in_step(settings["batch_b"], step) for step in range(settings["steps_b"])]
     return TEMPLATE.read_text(encoding="utf-8").format(
         name=record["model"],
@@ -277,6 +282,7 @@ def card(record: dict[str, Any]) -> str:
         dtype=record["dtype"],
         wrong=wrong,
         swapped=swapped,
+        nones=nones,
         mistaken=mistaken,
         tuned_nll=f"{nll['tuned']:.3f}",
         lm_nll=f"{nll['language_model']:.3f}",
