@@ -1,11 +1,12 @@
 """Measures ``llava-smollm2-135m`` on pictures it was not trained on; writes its record and its model card.
 
-``python -m attriboard.zoo.evaluate`` measures the weights shipped here. Every figure of the card is read from the record.
+``python -m attriboard.zoo.evaluate`` measures the weights shipped here. Every figure of the card comes from the record.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import time
@@ -24,9 +25,10 @@ from .language import ABSENT, CAPTION, caption, color_answer, pairs_in, question
 from .llava import LANGUAGE_MODEL, NAME, RECORD, WEIGHTS, load_llava, pixel_values, with_placeholders
 from .packing import Said, pack
 from .scenes import HELD_OUT, KINDS, Scene, random_scene
-from .train import answer_logits, features_and_projection, to_tensors
+from .train import answer_logits, features_and_projection, pictures_in_step, to_tensors
 
 CARD = Path(__file__).parent / "README.md"
+TEMPLATE = Path(__file__).parent / "card_template.md"
 PICTURES = 200
 """Pictures in each setting."""
 
@@ -107,7 +109,7 @@ def own_sentences() -> list[str]:
 
 
 def measure(
-    model: Any, tokenizer: Any, device: str = "cpu", count: int = PICTURES, talk: bool = True
+    model: Any, tokenizer: Any, device: str = "cpu", count: int = PICTURES, everything: bool = True
 ) -> dict[str, Any]:
     """All figures on pictures: color questions, absent objects, captions, and which kinds are taken for which.
 
@@ -116,11 +118,11 @@ def measure(
         tokenizer: of its language model.
         device: where the model is.
         count: pictures in each setting.
-        talk: captions too.
+        everything: captions and held-out pairs too.
     """
     figures: dict[str, Any] = {"pictures": count, "seen": {}, "held_out": {}}
     taken: Counter[tuple[str, str]] = Counter()
-    for held_out in (False, True):
+    for held_out in (False, True) if everything else (False,):
         for things in (1, 2, 3):
             scenes = fixed_scenes(things, held_out, count)
             answers = color_answers(model, tokenizer, scenes, device)
@@ -144,7 +146,7 @@ def measure(
             }
             if held_out:
                 figure["color_of_held_out_pair"] = _share(own)
-            if talk:
+            if everything:
                 texts = captions(model, tokenizer, scenes, device)
                 pairs = [[(t.color, t.kind) for t in scene.left_to_right] for scene in scenes]
                 said_pairs = [pairs_in(text) for text in texts]
@@ -159,7 +161,7 @@ def measure(
                     if len(true) == len(said):
                         taken.update((t[1], s[1]) for t, s in zip(true, said) if t[1] != s[1])
             figures["held_out" if held_out else "seen"][str(things)] = figure
-    if talk:
+    if everything:
         figures["kinds_mistaken"] = [{"kind": t, "said": s, "times": n} for (t, s), n in taken.most_common(8)]
     return figures
 
@@ -169,14 +171,19 @@ def _share(values: Sequence[bool]) -> float:
 
 
 def write_record(
-    weights: Path, training: Path | None, record: Path, device: str = "cpu", count: int = PICTURES
+    weights: Path,
+    training: Path | None,
+    record: Path,
+    device: str = "cpu",
+    count: int = PICTURES,
+    dtype: str = "float32",
 ) -> None:
-    """Measures a weights file in float32, tuned and untuned, and writes the record."""
+    """Measures a weights file, tuned and untuned, and writes the record."""
     from attriboard.loading import DTYPES, _load, _quiet
 
     console = Console()
     with _quiet():
-        lm, tokenizer, source = _load(LANGUAGE_MODEL, DTYPES["float32"])
+        lm, tokenizer, source = _load(LANGUAGE_MODEL, DTYPES[dtype])
     lm = lm.to(device)
     began = time.perf_counter()
     tuned, _ = load_llava(lm, tokenizer, weights=weights)
@@ -188,7 +195,9 @@ def write_record(
         "model": NAME,
         "language_model": source,
         "bytes": weights.stat().st_size,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "seconds_to_load": round(loading, 2),
+        "dtype": dtype,
         "held_out_pairs": [" ".join(pair) for pair in sorted(HELD_OUT)],
         "text_nll": {
             "sentences": len(sentences),
@@ -200,7 +209,7 @@ def write_record(
     console.print(figures["text_nll"])
     figures["tuned"] = measure(tuned, tokenizer, device, count)
     console.print(figures["tuned"])
-    figures["untuned"] = measure(untuned, tokenizer, device, count, talk=False)
+    figures["untuned"] = measure(untuned, tokenizer, device, count, everything=False)
     if training is not None:
         figures["training"] = json.loads(training.read_text(encoding="utf-8"))
     elif record.is_file():
@@ -218,19 +227,81 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--record", type=Path, default=RECORD, help="where the figures go")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="in each setting")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="what the figures are measured in")
     parser.add_argument(
         "--card", action="store_true", help="write the model card from the record there is; measure nothing"
     )
     given = parser.parse_args(arguments)
     if not given.card:
-        write_record(given.weights, given.training, given.record, given.device, given.pictures)
+        write_record(given.weights, given.training, given.record, given.device, given.pictures, given.dtype)
     if given.record == RECORD:
         CARD.write_text(card(json.loads(RECORD.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
 def card(record: dict[str, Any]) -> str:
     """The model card."""
-    raise NotImplementedError
+    tuned, untuned, training, nll = record["tuned"], record["untuned"], record["training"], record["text_nll"]
+    settings, seconds = training["settings"], training["seconds"]
+
+    def row(name: str, values: Sequence[float | None]) -> str:
+        return f"| {name} | " + " | ".join("" if v is None else f"{v:.3f}" for v in values) + " |"
+
+    def by_things(figures: dict[str, Any], name: str) -> list[float | None]:
+        return [figures[group].get(str(n), {}).get(name) for group in ("seen", "held_out") for n in (1, 2, 3)]
+
+    table = [
+        "| | 1 object | 2 objects | 3 objects | 1, held out | 2, held out | 3, held out |",
+        "|---|---|---|---|---|---|---|",
+        row("color of an object, top-1 of the whole vocabulary", by_things(tuned, "color")),
+        row("the same, held-out pair alone", by_things(tuned, "color_of_held_out_pair")),
+        row('"none" for an absent object', by_things(tuned, "none_if_absent")),
+        row('"none" for a present object (an error)', by_things(tuned, "none_if_present")),
+        row("(color, object) pairs found by the caption", by_things(tuned, "caption_pairs")),
+        row("the same, held-out pair alone", by_things(tuned, "caption_held_out_pair")),
+        row("captions right word for word", by_things(tuned, "captions_word_for_word")),
+        row("low-rank parts off: color of an object", by_things(untuned, "color")),
+        row('low-rank parts off: "none" for an absent object', by_things(untuned, "none_if_absent")),
+    ]
+    groups = [tuned[group][n] for group in ("seen", "held_out") for n in ("1", "2", "3")]
+    nones = sum(
+        round(tuned[group][str(n)]["none_if_present"] * n * tuned["pictures"])
+        for group in ("seen", "held_out")
+        for n in (1, 2, 3)
+    )
+    wrong = sum(group["wrong"] for group in groups)
+    swapped = sum(group["wrong_color_of_another_thing"] for group in groups)
+    mistaken = ", ".join(f"{m['kind']} called {m['said']} ({m['times']})" for m in tuned["kinds_mistaken"]) or "none"
+    batches_b = [pictures_in_step(settings["batch_b"], step) for step in range(settings["steps_b"])]
+    return TEMPLATE.read_text(encoding="utf-8").format(
+        name=record["model"],
+        megabytes=f"{record['bytes'] / 1e6:.2f}",
+        sha256=record["sha256"],
+        language_model=record["language_model"],
+        table="\n".join(table),
+        count=tuned["pictures"],
+        dtype=record["dtype"],
+        wrong=wrong,
+        swapped=swapped,
+        nones=nones,
+        mistaken=mistaken,
+        tuned_nll=f"{nll['tuned']:.3f}",
+        lm_nll=f"{nll['language_model']:.3f}",
+        sentences=nll["sentences"],
+        held_out=", ".join(record["held_out_pairs"]),
+        steps_a=settings["steps_a"],
+        steps_b=settings["steps_b"],
+        pictures_a=f"{settings['steps_a'] * settings['batch_a']:,}",
+        pictures_b=f"{sum(batches_b):,}",
+        minutes_a=f"{seconds['a'] / 60:.0f}",
+        minutes_b=f"{seconds['b'] / 60:.0f}",
+        machine=training["machine"],
+        note="".join(f" {note}" for note in training.get("notes", [])),
+        rank=settings["rank"],
+        seed=settings["seed"],
+        text_every=settings["text_every"],
+        texts=settings["texts"],
+        loading=f"{record['seconds_to_load']:.1f}",
+    )
 
 
 if __name__ == "__main__":

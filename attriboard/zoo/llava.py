@@ -66,10 +66,10 @@ class LoraLinear(nn.Module):
         return out
 
 
-def add_lora(model: nn.Module, rank: int, scale: float, generator: torch.Generator | None = None) -> list[LoraLinear]:
+def add_lora(model: Any, rank: int, scale: float, generator: torch.Generator | None = None) -> list[LoraLinear]:
     """Puts a low-rank part on every layer of :data:`TUNED` in a model's language model."""
     added = []
-    for layer in model.model.language_model.layers:  # type: ignore[union-attr]
+    for layer in model.model.language_model.layers:
         for name in TUNED:
             tuned = LoraLinear(getattr(layer.self_attn, name), rank, scale, generator)
             setattr(layer.self_attn, name, tuned)
@@ -149,7 +149,7 @@ def merge_lora(model: Any, tensors: Mapping[str, Tensor], scale: float) -> None:
 
 def save_weights(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
     """What training made, in float16: vision tower, projector and low-rank parts of a model after :func:`add_lora`."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name in ("vision_tower", "multi_modal_projector"):
         tensors |= {f"{name}.{k}": v for k, v in getattr(model.model, name).state_dict().items()}
     scales = set()

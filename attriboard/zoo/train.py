@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -80,8 +81,8 @@ class Settings:
     """
 
     seed: int = 0
-    steps_a: int = 2400
-    steps_b: int = 700
+    steps_a: int = 2200
+    steps_b: int = 210
     batch_a: int = 96
     batch_b: int = 8
     rate_a: float = 1e-3
@@ -136,8 +137,8 @@ class Steps(Dataset[Batch]):
             scenes = [random_scene(rng, rng.choice((1, 2, 3, 3))) for _ in range(self.settings.batch_a)]
         else:
             things = _THINGS_BY_STEP[step % len(_THINGS_BY_STEP)]
-            # short rows are cheap: more pictures where there are fewer things
-            scenes = [random_scene(rng, things) for _ in range(self.settings.batch_b + 2 * (3 - things))]
+            count = pictures_in_step(self.settings.batch_b, step)
+            scenes = [random_scene(rng, things) for _ in range(count)]
         packed = None
         if self.stage == "b":
             packed = pack([texts_about(s, self.tokenizer, rng, self.settings.function_words) for s in scenes])
@@ -147,6 +148,11 @@ class Steps(Dataset[Batch]):
             things=len(scenes[0].things),
             packed=packed,
         )
+
+
+def pictures_in_step(batch: int, step: int) -> int:
+    """How many pictures a step of stage b has: short rows are cheap, so there are more where there are fewer things."""
+    return batch + 2 * (3 - _THINGS_BY_STEP[step % len(_THINGS_BY_STEP)])
 
 
 def patch_labels(scene: Scene) -> np.ndarray:
@@ -210,7 +216,7 @@ def _loader(dataset: Steps, start: int, workers: int) -> Iterator[Batch]:
     return iter(DataLoader(dataset, batch_size=None, sampler=numbers, collate_fn=_as_it_is, **options))
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -232,6 +238,10 @@ class PatchHeads(nn.Module):
 
 class Words(nn.Module):
     """The language model's embeddings of the words for what a patch can show; the last of each list is background."""
+
+    colors: Tensor
+    kinds: Tensor
+    order: Tensor
 
     def __init__(self, embeddings: Tensor, tokenizer: Any):
         super().__init__()
@@ -269,7 +279,7 @@ def patch_loss(
     seen = asked & (labels[0] < len(COLORS))
     right = [(one.argmax(-1) == label)[seen].float().mean().item() for one, label in zip(logits, labels)]
     figures = {"color": right[0], "kind": right[1], "place": right[2], "pull": pull.item()}
-    return sum(losses, pull), figures
+    return torch.stack([*losses, pull]).sum(), figures
 
 
 def answer_logits(model: Any, projected: Tensor, packed: dict[str, Tensor]) -> Tensor:
@@ -364,7 +374,7 @@ def train(
     heads = PatchHeads(model.config.vision_config.hidden_size).to(device)
     words = Words(lm.get_input_embeddings().weight, tokenizer).to(device)
     generator = torch.Generator().manual_seed(settings.seed)
-    lora = nn.ModuleList(add_lora(model, settings.rank, settings.scale, generator))
+    lora = add_lora(model, settings.rank, settings.scale, generator)
     parts = nn.ModuleDict(
         {"vision": model.model.vision_tower, "projector": model.model.multi_modal_projector, "heads": heads}
     )
@@ -405,7 +415,7 @@ def train(
             continue
         steps = settings.steps[stage]
         if stage == "a":
-            groups = [{"params": list(parts.parameters()), "lr": settings.rate_a}]
+            groups: list[dict[str, Any]] = [{"params": list(parts.parameters()), "lr": settings.rate_a}]
         else:
             groups = [
                 {"params": [*parts["vision"].parameters(), *heads.parameters()], "lr": settings.rate_vision},
@@ -459,7 +469,7 @@ def train(
 
     weights = out / "weights.safetensors"
     save_weights(model, weights, metadata or {})
-    training = {"settings": asdict(settings), "seconds": at.seconds, "device": device, "curve": at.curve}
+    training = {"settings": asdict(settings), "seconds": at.seconds, "machine": _machine(device), "curve": at.curve}
     (out / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
     return weights
 
@@ -503,6 +513,12 @@ def _loss(
         figures["text"] = drift.item()
         loss = loss + settings.text_weight * drift
     return loss, figures
+
+
+def _machine(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()}, torch {torch.__version__})"
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
