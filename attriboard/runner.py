@@ -474,7 +474,7 @@ def _ray(suite: str, cells: Sequence[Cell], settings: Settings, started: Callabl
                 cell=cell,
                 settings=settings.of(cell),
                 status="failed",
-                reason=f"its Ray worker gave no record: {str(error).splitlines()[0]}",
+                reason=f"its Ray worker gave no record: {str(error).strip().splitlines()[-1]}",
                 provenance=provenance(torch.device("cpu")),
             )
 

@@ -37,8 +37,10 @@ from attriboard.task import Example, split_of, tasks
 TASKS = '''
 """The same questions with a picture and in words; what is asked stands in a file."""
 import json
+import sys
 from dataclasses import dataclass
 
+sys.path.insert(0, {tests!r})  # other processes that include this file do not know the folder
 import models as m
 
 from attriboard.task import Example, Task
@@ -133,7 +135,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         asked.append({"item": i, "seen": [prompts[0], answers[0]], "told": [prompts[1], answers[1]]})
     asked = [q for q in asked if all(x[1] not in (" w0", " w96", " w97") for x in (q["seen"], q["told"]))]
     (root / "asked.json").write_text(json.dumps(asked))
-    (root / "pair.py").write_text(TASKS.format(file=str(root / "asked.json")))
+    (root / "pair.py").write_text(TASKS.format(file=str(root / "asked.json"), tests=str(Path(__file__).parent)))
     tasks.include(root / "pair.py")
     return {"one": root / "one", "two": root / "two", "tasks": root / "pair.py", "asked": root / "asked.json"}
 

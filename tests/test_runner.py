@@ -268,6 +268,7 @@ def test_ray_gives_the_same_records_as_local(suite: Suite, tmp_path: Path) -> No
     finally:
         ray.shutdown()
     local = _run(suite, tmp_path / "local", cells=cells)
+    assert {r.reason for r in distributed.failed} == {r.reason for r in local.failed}
     by_name = {r.filename: r for r in local.made}
     assert {r.filename for r in distributed.made} == set(by_name)
     for record in distributed.made:
