@@ -39,6 +39,7 @@ from .task import tasks
 
 _DETERMINING = (
     "architectures.py",
+    "attention.py",
     "components.py",
     "context.py",
     "images.py",
