@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint full speed board docs clean
+.PHONY: install quick test test-slow lint full speed board compare docs clean
 
 install: $(INSTALLED)
 
@@ -41,9 +41,16 @@ speed: install
 
 board: install
 	$(BIN)/attriboard leaderboard results/quick --out leaderboard.md
+	$(BIN)/python benchmarks/readme.py
+
+# the same questions asked of a picture and in words
+compare: install
+	$(BIN)/attriboard compare color_vqa color_tqa_scenes --model llava-smollm2-135m \
+		--against llava-smollm2-135m-untuned --limit 24 --out results/compare/vqa_vs_tqa.md
 
 docs: install
 	$(BIN)/python -m attriboard.evaluation.metrics > docs/metrics.md
+	$(BIN)/attriboard leaderboard results/quick --figures docs/figures --out leaderboard.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
