@@ -50,7 +50,8 @@ compare: install
 
 docs: install
 	$(BIN)/python -m attriboard.evaluation.metrics > docs/metrics.md
-	$(BIN)/attriboard leaderboard results/quick --figures docs/figures --out leaderboard.md
+	$(BIN)/attriboard leaderboard results/quick --figures build/figures --out leaderboard.md
+	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

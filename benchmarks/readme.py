@@ -57,7 +57,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
     text = replaced(
-        text, "## The board, as it came out", "The whole board,", excerpt((ROOT / "leaderboard.md").read_text())
+        text, "## The board, as it came out", "Every method's map", excerpt((ROOT / "leaderboard.md").read_text())
     )
     speed = json.loads((ROOT / "results" / "speed.json").read_text())
     text = replaced(text, "(`make speed`, records in `results/`):", "## Licence", speed_rows(speed))
