@@ -46,7 +46,7 @@ board: install
 # the same questions asked of a picture and in words
 compare: install
 	$(BIN)/attriboard compare color_vqa color_tqa_scenes --model llava-smollm2-135m \
-		--against llava-smollm2-135m-untuned --limit 24 --out results/compare/vqa_vs_tqa.md
+		--against llava-smollm2-135m-untuned --out results/compare/vqa_vs_tqa.md
 
 docs: install
 	$(BIN)/python -m attriboard.evaluation.metrics > docs/metrics.md

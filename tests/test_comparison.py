@@ -196,6 +196,14 @@ def test_halves_agree_as_far_as_their_items_do() -> None:
     np.testing.assert_array_equal(halves["between"], again["between"])
 
 
+def test_the_committed_report_is_rendered_from_its_measurements() -> None:
+    folder = Path(__file__).parent.parent / "results" / "compare"
+    for measured in folder.glob("*.json"):
+        stored = Comparison.model_validate_json(measured.read_text())
+        assert render(stored) == measured.with_suffix(".md").read_text()
+    assert (folder / "vqa_vs_tqa.json").exists()
+
+
 # --- a pair of tasks on tiny models -----------------------------------------------------------------------------------
 
 
