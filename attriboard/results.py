@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -103,9 +103,17 @@ class Settings(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
+        """These settings with some changed.
+
+        Raises:
+            ValidationError: a change to what is no setting, or to a value it cannot have.
+        """
+        return Settings(**{**self.model_dump(), **changes})
+
     def of(self, cell: Cell) -> Settings:
         """The settings of one cell, whose group may have settings of its own."""
-        return Settings(**{**self.model_dump(), **cell.settings}) if cell.settings else self
+        return self.changed(cell.settings)
 
 
 class Provenance(Strict):

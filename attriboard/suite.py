@@ -144,7 +144,7 @@ class Suite(BaseModel):
                     f"suite {self.name!r} sets {key} in a group; it holds for a whole run: move it to [settings]."
                 )
         try:
-            Settings(**{**self.settings.model_dump(), **group.settings})
+            self.settings.changed(group.settings)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
@@ -176,28 +176,7 @@ class Suite(BaseModel):
         for name in [model] if model else []:
             check_model_name(name)
         seeds = self.seeds if seed is None else [seed]
-        found = {
-            repr((spec_task, spec_method, at, replacement, on, group.settings)): (
-                spec_task,
-                spec_method,
-                at,
-                replacement,
-                on,
-                group,
-            )
-            for group in [*self.groups, *self._added(task, method)]
-            for spec_task in group.tasks
-            for spec_method in group.methods
-            for at in group.levels
-            for replacement in group.replacements
-            for on in ([model] if model else group.models or self.models)
-            if (not task or spec_task.name in task)
-            and (not method or spec_method.name in method)
-            and (not level or at in level)
-        }
-        if not found:
-            raise ConfigurationError(self._nothing(task, method, level))
-        return [
+        found = [
             Cell(
                 task=spec_task.name,
                 task_options=spec_task.options,
@@ -209,8 +188,20 @@ class Suite(BaseModel):
                 seed=s,
                 settings=group.settings,
             )
-            for spec_task, spec_method, at, replacement, on, group, s in _in_order(found.values(), seeds)
+            for group in [*self.groups, *self._added(task, method)]
+            for spec_task in group.tasks
+            for spec_method in group.methods
+            for at in group.levels
+            for replacement in group.replacements
+            for on in ([model] if model else group.models or self.models)
+            for s in seeds
+            if (not task or spec_task.name in task)
+            and (not method or spec_method.name in method)
+            and (not level or at in level)
         ]
+        if not found:
+            raise ConfigurationError(self._nothing(task, method, level))
+        return _in_order(found, seeds)
 
     def _added(self, task: Sequence[str], method: Sequence[str]) -> list[Group]:
         known_tasks = {s.name for g in self.groups for s in g.tasks}
@@ -236,24 +227,26 @@ class Suite(BaseModel):
         return f"suite {self.name!r} has no cell with {asked}."
 
 
-Found = tuple[Spec, Spec, str, InputReplacement, str, Group]
-
-
-def _in_order(
-    found: Iterable[Found], seeds: Sequence[int]
-) -> list[tuple[Spec, Spec, str, InputReplacement, str, Group, int]]:
-    """Grouped by model, seed, task, then level, so that what cells share is in memory when they come."""
-    listed = [(*cell, seed) for cell in found for seed in seeds]
-
-    def first(part: int) -> dict[str, int]:
-        return {repr(cell[part]): i for i, cell in reversed(list(enumerate(listed)))}
-
-    task, model = first(0), first(4)
+def _in_order(cells: Iterable[Cell], seeds: Sequence[int]) -> list[Cell]:
+    """Each cell once, by model, seed, task, then level, so that what cells share is in memory when they come."""
+    once = list({repr(cell): cell for cell in cells}.values())
+    models = list(dict.fromkeys(cell.model for cell in once))
+    tasks_asked = list(dict.fromkeys(_task_of(cell) for cell in once))
     levels = list(LEVELS)
     return sorted(
-        listed,
-        key=lambda c: (model[repr(c[4])], seeds.index(c[6]), task[repr(c[0])], levels.index(c[2]), c[3]),
+        once,
+        key=lambda c: (
+            models.index(c.model),
+            seeds.index(c.seed),
+            tasks_asked.index(_task_of(c)),
+            levels.index(c.level),
+            c.replacement,
+        ),
     )
+
+
+def _task_of(cell: Cell) -> str:
+    return repr((cell.task, cell.task_options))
 
 
 def find_suite(path: Path) -> Path:

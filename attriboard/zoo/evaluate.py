@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import time
@@ -179,7 +178,7 @@ def write_record(
     dtype: str = "float32",
 ) -> None:
     """Measures a weights file, tuned and untuned, and writes the record."""
-    from attriboard.loading import DTYPES, _load, _quiet
+    from attriboard.loading import DTYPES, _load, _quiet, hash_file
 
     console = Console()
     with _quiet():
@@ -195,7 +194,7 @@ def write_record(
         "model": NAME,
         "language_model": source,
         "bytes": weights.stat().st_size,
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": hash_file(weights),
         "seconds_to_load": round(loading, 2),
         "dtype": dtype,
         "held_out_pairs": [" ".join(pair) for pair in sorted(HELD_OUT)],
