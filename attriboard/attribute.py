@@ -18,7 +18,7 @@ from .components import InputLevel, get_level
 from .context import answered, draw
 from .errors import ConfigurationError, MethodError, SkipCell, TaskError
 from .loading import load_model
-from .method import Method, ReplacingMethod, checked, checked_inputs, methods
+from .method import Method, ReplacingMethod, checked, checked_inputs, make_method, methods
 from .model import EncodedExample, Model
 from .scores import Scores
 from .task import Example, tasks
@@ -47,13 +47,8 @@ class Request:
         Raises:
             UnknownNameError: no such method or level. MethodError: the method does not score the level.
         """
-        options: dict[str, Any] = {}
-        cls = methods.get(self.method)
-        if issubclass(cls, ReplacingMethod):
-            options["replacement"] = replacement
-        if "seed" in cls.__dataclass_fields__:
-            options["seed"] = self.seed
-        method = methods.make(self.method, options)
+        replaces = issubclass(methods.get(self.method), ReplacingMethod)
+        method = make_method(self.method, {"replacement": replacement} if replaces else {}, self.seed)
         method.check_level(get_level(self.level))
         return method
 

@@ -36,7 +36,10 @@ class Kept(BaseModel):
 class Context:
     """One task on one model with one seed.
 
-    Only examples whose answer is the model's top token are kept, as in the papers; what was seen and kept is reported.
+    Only examples that the model answers are kept, as in the papers; what was seen and kept is reported.
+
+    Attributes:
+        drawn: by split, all examples, answered or not; ``train`` and ``test`` are those kept.
 
     Args:
         model: the model.
@@ -67,10 +70,11 @@ class Context:
         self.model, self.task, self.seed = model, task, seed
         self.cache_bytes = cache_bytes
         self.kept: dict[str, Kept] = {}
+        self.drawn: dict[str, list[EncodedExample]] = {}
         self.examples: dict[str, list[EncodedExample]] = {}
         digest = hashlib.sha256()
         for split, n in zip(SPLITS, (n_train, n_test)):
-            seen = draw(model, task, split, n, seed)
+            seen = self.drawn[split] = draw(model, task, split, n, seed)
             for encoded in seen:
                 pictures = (encoded.example.image, encoded.example.counterfactual_image)
                 looks = [None if picture is None else image_hash(picture) for picture in pictures]
@@ -157,10 +161,10 @@ def draw(model: Model, task: Task, split: str, n: int, seed: int) -> list[Encode
 
 
 def answered(model: Model, examples: Sequence[EncodedExample]) -> list[bool]:
-    """Whether each example's answer is the model's top token."""
+    """Whether the model answers each example (see :meth:`Model.correct`)."""
     found: list[bool] = []
     for batch in model.batches(examples):
-        found += (model.run(batch).logits.argmax(-1) == batch.answer).tolist()
+        found += model.correct(model.run(batch).logits, batch).tolist()
     return found
 
 

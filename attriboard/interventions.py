@@ -31,7 +31,8 @@ InputReplacement = Literal["counterfactual", "mean", "zero", "background", "blur
 PATCH_REPLACEMENTS: tuple[InputReplacement, ...] = ("background", "blur")
 
 MEASURES = ("metric", "logprob", "correct")
-"""What is measured of a row: the task's metric, log p(answer), and whether the answer is the top token."""
+"""What is measured of a row: the task's metric, log p(answer), and whether the answer is right
+(see :meth:`Model.correct`)."""
 
 
 def check_replacement(replacement: InputReplacement, level_name: str) -> None:
@@ -51,8 +52,7 @@ def measure(model: Model, logits: Tensor, batch: Batch) -> Tensor:
     logits = logits.float()
     rows = torch.arange(len(batch), device=logits.device)
     logprob = logits[rows, batch.answer] - logits.logsumexp(-1)
-    correct = (logits.argmax(-1) == batch.answer).float()
-    return torch.stack([model.metric(logits, batch), logprob, correct], dim=1)
+    return torch.stack([model.metric(logits, batch), logprob, model.correct(logits, batch).float()], dim=1)
 
 
 def component_means(model: Model, examples: Sequence[EncodedExample], level: Level) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -206,3 +206,13 @@ def _describe(value: Any) -> str:
 
 
 methods: Registry[Method] = Registry("method", Method, "attriboard.methods")
+
+
+def make_method(name: str, options: Mapping[str, Any], seed: int) -> Method:
+    """A registered method; one that draws at random takes ``seed`` unless its options name another.
+
+    Raises:
+        UnknownNameError: no such method. ConfigurationError: an option it does not have, or a wrong value.
+    """
+    seeded = "seed" in methods.get(name).__dataclass_fields__
+    return methods.make(name, {**({"seed": seed} if seeded else {}), **options})

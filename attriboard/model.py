@@ -887,6 +887,13 @@ class Model:
         difference = answer - logits[rows, batch.foil.clamp(min=0)]
         return torch.where(batch.foil >= 0, difference, answer - logits.logsumexp(-1))
 
+    def correct(self, logits: Tensor, batch: Batch) -> Tensor:
+        """``[B]`` bool: the answer is the top token of logits ``[B, V]``; of a choice, likelier than the foil."""
+        rows = torch.arange(len(batch), device=logits.device)
+        wins = logits[rows, batch.answer] > logits[rows, batch.foil.clamp(min=0)]
+        choice = torch.tensor([e.example.choice for e in batch.examples], device=logits.device)
+        return torch.where(choice, wins, logits.argmax(-1) == batch.answer)
+
     # --- self-proof -----------------------------------------------------------------------------------------------
 
     def prove(self) -> None:
@@ -966,10 +973,9 @@ class Model:
         noise = torch.randint(0, 256, (40, 56, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
         picture = fromarray(noise.numpy())
         inputs = vision.inputs(f"{IMAGE}\na", picture)
-        floats = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         with torch.no_grad():
             features = vision.features(inputs)
-            plain = self.hf(**floats, use_cache=False).logits[:, -1]
+            plain = self.hf(**inputs, use_cache=False).logits[:, -1]
         ids = tuple(inputs["input_ids"][0].tolist())
         batch = self.batch([EncodedExample(Example("", "", image=picture), ids, 0, None, None, features)])
         same("the image features", self.run(batch).logits, plain)

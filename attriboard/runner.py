@@ -30,7 +30,7 @@ from .evaluation import ablation, concepts, faithfulness, localization, speed
 from .evaluation.metrics import METRICS
 from .interventions import Replacement, check_replacement
 from .loading import fingerprint, hash_file, load_model
-from .method import Method, checked, checked_inputs, methods
+from .method import Method, checked, checked_inputs, make_method, methods
 from .model import Cost, EncodedExample, Model
 from .results import Aggregate, Cell, Family, Folder, ModelFacts, Provenance, Record, Settings, digest
 from .scores import Scores
@@ -224,9 +224,7 @@ class Workshop:
         s = self.settings.of(cell)
         context = self.context(cell)
         model, task, level = context.model, context.task, get_level(cell.level)
-        method = methods.make(cell.method, cell.method_options)
-        if "seed" in type(method).__dataclass_fields__ and "seed" not in cell.method_options:
-            method.seed = cell.seed  # type: ignore[attr-defined]
+        method = make_method(cell.method, cell.method_options, cell.seed)
         check_replacement(cell.replacement, level.name)
         method.check_level(level)
         method.check_examples(_scored_split(context, level))

@@ -45,6 +45,9 @@ class Example:
         regions: named masks ``[height, width]`` of bool over the image's pixels.
         twin: equal in two tasks for the same question asked in two ways.
         concept: the word the example is about, where its task compares concepts.
+        choice: True where the model only has to find the answer likelier than the foil; else the answer has to be its
+            top token.
+        paraphrases: prompts that ask the same in other words, with the same answer and foil.
     """
 
     prompt: str
@@ -59,6 +62,12 @@ class Example:
     regions: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
     twin: str = ""
     concept: str = ""
+    choice: bool = False
+    paraphrases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.choice and self.foil is None:
+            raise TaskError(f"the example {self.prompt!r} asks for a choice and has no foil to choose from.")
 
     @property
     def has_counterfactual(self) -> bool:
@@ -91,6 +100,10 @@ class Task(ABC):
         paper: where the task comes from.
         labels: all possible answers (``1 / len(labels)`` is chance).
         all_subsets: the parts the task has; examples are drawn from them in turn.
+        controls: those of them that are left out unless asked for: nothing is attributed there, and an edit should
+            leave them as they are.
+        preference: two continuations between which the task measures a preference, log p(first) - log p(second); None
+            for tasks with a right answer.
         marks: the names of the marks its examples carry.
         regions: the names of the image regions its examples carry.
         evidence: the marks (at level tokens) and regions (at level patches) that hold what the answer follows from.
@@ -108,6 +121,8 @@ class Task(ABC):
     paper: ClassVar[str] = ""
     labels: ClassVar[tuple[str, ...]] = ()
     all_subsets: ClassVar[tuple[str, ...]] = ()
+    controls: ClassVar[tuple[str, ...]] = ()
+    preference: ClassVar[tuple[str, str] | None] = None
     marks: ClassVar[tuple[str, ...]] = ()
     regions: ClassVar[tuple[str, ...]] = ()
     evidence: ClassVar[tuple[str, ...]] = ()
@@ -120,7 +135,8 @@ class Task(ABC):
     subsets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.subsets = tuple(self.subsets) or self.all_subsets
+        usual = tuple(subset for subset in self.all_subsets if subset not in self.controls)
+        self.subsets = tuple(self.subsets) or usual
         for subset in self.subsets:
             if subset not in self.all_subsets:
                 raise UnknownNameError(f"subset of task {self.name!r}:", subset, self.all_subsets)

@@ -88,10 +88,14 @@ class Vision:
         return text.replace(IMAGE, token)
 
     def inputs(self, text: str, image: Image.Image) -> dict[str, Tensor]:
-        """The model's inputs for one prompt about one picture: ``input_ids [1, T]``, ``pixel_values`` and the like."""
+        """The model's inputs for one prompt about one picture: ``input_ids [1, T]``, ``pixel_values`` and the like.
+
+        Floats have the model's dtype.
+        """
         check_size(image.size, "given")
         found = self.processor(images=as_rgb(image), text=self.prompt(text), return_tensors="pt")
-        return {k: v.to(self.hf.device) for k, v in found.items() if isinstance(v, Tensor)}
+        tensors = {k: v.to(self.hf.device) for k, v in found.items() if isinstance(v, Tensor)}
+        return {k: v.to(self.hf.dtype) if v.is_floating_point() else v for k, v in tensors.items()}
 
     # --- what is seen -----------------------------------------------------------------------------------------------
 
@@ -107,8 +111,6 @@ class Vision:
             seen["embeds"] = kwargs["inputs_embeds"]
             raise _Seen
 
-        dtype = self.hf.dtype
-        inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         handle = self.text_model.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             self.hf(**inputs, use_cache=False)
