@@ -24,12 +24,11 @@ from .errors import ConfigurationError
 from .evaluation.ablation import Ablation
 from .evaluation.concepts import Concepts
 from .evaluation.faithfulness import Faithfulness
+from .evaluation.family import Family
 from .evaluation.localization import Localization
 from .evaluation.metrics import METRICS
 from .evaluation.speed import Speed
 from .interventions import InputReplacement
-
-Family = Faithfulness | Ablation | Localization | Concepts
 
 SCHEMA = 1
 MARKER = "suite.json"
@@ -220,13 +219,7 @@ class Record(Strict):
     @property
     def families(self) -> dict[str, Family]:
         """What was measured of the test examples, by the family of its metrics."""
-        found = {
-            "faithfulness": self.faithfulness,
-            "ablation": self.ablation,
-            "localization": self.localization,
-            "concepts": self.concepts,
-        }
-        return {name: family for name, family in found.items() if family is not None}
+        return {name: value for name, value in self if isinstance(value, Family)}
 
     @property
     def filename(self) -> str:

@@ -27,12 +27,13 @@ from .components import InputLevel, Level, get_level
 from .context import Context
 from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
 from .evaluation import ablation, concepts, faithfulness, localization, speed
+from .evaluation.family import Family
 from .evaluation.metrics import METRICS
 from .interventions import Replacement, check_replacement
 from .loading import fingerprint, hash_file, load_model
 from .method import Method, checked, checked_inputs, make_method, methods
 from .model import Cost, EncodedExample, Model
-from .results import Aggregate, Cell, Family, Folder, ModelFacts, Provenance, Record, Settings, digest
+from .results import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings, digest
 from .scores import Scores
 from .statistics import bootstrap_interval
 from .task import tasks
@@ -55,6 +56,7 @@ _DETERMINING = (
     "evaluation/ablation.py",
     "evaluation/concepts.py",
     "evaluation/faithfulness.py",
+    "evaluation/family.py",
     "evaluation/localization.py",
     "evaluation/metrics.py",
     "evaluation/speed.py",
@@ -272,7 +274,7 @@ class Workshop:
             **families,
             "speed": scored.speed,
             "not_measured": scored.not_measured,
-            "aggregates": aggregates(len(context.test), families.values(), scored.speed),
+            "aggregates": aggregates(families.values(), scored.speed),
             "seconds": clock.laps,
             "provenance": provenance(model.device),
         }
@@ -313,14 +315,16 @@ def _scored_split(context: Context, level: Level) -> list[EncodedExample]:
     return context.test if level.inputs else context.train
 
 
-def aggregates(n: int, families: Iterable[Family], fast: speed.Speed) -> dict[str, Aggregate]:
-    """Every metric of ``n`` test examples with its interval, from the per-example measurements alone."""
+def aggregates(families: Iterable[Family], fast: speed.Speed) -> dict[str, Aggregate]:
+    """Every metric with its interval, from the families' measurements alone."""
     found: dict[str, Aggregate] = {}
-    for name, statistic in (item for family in families for item in family.statistics().items()):
-        interval = bootstrap_interval(n, statistic)
-        low, high = interval or (None, None)
-        value = float(statistic(np.arange(n)))
-        found[name] = Aggregate(value=value, low=low, high=high, version=METRICS[name].version)
+    for family in families:
+        for name, statistic in family.statistics().items():
+            low, high = bootstrap_interval(family.n, statistic) or (None, None)
+            value = float(statistic(np.arange(family.n)))
+            found[name] = Aggregate(value=value, low=low, high=high, version=METRICS[name].version)
+        for name, (value, low, high) in family.scalars().items():
+            found[name] = Aggregate(value=value, low=low, high=high, version=METRICS[name].version)
     per_example = [s / fast.examples for s in fast.seconds]
     several = len(per_example) > 1
     found["seconds_per_example"] = Aggregate(

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..statistics import Array
+from .family import Family, Statistic
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -27,7 +26,7 @@ def sizes(n: int) -> list[int]:
     return [k for k in SIZES if k <= max(1, n // 2)]
 
 
-class Ablation(BaseModel):
+class Ablation(Family):
     """Per-example measurements behind the drops.
 
     Attributes:
@@ -37,18 +36,19 @@ class Ablation(BaseModel):
         random: ``[draws][sizes][N][2]``: the same with k components drawn from the same layers.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     sizes: list[int]
     clean: list[list[float]]
     top: list[list[list[float]]]
     random: list[list[list[list[float]]]]
 
-    def statistics(self) -> dict[str, Callable[[NDArray[np.intp]], Array]]:
-        """By metric name, the aggregate as a function of example indices ``[..., N]``."""
+    @property
+    def n(self) -> int:
+        return len(self.clean)
+
+    def statistics(self) -> dict[str, Statistic]:
         top, random = np.asarray(self.top), np.asarray(self.random)
 
-        def over_random(transform: Callable[[Array], Array], column: int) -> Callable[[NDArray[np.intp]], Array]:
+        def over_random(transform: Callable[[Array], Array], column: int) -> Statistic:
             # the drop of the top minus the drop of random sets: the clean value cancels
             gap = transform(random[..., column]).mean(0) - transform(top[..., column])
             per_example = gap.mean(0)

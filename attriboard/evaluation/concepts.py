@@ -24,13 +24,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..interventions import measure
@@ -39,6 +38,7 @@ from ..model import EncodedExample, hook_name
 from ..statistics import Array
 from ..task import image_hash
 from .ablation import matched_draw
+from .family import Family, Statistic
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -58,7 +58,7 @@ _LOGPROB = 1
 """Index of log p(answer) among the measures."""
 
 
-class Concepts(BaseModel):
+class Concepts(Family):
     """Per-example measurements behind the properties.
 
     Attributes:
@@ -75,8 +75,6 @@ class Concepts(BaseModel):
         not_measured: by metric name, why it was not measured.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     naming: int
     top: int
     sigma: float
@@ -90,6 +88,10 @@ class Concepts(BaseModel):
     noised: list[list[float]] | None
     noised_random: list[list[float]] | None
     not_measured: dict[str, str]
+
+    @property
+    def n(self) -> int:
+        return len(self.concepts)
 
     def per_example(self) -> dict[str, Array]:
         """By metric name its value on each example ``[N]``, NaN where an example has none."""
@@ -109,13 +111,13 @@ class Concepts(BaseModel):
             found["concept_causal_effect"] = (np.asarray(self.noised_random) - np.asarray(self.noised)).mean(0)
         return found
 
-    def statistics(self) -> dict[str, Callable[[NDArray[np.intp]], Array]]:
+    def statistics(self) -> dict[str, Statistic]:
         """By metric name, the aggregate as a function of example indices ``[..., N]``.
 
         Metrics that no example has a value of are left out.
         """
 
-        def average(values: Array) -> Callable[[NDArray[np.intp]], Array]:
+        def average(values: Array) -> Statistic:
             def mean(index: NDArray[np.intp]) -> Array:
                 chosen = values[index]
                 known = np.isfinite(chosen)

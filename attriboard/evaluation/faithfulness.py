@@ -7,17 +7,16 @@ untouched model and ``m_empty`` the model with every component of the level repl
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..errors import TaskError
 from ..statistics import Array
+from .family import Family, Statistic
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -45,7 +44,7 @@ def mib_sizes(n: int) -> list[int]:
     return [int(np.floor(fraction * n + 1e-9)) for fraction in FRACTIONS]
 
 
-class Faithfulness(BaseModel):
+class Faithfulness(Family):
     """Per-example metrics behind the curves; every aggregate can be recomputed from them.
 
     Attributes:
@@ -56,8 +55,6 @@ class Faithfulness(BaseModel):
         mib_signed, mib_absolute: ``[mib_sizes][N]``, keeping the top by signed and by absolute score.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     sizes: list[int]
     full: list[float]
     empty: list[float]
@@ -67,8 +64,11 @@ class Faithfulness(BaseModel):
     mib_signed: list[list[float]]
     mib_absolute: list[list[float]]
 
-    def statistics(self) -> dict[str, Callable[[NDArray[np.intp]], Array]]:
-        """By metric name, the aggregate as a function of example indices ``[..., N]``."""
+    @property
+    def n(self) -> int:
+        return len(self.full)
+
+    def statistics(self) -> dict[str, Statistic]:
         n = self.sizes[-1]
         log_x = np.log(np.array(self.sizes) / n)
 
@@ -76,7 +76,7 @@ class Faithfulness(BaseModel):
             length = log_x[-1] - log_x[0]
             return np.trapezoid(f, log_x, axis=0) / length if length > 0 else f[0]
 
-        def f(curve: list[list[float]]) -> Callable[[NDArray[np.intp]], Array]:
+        def f(curve: list[list[float]]) -> Statistic:
             return lambda index: self.curve(curve, index)
 
         suff, need, signed, absolute = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..errors import MethodError, SkipCell, TaskError
 from ..interventions import InputReplacement, input_replacement, replace_positions
 from ..statistics import Array
 from .faithfulness import nearest
+from .family import Family, Statistic
 
 if TYPE_CHECKING:
     from ..components import InputLevel
@@ -113,7 +114,7 @@ class Judged(BaseModel):
         return float(np.mean([self.probability - np.exp(rows[i][_LOGPROB]) for i in at]))
 
 
-class Localization(BaseModel):
+class Localization(Family):
     """Per-example scores, marks and measurements; every aggregate can be recomputed from them.
 
     Attributes:
@@ -123,22 +124,24 @@ class Localization(BaseModel):
         examples: in the order of the test split.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     grid: tuple[int, int] | None
     evidence: list[str]
     distractors: list[str]
     rings: list[int]
     examples: list[Judged]
 
-    def statistics(self) -> dict[str, Callable[[NDArray[np.intp]], Array]]:
+    @property
+    def n(self) -> int:
+        return len(self.examples)
+
+    def statistics(self) -> dict[str, Statistic]:
         """By metric name, the aggregate as a function of example indices ``[..., N]``.
 
         A metric is absent where it was not measured: rings, and marks that the task does not declare.
         """
         full, empty = (np.array([getattr(e, name)[_METRIC] for e in self.examples]) for name in ("full", "empty"))
 
-        def normalized(area: Array) -> Callable[[NDArray[np.intp]], Array]:
+        def normalized(area: Array) -> Statistic:
             def f(index: NDArray[np.intp]) -> Array:
                 low = empty[index].mean(-1)
                 with np.errstate(divide="ignore", invalid="ignore"):
@@ -146,10 +149,10 @@ class Localization(BaseModel):
 
             return f
 
-        def mean(values: Array) -> Callable[[NDArray[np.intp]], Array]:
+        def mean(values: Array) -> Statistic:
             return lambda index: values[index].mean(-1)
 
-        found: dict[str, Callable[[NDArray[np.intp]], Array]] = {}
+        found: dict[str, Statistic] = {}
         for at, ring in enumerate(self.rings):
             suffix = f"_ring{ring}" if ring else ""
             for kind, area, loss in (
