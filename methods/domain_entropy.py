@@ -31,7 +31,7 @@ class DomainEntropy(Method):
     paper = "Huo et al. 2024, arXiv 2406.11193"
     description = "how specific to one subset of the task the neuron's activity is, however seldom it is active"
     levels = ("neurons",)
-    needs = frozenset({"forward"})
+    needs = frozenset({"forward", "subsets"})
     uses = ("lape",)
 
     def check_examples(self, examples: Sequence[EncodedExample]) -> None:

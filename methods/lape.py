@@ -40,7 +40,7 @@ class Lape(Method):
     paper = "Tang et al. 2024, arXiv 2402.16438"
     description = "how specific to one subset of the task the neuron's activity is, among the often active ones"
     levels = ("neurons",)
-    needs = frozenset({"forward"})
+    needs = frozenset({"forward", "subsets"})
 
     filter_rate: float = 0.95
 
@@ -70,11 +70,10 @@ class Lape(Method):
         self.check_level(level)
         self.check_examples(examples)
         p = activation_probabilities(model, examples)
-        longest = math.log(p.shape[-1])
-        values = (longest - subset_entropy(p)).clamp(min=0)  # below by rounding alone
+        values = specificity(p)
         if self.filter_rate > 0:
             bar = p.flatten().kthvalue(max(1, round(p.numel() * self.filter_rate))).values
-            values += 2 * longest * (p.amax(-1) > bar)
+            values += 2 * math.log(p.shape[-1]) * (p.amax(-1) > bar)
         return self.scores(values, model, level)
 
 
@@ -96,11 +95,12 @@ def activation_probabilities(model: Model, examples: Sequence[EncodedExample]) -
     return (active / tokens).permute(1, 2, 0)
 
 
-def subset_entropy(p: Tensor) -> Tensor:
-    """``[L, d_mlp]`` in nats: the entropy over subsets of activation probabilities ``[L, d_mlp, S]``.
+def specificity(p: Tensor) -> Tensor:
+    """``[L, d_mlp]`` in nats: ``ln S`` minus the entropy over subsets of activation probabilities ``[L, d_mlp, S]``.
 
-    ``ln S`` for a neuron that is never active.
+    0 for a neuron that is never active.
     """
-    whole = p.sum(-1, keepdim=True)
-    share = torch.where(whole > 0, p / whole, 1 / p.shape[-1])
-    return torch.special.entr(share).sum(-1)
+    whole = p.sum(-1)
+    entropy = torch.special.entr(p / whole[..., None]).sum(-1)
+    # rounding can make it negative
+    return torch.where(whole > 0, math.log(p.shape[-1]) - entropy, 0.0).clamp(min=0)

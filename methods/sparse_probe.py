@@ -48,7 +48,7 @@ class SparseProbe(Method):
     paper = "Gurnee et al. 2023, arXiv 2305.01610"
     description = "coefficient in a k-sparse logistic probe that reads the answer from the activations"
     levels = ("neurons",)
-    needs = frozenset({"forward"})
+    needs = frozenset({"forward", "answers"})
 
     k: int = 64
     candidates: int = 1024
