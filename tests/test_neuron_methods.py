@@ -7,6 +7,7 @@ import functools
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,10 @@ from attriboard.components import LEVELS
 from attriboard.errors import ConfigurationError, MethodError, SkipCell, UnknownNameError
 from attriboard.method import checked, methods
 from attriboard.model import EncodedExample, Model
+from attriboard.results import Folder
+from attriboard.runner import run_cells
+from attriboard.suite import Suite
+from attriboard.task import tasks
 
 NEURONS = LEVELS["neurons"]
 TOGETHER = ("lape", "domain_entropy", "sparse_probe", "wanda")
@@ -420,3 +425,18 @@ def test_they_work_in_bfloat16(name: str, family: str) -> None:
 def test_methods_that_score_examples_together_have_no_scores_of_single_ones(name: str) -> None:
     with pytest.raises(SkipCell, match=f"{name} scores all examples together"):
         methods.make(name).each(model_of("llama"), examples_of("llama"), NEURONS)
+
+
+def test_in_a_run_they_make_records_and_say_why_where_they_cannot(toy: dict, tmp_path: Path) -> None:
+    """The toy task has two subsets and, among the few examples kept, hardly an answer twice."""
+    tasks.include(toy["task"])
+    suite = Suite.load(toy["suite"])
+    (template,) = suite.cells(method=["random"])
+    names = (*TOGETHER, "lm_head_decoding")
+    cells = [template.model_copy(update={"method": name, "level": "neurons"}) for name in names]
+    target = Folder(tmp_path / "results")
+    run_cells("toy", cells, suite.settings, target)
+    found = {r.cell.method: r for r in target.read()}
+    assert "at least 2 answers that 2 or more examples have" in found["sparse_probe"].reason
+    assert {name: r.status for name, r in found.items()} == {**dict.fromkeys(names, "ok"), "sparse_probe": "skipped"}
+    assert {name for name, r in found.items() if r.control} == {"wanda"}
