@@ -32,7 +32,8 @@ class Method:
         paper: where the method comes from.
         description: one sentence for lists and tables.
         levels: the levels it can score.
-        needs: of "weights", "forward", "gradients", "counterfactual" and "marks:NAME" (a mark of the task).
+        needs: of "weights", "forward", "gradients", "counterfactual", "marks:NAME" (a mark of the task), "subsets"
+            (examples of several) and "answers" (several that more than one example has).
         modality: "any", or "vision" if it can score only examples with an image.
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,7 +74,12 @@ def test_smollm2_answers_the_same_whatever_the_padding_and_the_neighbours(smollm
 
 @pytest.mark.parametrize(
     ("name", "level"),
-    [("direct_logit_attribution", "nodes"), ("log_prob_increase", "heads"), ("gradient_x_activation", "neurons")],
+    [
+        ("direct_logit_attribution", "nodes"),
+        ("log_prob_increase", "heads"),
+        ("gradient_x_activation", "neurons"),
+        ("wanda", "neurons"),
+    ],
 )
 def test_smollm2_scores_do_not_depend_on_padding_or_batch_size(smollm2: Model, name: str, level: str) -> None:
     found = []
@@ -83,6 +89,29 @@ def test_smollm2_scores_do_not_depend_on_padding_or_batch_size(smollm2: Model, n
         found.append(methods.make(name).attribute(model, encoded, LEVELS[level]).values)
     assert close(found[1], found[0], 1e-4)
     assert close(found[2], found[0], 1e-4)
+
+
+@pytest.mark.parametrize("name", ["lape", "domain_entropy"])
+def test_smollm2s_active_tokens_are_the_same_bit_for_bit_whatever_the_batch(smollm2: Model, name: str) -> None:
+    found = []
+    for padding_side, batch_size in (("left", 1), ("right", 16)):
+        model = Model(smollm2.hf, smollm2.tokenizer, padding_side=padding_side, batch_size=batch_size, prove=False)
+        encoded = [model.encode(replace(e, subset=str(i))) for i, e in enumerate(PROMPTS)]
+        found.append(methods.make(name).attribute(model, encoded, LEVELS["neurons"]).values)
+    assert torch.equal(*found)
+    assert len(found[0].unique()) > 20
+
+
+@pytest.mark.parametrize("layer", [0, 29])
+def test_lm_head_decoding_of_smollm2_agrees_with_every_logit(smollm2: Model, layer: int) -> None:
+    encoded = smollm2.encode(PROMPTS[0])
+    method = methods.make("lm_head_decoding", {"signed": True})
+    found = method.attribute(smollm2, [encoded], LEVELS["neurons"]).values[layer, ::24]
+    vectors = smollm2.hf.model.layers[layer].mlp.down_proj.weight.T[::24]
+    with torch.no_grad():
+        logits = smollm2.hf.lm_head(smollm2.hf.model.norm(vectors)).double()
+    expected = (logits[:, encoded.answer] - logits.mean(1)) / logits.std(1, correction=0)
+    assert close(found.double(), expected, 1e-4)
 
 
 @torch.no_grad()

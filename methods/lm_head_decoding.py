@@ -1,0 +1,72 @@
+"""What a neuron's output vector says about the answer through the unembedding: weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attriboard.components import Level
+from attriboard.errors import ConfigurationError
+from attriboard.method import Method
+from attriboard.model import Batch, Model
+
+
+@dataclass
+class LmHeadDecoding(Method):
+    """The z-score of the answer's logit among the vocabulary's, when the output vector alone is unembedded.
+
+    The logits of neuron ``j`` of layer ``l`` are ``W_U x`` with ``x`` the row ``W_out[l, j]``, centered where the
+    final norm centers, times the final norm's weight: the logit lens of the vector. Scale and biases are not the
+    neuron's: the scale cancels in the z-score, the biases are left out. Where a norm follows the FFN (Gemma 2 and 3),
+    its weight is applied first; its scale cancels too. A vector without any effect on the logits scores 0.
+
+    Mean and standard deviation over the vocabulary come from the moments of ``W_U``: with ``u`` its mean row and ``C``
+    the covariance of its rows, ``z = (W_U[t] - u) . x / sqrt(x^T C x)``. This is exact, and no logits are made.
+
+    Weights do not tell the sign of the coefficient that multiplies the vector. In a gated FFN it is a product of gate
+    and up-projection and takes both signs, so a vector that points away from the answer promotes it whenever the
+    coefficient is negative: by default the score is the size of the z-score. Without a gate coefficients are rarely
+    below zero, and ``signed`` keeps the sign: neurons that promote the answer first, those that suppress it last.
+
+    Options:
+        signed: keep the z-score's sign.
+    """
+
+    name = "lm_head_decoding"
+    paper = "Geva et al. 2022, arXiv 2203.14680; nostalgebraist 2020 (logit lens)"
+    description = "z-score of the answer's logit when the neuron's output vector alone is unembedded"
+    levels = ("neurons",)
+    needs = frozenset({"weights"})
+
+    signed: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.signed, bool):
+            raise ConfigurationError(f"signed of {self.name} is {self.signed!r}, expected true or false.")
+
+    def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
+        answers, place = batch.answer.unique(return_inverse=True)
+        rows = model.W_U.float()
+        rows = rows - rows.mean(0)
+        covariance = rows.T @ rows / len(rows)
+        per_layer = []
+        for layer in range(model.n_layers):
+            x = _read_by_unembedding(model, layer)
+            spread = ((x @ covariance) * x).sum(-1).clamp(min=0).sqrt()
+            per_layer.append(torch.where(spread > 0, rows[answers] @ x.T / spread, 0.0))
+        z = torch.stack(per_layer, dim=1)[place]  # [B, L, d_mlp]
+        return z if self.signed else z.abs()
+
+
+def _read_by_unembedding(model: Model, layer: int) -> Tensor:
+    """``[d_mlp, d_model]`` float32: what the unembedding multiplies for each output vector, up to a positive factor."""
+    x = model.W_out(layer).float()
+    # any coefficients do: they set the scale of a norm after the FFN, which cancels, and not its weight
+    gain = model.mlp_gain(layer, model.W_out(layer).new_ones(model.d_mlp))
+    if gain is not None:
+        x = x * gain
+    if not model.architecture.rms:
+        x = x - x.mean(-1, keepdim=True)
+    return x * model.final_norm_weight
