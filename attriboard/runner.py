@@ -294,10 +294,11 @@ class Workshop:
             scores = score(examples)
         seconds = clock.lap("attribute")
         n = len(examples)
-        if seconds > 10 * s.speed_max_seconds:  # too slow to repeat: this run is the measurement
+        some = examples[: s.speed_examples]
+        if seconds > 10 * s.speed_max_seconds or not _can_score(method, some):
+            # too slow to repeat, or made for more examples than these: this run is the measurement
             fast = speed.once(n, seconds, model.cost.total / n, memory.mib)
         else:
-            some = examples[: s.speed_examples]
             fast = speed.measure(score, model, some, s.speed_repeats, s.speed_max_seconds, memory.mib)
         clock.lap("speed")
         if not concepts.applies(context.test, level):
@@ -308,6 +309,15 @@ class Workshop:
             return _Scored(scores, fast, clock.laps, not_measured={"concepts": str(error)})
         clock.lap("concepts")
         return _Scored(scores, fast, clock.laps, properties)
+
+
+def _can_score(method: Method, examples: Sequence[EncodedExample]) -> bool:
+    """Whether these are examples enough: some methods compare subsets or answers."""
+    try:
+        method.check_examples(examples)
+    except SkipCell:
+        return False
+    return True
 
 
 def _scored_split(context: Context, level: Level) -> list[EncodedExample]:

@@ -113,7 +113,7 @@ class SparseProbe(Method):
     def _fit(self, x: Array, is_answer: NDArray[np.bool_]) -> Array:
         """The coefficients of a logistic regression on standardized features; 0 for a feature that is constant."""
         # takes a second to import, and only this method needs it
-        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+        from sklearn.linear_model import LogisticRegression
 
         scale = x.std(0)
         standardized = np.divide(x - x.mean(0), scale, out=np.zeros_like(x), where=scale > 0)

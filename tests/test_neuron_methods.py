@@ -435,7 +435,7 @@ def test_in_a_run_they_make_records_and_say_why_where_they_cannot(toy: dict, tmp
     names = (*TOGETHER, "lm_head_decoding")
     cells = [template.model_copy(update={"method": name, "level": "neurons"}) for name in names]
     target = Folder(tmp_path / "results")
-    run_cells("toy", cells, suite.settings, target)
+    run_cells("toy", cells, suite.settings.model_copy(update={"speed_examples": 1}), target)
     found = {r.cell.method: r for r in target.read()}
     assert "at least 2 answers that 2 or more examples have" in found["sparse_probe"].reason
     assert {name: r.status for name, r in found.items()} == {**dict.fromkeys(names, "ok"), "sparse_probe": "skipped"}
