@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from torch.nn.functional import cross_entropy
 
 from .capability_tasks.attriboard_documents import read
-from .errors import ConfigurationError
+from .errors import ConfigurationError, ModelError
 from .model import Model
 
 DEFAULT: tuple[str, ...] = ("attriboard_next_word", "attriboard_facts", "attriboard_agreement", "attriboard_prose")
@@ -189,9 +189,7 @@ def _store(found: Capability, task: str, samples: Sequence[Mapping[str, Any]]) -
         return
     metric = next((m for m in ("acc", "exact_match") if m in metrics), None)
     if metric is None:
-        raise ConfigurationError(
-            f"its documents have no acc, exact_match or word_perplexity, only {', '.join(metrics)}"
-        )
+        raise ConfigurationError(f"it measures {', '.join(metrics)}, not acc, exact_match or word_perplexity")
     found.accuracy[task] = [float(row[metric]) for row in rows]
 
 
@@ -258,8 +256,16 @@ def document_log_likelihoods(model: Model, texts: Sequence[str]) -> list[float]:
     The first token is predicted from the tokenizer's beginning-of-sequence token (end-of-sequence where it has none).
     A text longer than the context is cut into windows that predict as many tokens as fit; the last window, shorter
     than that, is given all the context that fits before it. No token is predicted twice. A text without tokens has 0.
+
+    Raises:
+        ModelError: the tokenizer has neither of the two.
     """
     bos, eos = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
+    if bos is None and eos is None:
+        raise ModelError(
+            f"{model.name}'s tokenizer has neither a beginning-of-sequence nor an end-of-sequence token, from one of "
+            f"which the first token of a text is predicted; set one."
+        )
     windows: list[tuple[int, list[int], list[int]]] = []
     for i, text in enumerate(texts):
         tokens = [eos if bos is None else bos, *model.tokenizer(text)["input_ids"]]

@@ -1,7 +1,7 @@
 """Tasks of the board as lm-eval tasks: a folder with which anyone can ask any model the same questions.
 
-``lm-eval run --include_path FOLDER --tasks attriboard_arithmetic ...`` then gives the accuracy that a task has here. The
-folder can be moved: its YAML files find their JSON lines beside them.
+``lm-eval run --include_path FOLDER --tasks attriboard_arithmetic ...`` then gives the accuracy that a task has here.
+The folder can be moved: its YAML files find their JSON lines beside them.
 """
 
 from __future__ import annotations
