@@ -213,13 +213,32 @@ def test_the_command_names_what_it_skips(tmp_path: Path, capsys: pytest.CaptureF
     assert "skipped: task 'color_vqa' asks about pictures" in err
 
 
+WORD_TASK = """
+from dataclasses import dataclass
+
+from attriboard.task import Example, Task
+
+
+@dataclass
+class Word(Task):
+    name = "word"
+    all_subsets = ("a",)
+
+    def candidates(self, subset, rng):
+        while True:
+            shown = rng.sample(range(24), 5)
+            yield Example(" ".join(f"w{i}" for i in shown[:4]), f" w{shown[4]}", subset=subset)
+"""
+
+
 @pytest.mark.slow
 def test_lm_evals_own_command_reads_the_folder(toy: dict, tmp_path: Path) -> None:
-    tasks.include(toy["task"])
-    export(tmp_path / "out", ["repeat"], limit=6)
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args"]
+    (tmp_path / "word.py").write_text(WORD_TASK)
+    done = _process("export-lm-eval", tmp_path / "out", "--include", tmp_path / "word.py", "--task", "word")
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--model_args"]
     command += [f"pretrained={toy['model']},prefix_token_id=0"]  # its tokenizer has no beginning of sequence
-    command += ["--include_path", str(tmp_path / "out"), "--tasks", "attriboard_repeat", "--device", "cpu"]
+    command += ["--include_path", str(tmp_path / "out"), "--tasks", "attriboard_word"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "|attriboard_repeat|" in done.stdout
+    assert "|attriboard_word|" in done.stdout
