@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -219,7 +220,8 @@ def test_kept_refuses_other_documents() -> None:
 # --- what stays as it was ---------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_lm_eval_stays_behind(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_of_lm_eval_stays_behind(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root.manager, "disable", 5)  # as nobody else sets it
     model = tiny()
     model.tokenizer.pad_token = None  # lm-eval gives its tokenizer one
     model.hf.tie_weights()
@@ -297,21 +299,26 @@ def test_missing_documents_are_skipped_and_the_rest_goes_on(stubs: Path) -> None
     )
 
 
-def test_without_the_hub_its_data_are_looked_for_offline(more: Callable[[str, str], None], stubs: Path) -> None:
+def test_without_the_hub_its_data_are_looked_for_offline(
+    more: Callable[[str, str], None], stubs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     (stubs / "probe.py").write_text(
-        "import datasets\nfrom huggingface_hub import constants\n\n\ndef load(**_):\n"
+        "import os\n\nimport datasets\nfrom huggingface_hub import constants\n\n\ndef load(**_):\n"
+        "    os.environ['LEFT_BEHIND'] = 'by a task'\n"
         "    raise OSError(f'offline: {constants.HF_HUB_OFFLINE}, {datasets.config.HF_HUB_OFFLINE}')\n"
     )
     more("elsewhere.yaml", "task: elsewhere\ncustom_dataset: !function probe.load\noutput_type: multiple_choice\n")
     more(
         "hub.yaml", "task: hub\ndataset_path: attriboard/no-such-set\noutput_type: multiple_choice\ntest_split: test\n"
     )
-    before = constants.HF_HUB_OFFLINE
     found = measure(tiny(), ["elsewhere", "hub", "attriboard_facts"])
     assert "(OSError: offline: True, True)" in found.skipped["elsewhere"]
     assert "'hub' cannot be reached or read (ConnectionError: Couldn't reach" in found.skipped["hub"]
     assert list(found.accuracy) == ["attriboard_facts"]
-    assert before == constants.HF_HUB_OFFLINE
+    assert "LEFT_BEHIND" not in os.environ
+    assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
 
 
 def test_a_task_that_cannot_be_scored_is_skipped(more: Callable[[str, str], None]) -> None:
