@@ -1,4 +1,4 @@
-"""The command line: list, validate, run, attribute, compare, leaderboard.
+"""The command line: list, validate, run, attribute, compare, leaderboard, export-lm-eval.
 
 Exit codes: 0 success; 1 some cells failed (after everything else ran); 2 a name, option or input that cannot be used.
 """
@@ -434,6 +434,31 @@ def leaderboard(
     except OSError as error:
         raise ConfigurationError(f"cannot write {out_file}: {error.strerror}.") from error
     err.print(f"wrote {escape(str(out_file))}", highlight=False)
+
+
+@app.command("export-lm-eval")
+def export_lm_eval(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder for the files; made if there is none.")],
+    task: Annotated[list[str] | None, typer.Option(help="Only this task (repeatable); all text tasks.")] = None,
+    limit: Annotated[int, typer.Option(help="How many examples of every task.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the examples.")] = 0,
+    split: Annotated[str, typer.Option(help="train or test.")] = "test",
+    include: Include = None,
+) -> None:
+    """Writes tasks as lm-eval tasks, so that any model can be evaluated on them."""
+    from .lm_eval_export import export
+
+    _include(include)
+    found = export(folder, task or (), limit, seed, split)
+    for why in found.skipped.values():
+        err.print(f"skipped: {escape(why)}", highlight=False)
+    for name, n in found.written.items():
+        out.print(f"attriboard_{escape(name)}: {n} examples", highlight=False)
+    out.print(
+        f"wrote {len(found.written)} tasks; evaluate a model on one with: lm-eval run --model hf --model_args "
+        f"pretrained=MODEL --include_path {escape(str(folder))} --tasks attriboard_{next(iter(found.written), 'TASK')}",
+        highlight=False,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The lm-eval tasks that ship: general ability that needs no download (see :mod:`attriboard.capability`)."""
