@@ -197,7 +197,7 @@ class Task(ABC):
         found = rejected = 0
         reason = "its candidates ran out"
         for tried, candidate in enumerate(self.candidates(subset, rng)):
-            if tried > (400 if write is None else 20) * (found + 5):
+            if tried > (20 if self.writes else 400) * (found + 5):
                 break
             if split_of(candidate.item or candidate.prompt) != split:
                 continue
