@@ -11,6 +11,9 @@ from attriboard.errors import ConfigurationError
 from attriboard.task import Example, Span, Task, split_of
 
 Fact = tuple[int, int, int]
+PARAPHRASED_LEADS = ("y = ", "The result: ")
+"""What stands before each line of a paraphrase, in the place of ``x = ``."""
+
 SIGNS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "/"}
 
 
@@ -42,15 +45,17 @@ def exchangeable(query: Fact, other: Fact, sign: str) -> bool:
     )
 
 
-def write(demonstrations: list[Fact], query: Fact, sign: str, gap: str) -> tuple[str, dict[str, tuple[Span, ...]]]:
-    """The prompt and its marks; ``gap`` stands on either side of the signs."""
+def write(
+    demonstrations: list[Fact], query: Fact, sign: str, gap: str, lead: str = "x = "
+) -> tuple[str, dict[str, tuple[Span, ...]]]:
+    """The prompt and its marks; ``gap`` stands on either side of the signs, ``lead`` before every line."""
     text = ""
     results: list[Span] = []
     for left, right, result in demonstrations:
-        text += f"x = {left}{gap}{sign}{gap}{right}{gap}={gap}"
+        text += f"{lead}{left}{gap}{sign}{gap}{right}{gap}={gap}"
         results.append((len(text), len(text) + 1))
         text += f"{result}\n"
-    text += "x = "
+    text += lead
     left_end = len(text) + len(str(query[0]))
     operator = left_end + len(gap)
     right_start = operator + 1 + len(gap)
@@ -69,6 +74,7 @@ class Arithmetic(Task):
     The counterfactual keeps the demonstrations and exchanges both operands of the query, digit for digit. No
     demonstration shows the answer, the foil, or the query itself, so copying a demonstration is never right.
     Tokenizers that cut numbers into digits make a two-digit result two tokens: hence results of one digit.
+    Paraphrases ask for the same result after other solved lines, with another beginning of all lines.
     ``x = `` before each line, and few demonstrations, are what lets a model of 135 M parameters follow.
 
     Attributes:
@@ -113,6 +119,10 @@ class Arithmetic(Task):
                 continue
             demonstrations = rng.sample(shown, self.shots)
             prompt, marks = write(demonstrations, query, sign, gap)
+            again = random.Random(f"paraphrases of {prompt}")  # its own, so that rng draws what it drew without them
+            unused = [fact for fact in shown if fact not in demonstrations]
+            if len(unused) < self.shots:
+                unused = shown
             yield Example(
                 prompt=prompt,
                 answer=str(query[2]),
@@ -121,4 +131,7 @@ class Arithmetic(Task):
                 marks=marks,
                 item=item(query, sign),
                 subset=subset,
+                paraphrases=tuple(
+                    write(again.sample(unused, self.shots), query, sign, gap, lead)[0] for lead in PARAPHRASED_LEADS
+                ),
             )

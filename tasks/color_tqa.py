@@ -109,7 +109,8 @@ class ColorTqa(Task):
 
     In the counterfactual the asked object has a color that no object of the text had; everything else stays. The
     text names the asked object first, last or between, so neither order nor nearness gives the answer away. Objects
-    are split, not texts: no object of a training text stands in a test text.
+    are split, not texts: no object of a training text stands in a test text. Paraphrases say and ask the same in the
+    scene's other frames.
 
     The questions agree with what was said ("As I said", "Yes, of course"). Asked plainly ("The color of the plate
     is"), a small model goes on with "determined by" or "a", not with a color.
@@ -129,7 +130,8 @@ class ColorTqa(Task):
         count = 2 if subset == "two_objects" else 3
         while True:
             scene = rng.choice(SCENES)
-            frame = rng.choice(scene.two if count == 2 else scene.three)
+            frames = scene.two if count == 2 else scene.three
+            frame = rng.choice(frames)
             asked = rng.choice(scene.objects)
             others = [o for o in scene.objects if o != asked and split_of(o) == split_of(asked)]
             objects = rng.sample(others, count - 1)
@@ -146,4 +148,5 @@ class ColorTqa(Task):
                 marks=marks,
                 item=asked,
                 subset=subset,
+                paraphrases=tuple(write(other, objects, colors, position)[0] for other in frames if other != frame),
             )

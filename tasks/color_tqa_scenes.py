@@ -12,6 +12,11 @@ from attriboard.zoo.scenes import Scene
 
 from .color_vqa import ColorVqa, Question, mentions
 
+PARAPHRASES = (
+    "USER: I see{told}\nWhat is the color of the {kind}?\nASSISTANT: The color of the {kind} is",
+    "USER: The picture shows{told}\nTell me the color of the {kind}.\nASSISTANT: The color of the {kind} is",
+)
+
 
 def tell(drawn: Question, scene: Scene) -> str:
     """The question with a scene in words: ``There is a red circle, a blue star and a gray moon.``, left to right."""
@@ -58,4 +63,7 @@ class ColorTqaScenes(ColorVqa):
             item=drawn.item,
             subset=subset,
             twin=drawn.twin,
+            paraphrases=tuple(
+                frame.format(told=caption(drawn.scene.left_to_right), kind=drawn.thing.kind) for frame in PARAPHRASES
+            ),
         )

@@ -18,6 +18,7 @@ from attriboard.task import Example, Span, Task, split_of
 POSITIVE, NEGATIVE = 0, 1
 HUB_NAME = "stanfordnlp/sst2"
 MOST_WORDS = 14  # of an SST-2 sentence, which is then about as long as one of ours
+PARAPHRASED_ARROWS = (" =>", " This is")  # between a sentence and its label, in the place of " ->"
 PARTNERS = 8  # sentences offered as counterfactual of one query, where none is paired with it
 
 
@@ -40,7 +41,7 @@ class IclSentiment(Task):
     its labels from them; with words it already understands a small model mostly does not, and the answer stays.
 
     A demonstration comes from the query's split and never from the query's pair, so no sentence of a training prompt
-    stands in a test prompt.
+    stands in a test prompt. Paraphrases ask about the same sentence after other demonstrations, with another arrow.
 
     Attributes:
         shots: how many demonstrations, an even number. ``balanced``: as many of each label, mixed; ``imbalanced``:
@@ -90,11 +91,14 @@ class IclSentiment(Task):
             label = rng.randrange(2)
             query = rng.choice(pools[rng.choice(("train", "test")), label])
             split = split_of(query.item)
-            shown: list[Review] = []
-            for wanted in pattern(subset, self.shots, rng):
-                used = {query.item, *(review.item for review in shown)}
-                shown.append(rng.choice([review for review in pools[split, wanted] if review.item not in used]))
+            by_label = [pools[split, wanted] for wanted in (POSITIVE, NEGATIVE)]
+            shown = demonstrations(by_label, pattern(subset, self.shots, rng), query, rng)
             prompt, marks = write(shown, query, self.labels)
+            again = random.Random(f"paraphrases of {prompt}")  # its own, so that rng draws what it drew without them
+            paraphrases = []
+            for arrow in PARAPHRASED_ARROWS:
+                others_shown = demonstrations(by_label, pattern(subset, self.shots, again), query, again)
+                paraphrases.append(write(others_shown, query, self.labels, arrow)[0])
             if self.counterfactual == "labels":
                 others = [write(shown, query, self.labels[::-1])[0]]
             else:
@@ -109,7 +113,19 @@ class IclSentiment(Task):
                     marks=marks,
                     item=query.item,
                     subset=subset,
+                    paraphrases=tuple(paraphrases),
                 )
+
+
+def demonstrations(
+    by_label: Sequence[Sequence[Review]], wanted: Sequence[int], query: Review, rng: random.Random
+) -> list[Review]:
+    """Sentences with these labels, in this order, none of them from the query's pair or from one pair."""
+    shown: list[Review] = []
+    for label in wanted:
+        used = {query.item, *(review.item for review in shown)}
+        shown.append(rng.choice([review for review in by_label[label] if review.item not in used]))
+    return shown
 
 
 def pattern(subset: str, shots: int, rng: random.Random) -> list[int]:
@@ -133,19 +149,21 @@ def partners(query: Review, opposite: Sequence[Review], rng: random.Random) -> l
     return rng.sample(alike, min(PARTNERS, len(alike)))
 
 
-def write(shown: list[Review], query: Review, labels: tuple[str, ...]) -> tuple[str, dict[str, tuple[Span, ...]]]:
-    """The prompt and its marks."""
+def write(
+    shown: list[Review], query: Review, labels: tuple[str, ...], arrow: str = " ->"
+) -> tuple[str, dict[str, tuple[Span, ...]]]:
+    """The prompt and its marks; ``arrow`` stands between a sentence and its label."""
     text = ""
     words: list[Span] = []
     for review in shown:
-        text += f"{review.text} ->"
+        text += f"{review.text}{arrow}"
         words.append((len(text) + 1, len(text) + len(labels[review.label])))
         text += f"{labels[review.label]}\n"
     marks: dict[str, tuple[Span, ...]] = {
         "label": tuple(words),
         "query": ((len(text), len(text) + len(query.text)),),
     }
-    return f"{text}{query.text} ->", marks
+    return f"{text}{query.text}{arrow}", marks
 
 
 def pool(reviews: Sequence[Review], split: str, label: int) -> list[Review]:
