@@ -302,6 +302,11 @@ def _groups(windows: Sequence[tuple[int, list[int], list[int]]]) -> Iterator[lis
         yield batch
 
 
+def neutral_prompts(limit: int | None = None) -> list[str]:
+    """Prompts of the next-word task that ships, which have nothing to do with any other task."""
+    return [row["prompt"] for row in read(FOLDER / "next_word.jsonl")[:limit]]
+
+
 def own_prose(limit: int | None = None) -> list[tuple[str, int]]:
     """``(text, words)`` of the prose that ships; words are counted as lm-eval does."""
     texts = [row["text"] for row in read(FOLDER / "prose.jsonl")[:limit]]
