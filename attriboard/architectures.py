@@ -29,6 +29,11 @@ class Architecture:
         tuple_blocks: a block returns a pair whose first part is the residual.
         mlp_act: the activation function of a gated FFN, whose output is multiplied before the down-projection; None
             where there is no gate.
+        mlp_in: the projections that make ``mlp.hook_post``, the gate included.
+        mlp_width: the configuration's name for the number of FFN hidden units.
+        query, key: the projections that make queries and keys; None where ``value`` makes them too.
+        free_heads: the number of heads and their width are set independently of ``d_model``, so that a model of the
+            family may have fewer heads of the same width.
     """
 
     family: str
@@ -41,6 +46,11 @@ class Architecture:
     mlp_down: str
     ln1: str
     value: str
+    mlp_in: tuple[str, ...]
+    mlp_width: str
+    query: str | None = None
+    key: str | None = None
+    free_heads: bool = False
     fused: str | None = None
     attn_post_norm: str | None = None
     mlp_post_norm: str | None = None
@@ -60,6 +70,11 @@ _LLAMA: dict[str, Any] = {
     "ln1": "input_layernorm",
     "value": "self_attn.v_proj",
     "mlp_act": "mlp.act_fn",
+    "mlp_in": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp_width": "intermediate_size",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "free_heads": True,
 }
 
 VISION = {
@@ -93,6 +108,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         mlp_down="mlp.c_proj",
         ln1="ln_1",
         value="attn.c_attn",
+        mlp_in=("mlp.c_fc",),
+        mlp_width="n_inner",
         fused="thirds",
         rms=False,
     ),
@@ -107,6 +124,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         mlp_down="mlp.fc_out",
         ln1="ln_1",
         value="attn.v_proj",
+        mlp_in=("mlp.fc_in",),
+        mlp_width="n_inner",
+        query="attn.q_proj",
+        key="attn.k_proj",
         rms=False,
         tuple_blocks=True,
     ),
@@ -121,6 +142,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         mlp_down="mlp.dense_4h_to_h",
         ln1="input_layernorm",
         value="attention.query_key_value",
+        mlp_in=("mlp.dense_h_to_4h",),
+        mlp_width="intermediate_size",
         fused="per_head",
         rms=False,
     ),
@@ -135,6 +158,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         mlp_down="fc2",
         ln1="self_attn_layer_norm",
         value="self_attn.v_proj",
+        mlp_in=("fc1",),
+        mlp_width="ffn_dim",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
         rms=False,
     ),
 )

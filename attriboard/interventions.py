@@ -55,6 +55,11 @@ def measure(model: Model, logits: Tensor, batch: Batch) -> Tensor:
     return torch.stack([model.metric(logits, batch), logprob, model.correct(logits, batch).float()], dim=1)
 
 
+def measure_all(model: Model, examples: Sequence[EncodedExample], edits: dict[str, Edit] | None = None) -> Tensor:
+    """``[N, 3]`` float32: the :data:`MEASURES` of every example, under edits that fit batches of any shape."""
+    return torch.cat([measure(model, model.run(b, edits=edits).logits, b).cpu() for b in model.batches(examples)])
+
+
 def component_means(model: Model, examples: Sequence[EncodedExample], level: Level) -> dict[str, Tensor]:
     """The mean of every activation of a level over all real tokens of the examples, by name: one value per unit.
 

@@ -287,6 +287,11 @@ class Model:
         return self._embed.weight.dtype
 
     @property
+    def tolerance(self) -> float:
+        """Two ways to compute one thing may differ by this share of its largest value; more is a mistake."""
+        return 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
+
+    @property
     def max_length(self) -> int:
         """The longest prompt the model takes, in tokens."""
         return int(getattr(self.config, "max_position_embeddings", 0) or 10**9)
@@ -915,13 +920,12 @@ class Model:
         sites = ("resid_pre", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
         run = self.run(batch, [hook_name(s, layer) for s in sites for layer in range(self.n_layers)])
         values = self.run(batch, [hook_name("v", layer) for layer in range(self.n_layers)])
-        tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
 
         def same(part: str, a: Tensor, b: Tensor, exact: bool = False) -> None:
             a, b = a.float(), b.float()
             scale = float(b.abs().max()) + 1e-9
             worst = float((a - b).abs().max()) / scale
-            if not worst <= (0.0 if exact else tolerance):
+            if not worst <= (0.0 if exact else self.tolerance):
                 raise ModelError(
                     f"self-proof of {self.name} ({self.architecture.family}) failed at {part}: off by {worst:.2g} of "
                     f"its largest value; its modules do not do what the architecture table says."

@@ -1,0 +1,318 @@
+"""Pruning: how much of the task survives when the lowest-scored components are removed?
+
+The signed scores decide: what a method scores lowest goes first. Under the "layerwise" allocation every layer loses
+the same share, so that the sliced model is a plain model of smaller width and ``random`` is the same-layer control of
+every method; under "global" the whole model is ranked at once.
+
+Components are removed twice. *As masks*, at a series of sparsities, by setting their activations to zero at every
+position (biases of the output projections stay): accuracy on all drawn test examples, answered before or not, since
+pruning may break right answers and mend wrong ones. *Really*, at one sparsity, by :mod:`attriboard.slicing`: the
+smaller model must give the logits of the masked one, and is timed against the original.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from ..errors import ConfigurationError, ModelError, TaskError
+from ..interventions import MEASURES, measure_all, replacing
+from ..slicing import around, check_prunable, parameters, slice_model
+from ..statistics import Array, bootstrap_interval
+from ..task import image_hash
+from .ablation import matched_draw
+from .recovery import Recovery, recover
+from .speed import timed
+
+if TYPE_CHECKING:
+    from ..components import Level
+    from ..context import Context
+    from ..model import Batch, Edit, EncodedExample, Model
+    from ..scores import Scores
+
+Allocation = Literal["layerwise", "global"]
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+KEPT = 0.95
+"""The share of the untouched accuracy that counts as kept."""
+WATCHED = 50
+"""How many of the best neurons kept are watched during recovery."""
+_CORRECT = MEASURES.index("correct")
+
+
+class Slice(BaseModel):
+    """The smaller model at one sparsity.
+
+    Attributes:
+        difference: largest difference between its logits and the masked model's, as a share of the largest logit.
+        parameters_before, parameters_after: how many the whole model has.
+        timed_examples: examples in the batch that was timed.
+        seconds_before, seconds_after: of one forward pass of that batch, by repeat, the two models in turn.
+        capability: what it can still do, as measured by the function given; None if none was.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    difference: float
+    parameters_before: int
+    parameters_after: int
+    timed_examples: int
+    seconds_before: list[float]
+    seconds_after: list[float]
+    capability: dict[str, Any] | None = None
+
+
+class Pruning(BaseModel):
+    """Per-example measurements behind the curve, and what was measured of the sliced model.
+
+    Attributes:
+        allocation: "layerwise" or "global".
+        sparsities: shares of the components removed, ascending.
+        examples_sha256: of the drawn test examples, in order.
+        clean: ``[N][3]``: the :data:`~attriboard.interventions.MEASURES` of every drawn test example, untouched.
+        masked: ``[sparsities][N][3]``: the same with the components removed by masks.
+        slice_sparsity: share of the components that the sliced model lacks.
+        sliced: the sliced model; None where there is none.
+        not_sliced: why there is none.
+        recovery: what a little training of the sliced model brought back; None where none was asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    allocation: Allocation
+    sparsities: list[float]
+    examples_sha256: str
+    clean: list[list[float]]
+    masked: list[list[list[float]]]
+    slice_sparsity: float
+    sliced: Slice | None = None
+    not_sliced: str | None = None
+    recovery: Recovery | None = None
+
+    def accuracy(self, index: NDArray[np.intp]) -> Array:
+        """``[1 + sparsities, ...]``: untouched and at every sparsity, for example indices ``[..., N]``."""
+        correct = np.asarray([self.clean, *self.masked])[..., _CORRECT]
+        return correct[:, index].mean(-1)
+
+    def statistics(self) -> dict[str, Callable[[NDArray[np.intp]], Array]]:
+        """By metric name, the aggregate as a function of example indices ``[..., N]``."""
+        sparsity = np.array([0.0, *self.sparsities])
+        middle = int(np.abs(sparsity[1:] - 0.5).argmin()) + 1
+
+        def area(index: NDArray[np.intp]) -> Array:
+            return np.trapezoid(self.accuracy(index), sparsity, axis=0) / sparsity[-1]
+
+        def kept_sparsity(index: NDArray[np.intp]) -> Array:
+            accuracy = self.accuracy(index)
+            # an accuracy of zero has nothing to be kept; the margin is for shares that are equal but for rounding
+            keeps = (accuracy[1:] >= KEPT * accuracy[0] - 1e-9) & (accuracy[0] > 0)
+            return sparsity[np.logical_and.accumulate(keeps, axis=0).sum(0)]
+
+        found = {
+            "pruning_accuracy_area": area,
+            "pruning_kept_sparsity": kept_sparsity,
+            "pruning_accuracy_half": lambda index: self.accuracy(index)[middle],
+        }
+        if self.recovery is not None:
+            found["pruning_accuracy_recovered"] = self.recovery.accuracy
+        return found
+
+    def scalars(self) -> dict[str, tuple[float, float | None, float | None]]:
+        """By metric name ``(value, low, high)`` of what has no examples to resample; of the speed-up, over repeats."""
+        if self.sliced is None:
+            return {}
+        before, after = np.array(self.sliced.seconds_before), np.array(self.sliced.seconds_after)
+        ratios = before / after
+        return {
+            "parameters_removed": (1 - self.sliced.parameters_after / self.sliced.parameters_before, None, None),
+            "speed_up": (float(np.median(before) / np.median(after)), float(ratios.min()), float(ratios.max())),
+        }
+
+
+def removed(values: Tensor, sparsity: float, allocation: Allocation = "layerwise") -> Tensor:
+    """``[n]`` bool: the lowest-scored share of the components, in row-major order; of equal scores the first.
+
+    Args:
+        values: ``[layers, ...]`` scores.
+        sparsity: the share, between 0 and 1; the number removed, of each layer or of the whole model, is the whole
+            number nearest to it.
+
+    Raises:
+        ConfigurationError: a sparsity outside (0, 1), or another allocation.
+    """
+    _check(sparsity, allocation)
+    rows = values.flatten(1) if allocation == "layerwise" else values.flatten()[None]
+    lowest = torch.argsort(rows, dim=1, stable=True)[:, : int(sparsity * rows.shape[1] + 0.5)]
+    return torch.zeros(rows.shape, dtype=torch.bool, device=rows.device).scatter_(1, lowest, True).flatten().cpu()
+
+
+def _check(sparsity: float, allocation: str) -> None:
+    if not 0 < sparsity < 1:
+        raise ConfigurationError(
+            f"pruning sparsity {sparsity:g} is not a share of the components to remove; choose one between 0 and 1."
+        )
+    if allocation not in get_args(Allocation):
+        known = " or ".join(get_args(Allocation))
+        raise ConfigurationError(f"pruning allocation {allocation!r} is unknown; choose {known}.")
+
+
+def evaluate(
+    context: Context,
+    scores: Scores,
+    level: Level,
+    allocation: Allocation = "layerwise",
+    sparsities: Sequence[float] = SPARSITIES,
+    slice_sparsity: float = 0.5,
+    repeats: int = 5,
+    capability: Callable[[Model], BaseModel] | None = None,
+    recovery_steps: int = 0,
+    seed: int = 0,
+) -> Pruning:
+    """The curve by masks and the sliced model, on all drawn test examples.
+
+    Args:
+        repeats: how often both models are timed.
+        capability: measures what the sliced model can still do.
+        recovery_steps: of training the sliced model on the drawn train examples; 0 for none.
+        seed: of that training.
+
+    Raises:
+        SkipCell: a level that cannot be pruned.
+        ConfigurationError: sparsities outside (0, 1) or not ascending, an allocation that does not exist.
+        TaskError: a pruned model's measures are not finite.
+        ModelError: the sliced model does not compute what the masked one does.
+    """
+    check_prunable(level)
+    if not sparsities or list(sparsities) != sorted(set(sparsities)):
+        raise ConfigurationError(f"pruning sparsities {list(sparsities)} are not a list of ascending numbers.")
+    for sparsity in (*sparsities, slice_sparsity):
+        _check(sparsity, allocation)
+    model, examples = context.model, context.drawn["test"]
+    masks = [removed(scores.values, sparsity, allocation) for sparsity in sparsities]
+    edits = ({}, *(removing(model, level, mask) for mask in masks))
+    clean, *masked = (measure_all(model, examples, one) for one in edits)
+    if not all(bool(found.isfinite().all()) for found in (clean, *masked)):
+        raise TaskError(
+            f"the metric of task {context.task.name!r} is not finite when {level.name} are pruned in {model.dtype}; "
+            f"choose another dtype."
+        )
+    found = Pruning(
+        allocation=allocation,
+        sparsities=list(sparsities),
+        examples_sha256=_digest(examples),
+        clean=clean.tolist(),
+        masked=[one.tolist() for one in masked],
+        slice_sparsity=slice_sparsity,
+    )
+    mask = removed(scores.values, slice_sparsity, allocation)
+    try:
+        hf = slice_model(model, ~mask, level)
+    except ModelError as error:
+        found.not_sliced = str(error)
+        return found
+    sliced = around(model, hf)
+    difference = check_slice(model, sliced, level, mask, examples)
+    batch = model.batch(examples[: model.batch_size])
+    before, after = timed_in_turn(model, sliced, batch, repeats)
+    found.sliced = Slice(
+        difference=difference,
+        parameters_before=parameters(model.hf),
+        parameters_after=parameters(hf),
+        timed_examples=len(batch),
+        seconds_before=before,
+        seconds_after=after,
+        capability=None if capability is None else capability(sliced).model_dump(),
+    )
+    if recovery_steps:
+        neurons = _watched(model, scores, level, ~mask) if level.name == "neurons" else {}
+        train = context.drawn["train"]
+        found.recovery = recover(sliced, train, examples, recovery_steps, seed, neurons, capability)
+    return found
+
+
+def removing(model: Model, level: Level, mask: Tensor) -> dict[str, Edit]:
+    """Edits that remove the components of ``mask`` ``[n]`` from every row at every position."""
+    slices = level.slices(model, mask[None])
+    return replacing(dict.fromkeys(slices, torch.zeros(())), slices)
+
+
+def check_slice(model: Model, sliced: Model, level: Level, mask: Tensor, examples: Sequence[EncodedExample]) -> float:
+    """The largest difference between the logits of masked and sliced model, as a share of the largest logit.
+
+    Raises:
+        ModelError: it is more than rounding explains.
+    """
+    worst = largest = 0.0
+    edits = removing(model, level, mask)
+    for batch in model.batches(examples):
+        expected = model.run(batch, edits=edits).logits.float()
+        worst = max(worst, float((sliced.run(batch).logits.float() - expected).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+    difference = worst / largest
+    if not difference <= model.tolerance:
+        raise ModelError(
+            f"{model.name} without {int(mask.sum())} of its {level.name} gives other logits when they are sliced off "
+            f"than when they are masked: off by {difference:.2g} of the largest logit."
+        )
+    return difference
+
+
+def timed_in_turn(model: Model, sliced: Model, batch: Batch, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of a forward pass of each model on one batch, by repeat, after one pass of each to warm up."""
+    before, after = [], []
+    for _ in range(repeats + 1):
+        before.append(timed(lambda: model.run(batch), model.device))
+        after.append(timed(lambda: sliced.run(batch), model.device))
+    return before[1:], after[1:]
+
+
+def _watched(model: Model, scores: Scores, level: Level, keep: Tensor) -> dict[str, dict[str, int]]:
+    """The best neurons kept, and as many kept ones of the same layers: by name, their index in the sliced model."""
+    kept = torch.nonzero(keep)[:, 0]
+    order = torch.argsort(scores.values.flatten()[kept], descending=True, stable=True)
+    top = torch.zeros(len(kept), dtype=torch.bool)
+    top[order[:WATCHED]] = True
+    layer_of = level.layer_of(model)[kept]
+    per_layer = keep.view(model.n_layers, -1)
+    index = (per_layer.cumsum(1) - 1 + torch.arange(model.n_layers)[:, None] * per_layer.sum(1).max()).flatten()
+    return {
+        name: {scores.names[i]: int(index[i]) for i in kept[chosen].tolist()}
+        for name, chosen in (("top", top), ("same_layers", matched_draw(top, layer_of, 0)))
+    }
+
+
+def _digest(examples: Sequence[EncodedExample]) -> str:
+    digest = hashlib.sha256()
+    for e in examples:
+        look = None if e.example.image is None else image_hash(e.example.image)
+        digest.update(repr((e.tokens, e.answer, e.foil, e.example.choice, look)).encode())
+    return digest.hexdigest()
+
+
+def paired_difference(a: Pruning, b: Pruning, sparsity: float) -> tuple[float, float | None, float | None]:
+    """Accuracy of ``a`` minus that of ``b`` on the same examples at one sparsity, with its bootstrap interval.
+
+    Raises:
+        ConfigurationError: the two were measured on different examples, or not at this sparsity.
+    """
+    if a.examples_sha256 != b.examples_sha256:
+        raise ConfigurationError(
+            f"two pruning records of different test examples ({len(a.clean)} and {len(b.clean)}) cannot be compared "
+            f"example by example; compare records of one task, model and seed."
+        )
+    for one in (a, b):
+        if sparsity not in one.sparsities:
+            raise ConfigurationError(
+                f"pruning was not measured at sparsity {sparsity:g}, only at "
+                f"{', '.join(f'{s:g}' for s in one.sparsities)}."
+            )
+    correct = [np.asarray(one.masked[one.sparsities.index(sparsity)])[:, _CORRECT] for one in (a, b)]
+    difference = correct[0] - correct[1]
+    low, high = bootstrap_interval(len(difference), lambda index: difference[index].mean(-1)) or (None, None)
+    return float(difference.mean()), low, high

@@ -1,0 +1,175 @@
+"""Recovery: what a little training brings back to a sliced model, and what it does to the neurons that mattered.
+
+LoRA (Hu et al. 2021, arXiv 2106.09685) through peft, with a small fixed budget, trained on the answer token of the
+train examples and merged into the weights. Yu and Ananiadou (2024, arXiv 2409.14144) find that such training enlarges
+the coefficients (``mlp.hook_post`` at the last token) of the neurons that matter for the answer: those of the best
+neurons kept are measured before and after, beside as many neurons of the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..components import get_level
+from ..errors import ConfigurationError
+from ..interventions import MEASURES, measure_all
+from ..log_prob import FrozenUnembedding, last_token, level_candidates
+from ..model import Model
+from ..statistics import Array
+
+if TYPE_CHECKING:
+    from ..model import Batch, EncodedExample
+
+RANK = 8
+ALPHA = 16
+LEARNING_RATE = 1e-3
+BATCH_SIZE = 8
+
+
+class Coefficients(BaseModel):
+    """Some neurons before and after training; every list has one entry per neuron, a mean over train examples.
+
+    Attributes:
+        names: of the neurons, as in the model that was sliced.
+        before, after: absolute coefficient at the last token.
+        increase_before, increase_after: log-probability increase of the answer by the neuron's output there.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    names: list[str]
+    before: list[float]
+    after: list[float]
+    increase_before: list[float]
+    increase_after: list[float]
+
+
+class Recovery(BaseModel):
+    """What training did to a sliced model.
+
+    Attributes:
+        trained_parameters: how many LoRA had.
+        losses: by step, the mean cross-entropy of the answer token, in nats, before the step.
+        before, after: ``[N][3]``: the :data:`~attriboard.interventions.MEASURES` of every drawn test example.
+        coefficients: of the "top" neurons and of as many of the "same_layers"; none where heads were pruned.
+        capability: what the trained model can do, as measured by the function given; None if none was.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    trained_parameters: int
+    losses: list[float]
+    before: list[list[float]]
+    after: list[list[float]]
+    coefficients: dict[str, Coefficients]
+    capability: dict[str, Any] | None = None
+
+    def accuracy(self, index: NDArray[np.intp]) -> Array:
+        """``[...]``: accuracy after training, for example indices ``[..., N]``."""
+        return np.asarray(self.after)[:, MEASURES.index("correct")][index].mean(-1)
+
+
+def recover(
+    sliced: Model,
+    train: Sequence[EncodedExample],
+    test: Sequence[EncodedExample],
+    steps: int,
+    seed: int,
+    neurons: Mapping[str, Mapping[str, int]],
+    capability: Callable[[Model], BaseModel] | None = None,
+) -> Recovery:
+    """Trains a sliced model, whose weights are changed in place.
+
+    Args:
+        train: examples to train on, in an order drawn anew for every round.
+        test: examples to measure before and after.
+        steps: of :data:`BATCH_SIZE` examples each.
+        seed: of LoRA's start and of the order of the examples.
+        neurons: by group, the neurons to watch: by name, their index in the sliced model.
+
+    Raises:
+        ConfigurationError: peft is not installed.
+    """
+    before = measure_all(sliced, test)
+    watched_before = {group: _watch(sliced, train, list(named.values())) for group, named in neurons.items()}
+    trained, losses = _train(sliced, train, steps, seed)
+    watched_after = {group: _watch(sliced, train, list(named.values())) for group, named in neurons.items()}
+    return Recovery(
+        trained_parameters=trained,
+        losses=losses,
+        before=before.tolist(),
+        after=measure_all(sliced, test).tolist(),
+        coefficients={
+            group: Coefficients(
+                names=list(named),
+                before=watched_before[group][0].tolist(),
+                after=watched_after[group][0].tolist(),
+                increase_before=watched_before[group][1].tolist(),
+                increase_after=watched_after[group][1].tolist(),
+            )
+            for group, named in neurons.items()
+        },
+        capability=None if capability is None else capability(sliced).model_dump(),
+    )
+
+
+def _train(sliced: Model, train: Sequence[EncodedExample], steps: int, seed: int) -> tuple[int, list[float]]:
+    """The number of trained parameters and the loss of every step."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigurationError(
+            f'recovery trains by peft, which cannot be imported ({error}): pip install "attriboard[recovery]".'
+        ) from error
+    a = sliced.architecture
+    paths = {a.query or a.value, a.value, *a.mlp_in, a.mlp_down}
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=[f"{a.layers}.{layer}.{path}" for layer in range(sliced.n_layers) for path in sorted(paths)],
+        fan_in_fan_out=not isinstance(sliced.blocks[0].get_submodule(a.mlp_down), nn.Linear),  # GPT-2's Conv1D
+    )
+    devices = [sliced.device] if sliced.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(sliced.hf, config).eval()  # the blocks inside ``sliced.hf`` are wrapped in place
+    parameters = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
+    losses = []
+    for _, batch in zip(range(steps), _rounds(sliced, train, seed)):
+        loss = cross_entropy(sliced.run(batch, gradients=True).logits.float(), batch.answer)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    adapted.merge_and_unload()
+    sliced.hf.requires_grad_(False)
+    return sum(p.numel() for p in parameters), losses
+
+
+def _rounds(model: Model, examples: Sequence[EncodedExample], seed: int) -> Iterator[Batch]:
+    """Batches without end, each round in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(examples), generator=generator).tolist()
+        yield from model.batches([examples[i] for i in order], BATCH_SIZE)
+
+
+def _watch(model: Model, examples: Sequence[EncodedExample], neurons: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """``[n]`` each: neurons' absolute coefficient and log-probability increase, both means over the examples."""
+    index = torch.tensor(neurons, device=model.device)
+    coefficients, increases = [], []
+    for batch in model.batches(examples):
+        found, last = last_token(model, batch, ("resid_mid", "post"))
+        coefficients.append(found["post"].flatten(1)[:, index].abs().double())
+        candidates = level_candidates(model, get_level("neurons"), found["resid_mid"], found["post"])
+        increases.append(candidates.increases(FrozenUnembedding(model, last), batch.answer, index).double())
+    return torch.cat(coefficients).mean(0), torch.cat(increases).mean(0)
