@@ -156,7 +156,7 @@ class Arrangement:
 
     @property
     def cost(self) -> int:
-        """Proportional to attention's parameters: a key, a value and ``group`` queries and outputs for each place."""
+        """Proportional to attention's weights: a key, a value and ``group`` queries and outputs for each place."""
         return self.n_kv * (2 + 2 * self.group)
 
 
@@ -166,7 +166,7 @@ def arrange(
     group: int,
     accepts: Callable[[int, int], bool] = lambda n_kv, n_heads: True,
 ) -> Arrangement:
-    """The arrangement with the fewest parameters, of equally good ones that with the smallest groups.
+    """The arrangement with the smallest cost, of equal ones that with the fewest key/value heads (and biases).
 
     Args:
         kept: by layer the kept query heads, ascending.
@@ -180,7 +180,7 @@ def arrange(
         n_kv = next((n for n in range(needed, n_heads + 1) if accepts(n, n * new)), None)
         if n_kv is not None:
             found.append(Arrangement(new, n_kv, layers))
-    return min(found, key=lambda arranged: arranged.cost)
+    return min(found, key=lambda arranged: (arranged.cost, arranged.n_kv))
 
 
 def _places(heads: Sequence[int], group: int, new_group: int) -> tuple[Place, ...]:

@@ -169,7 +169,8 @@ def evaluate(
     allocation: Allocation = "layerwise",
     sparsities: Sequence[float] = SPARSITIES,
     slice_sparsity: float = 0.5,
-    repeats: int = 5,
+    speed_examples: int = 8,
+    speed_repeats: int = 5,
     capability: Callable[[Model], BaseModel] | None = None,
     recovery_steps: int = 0,
     seed: int = 0,
@@ -177,7 +178,7 @@ def evaluate(
     """The curve by masks and the sliced model, on all drawn test examples.
 
     Args:
-        repeats: how often both models are timed.
+        speed_examples, speed_repeats: how many examples the timed batch has, and how often both models are timed.
         capability: measures what the sliced model can still do.
         recovery_steps: of training the sliced model on the drawn train examples; 0 for none.
         seed: of that training.
@@ -218,8 +219,8 @@ def evaluate(
         return found
     sliced = around(model, hf)
     difference = check_slice(model, sliced, level, mask, examples)
-    batch = model.batch(examples[: model.batch_size])
-    before, after = timed_in_turn(model, sliced, batch, repeats)
+    batch = model.batch(examples[:speed_examples])
+    before, after = timed_in_turn(model, sliced, batch, speed_repeats)
     found.sliced = Slice(
         difference=difference,
         parameters_before=parameters(model.hf),

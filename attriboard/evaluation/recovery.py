@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from ..components import get_level
 from ..errors import ConfigurationError
 from ..interventions import MEASURES, measure_all
+from ..loading import _quiet
 from ..log_prob import FrozenUnembedding, last_token, level_candidates
 from ..model import Model
 from ..statistics import Array
@@ -138,7 +139,7 @@ def _train(sliced: Model, train: Sequence[EncodedExample], steps: int, seed: int
         fan_in_fan_out=not isinstance(sliced.blocks[0].get_submodule(a.mlp_down), nn.Linear),  # GPT-2's Conv1D
     )
     devices = [sliced.device] if sliced.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _quiet(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         adapted = get_peft_model(sliced.hf, config).eval()  # the blocks inside ``sliced.hf`` are wrapped in place
     parameters = [p for p in adapted.parameters() if p.requires_grad]
@@ -149,7 +150,7 @@ def _train(sliced: Model, train: Sequence[EncodedExample], steps: int, seed: int
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     adapted.merge_and_unload()
     sliced.hf.requires_grad_(False)
     return sum(p.numel() for p in parameters), losses
