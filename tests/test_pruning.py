@@ -382,7 +382,7 @@ def test_half_of_smollm2_is_sliced_off_as_it_is_masked(level: str) -> None:
     )
     mask = removed(scores(model, level).values, 0.5)
     sliced = around(model, slice_model(model, ~mask, LEVELS[level]))
-    assert check_slice(model, sliced, LEVELS[level], mask, [model.encode(e) for e in prompts]) < 1e-4
+    assert check_slice(model, sliced, LEVELS[level], mask, [model.encode(e) for e in prompts]) < 1e-3
     sliced.prove()
     assert sliced.d_mlp == (768 if level == "neurons" else 1536)
     assert 576 % sliced.n_heads == 0
