@@ -28,6 +28,7 @@ from ..slicing import around, check_prunable, parameters, slice_model
 from ..statistics import Array, bootstrap_interval
 from ..task import image_hash
 from .ablation import matched_draw
+from .family import Family, Scalar, Statistic
 from .recovery import Recovery, recover
 from .speed import timed
 
@@ -68,7 +69,7 @@ class Slice(BaseModel):
     capability: dict[str, Any] | None = None
 
 
-class Pruning(BaseModel):
+class Pruning(Family):
     """Per-example measurements behind the curve, and what was measured of the sliced model.
 
     Attributes:
@@ -83,8 +84,6 @@ class Pruning(BaseModel):
         recovery: what a little training of the sliced model brought back; None where none was asked for.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     allocation: Allocation
     sparsities: list[float]
     examples_sha256: str
@@ -95,13 +94,16 @@ class Pruning(BaseModel):
     not_sliced: str | None = None
     recovery: Recovery | None = None
 
+    @property
+    def n(self) -> int:
+        return len(self.clean)
+
     def accuracy(self, index: NDArray[np.intp]) -> Array:
         """``[1 + sparsities, ...]``: untouched and at every sparsity, for example indices ``[..., N]``."""
         correct = np.asarray([self.clean, *self.masked])[..., _CORRECT]
         return correct[:, index].mean(-1)
 
-    def statistics(self) -> dict[str, Callable[[NDArray[np.intp]], Array]]:
-        """By metric name, the aggregate as a function of example indices ``[..., N]``."""
+    def statistics(self) -> dict[str, Statistic]:
         sparsity = np.array([0.0, *self.sparsities])
         middle = int(np.abs(sparsity[1:] - 0.5).argmin()) + 1
 
@@ -114,7 +116,7 @@ class Pruning(BaseModel):
             keeps = (accuracy[1:] >= KEPT * accuracy[0] - 1e-9) & (accuracy[0] > 0)
             return sparsity[np.logical_and.accumulate(keeps, axis=0).sum(0)]
 
-        found = {
+        found: dict[str, Statistic] = {
             "pruning_accuracy_area": area,
             "pruning_kept_sparsity": kept_sparsity,
             "pruning_accuracy_half": lambda index: self.accuracy(index)[middle],
@@ -123,8 +125,8 @@ class Pruning(BaseModel):
             found["pruning_accuracy_recovered"] = self.recovery.accuracy
         return found
 
-    def scalars(self) -> dict[str, tuple[float, float | None, float | None]]:
-        """By metric name ``(value, low, high)`` of what has no examples to resample; of the speed-up, over repeats."""
+    def scalars(self) -> dict[str, Scalar]:
+        """Parameters removed, and the speed-up with its smallest and largest over the repeats."""
         if self.sliced is None:
             return {}
         before, after = np.array(self.sliced.seconds_before), np.array(self.sliced.seconds_after)
@@ -296,7 +298,7 @@ def _digest(examples: Sequence[EncodedExample]) -> str:
     return digest.hexdigest()
 
 
-def paired_difference(a: Pruning, b: Pruning, sparsity: float) -> tuple[float, float | None, float | None]:
+def paired_difference(a: Pruning, b: Pruning, sparsity: float) -> Scalar:
     """Accuracy of ``a`` minus that of ``b`` on the same examples at one sparsity, with its bootstrap interval.
 
     Raises:
