@@ -24,7 +24,7 @@ from models import (
     vision_examples,
 )
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from attriboard.components import LEVELS
 from attriboard.errors import ModelError, SkipCell
@@ -154,13 +154,17 @@ def test_a_slice_of_a_model_that_sees_computes_what_the_masked_one_does(level: s
 
 
 @pytest.mark.parametrize("family", SEEING)
-def test_every_family_that_sees_can_be_sliced(family: str) -> None:
+def test_every_family_that_sees_can_be_sliced_and_saved(family: str, tmp_path: Path) -> None:
     model = seeing(family)
     for level in ("neurons", "heads"):
         keep = random_keep(model, level, 0.5, 2, equal=True)
         sliced = around(model, slice_model(model, keep, LEVELS[level]))
         assert check_slice(model, sliced, LEVELS[level], ~keep, EXAMPLES) < 1e-5
         sliced.prove()
+        sliced.hf.save_pretrained(tmp_path / level)
+        loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / level)
+        assert type(loaded) is type(model.hf)
+        assert Model(loaded, prove=False).weights_sha256 == sliced.weights_sha256
 
 
 def test_a_slice_in_bfloat16_stays_in_bfloat16() -> None:
