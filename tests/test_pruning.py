@@ -246,12 +246,15 @@ def test_records_of_other_examples_or_sparsities_are_not_compared() -> None:
 
 
 def test_records_know_their_examples() -> None:
-    model = hooked("llama")
-    found = [
-        evaluate(context(model, test), scores(model, "neurons"), LEVELS["neurons"], sparsities=(0.5,), speed_repeats=1)
-        for test in (ANSWERED, ANSWERED[::-1], ANSWERED)
-    ]
-    assert found[0].examples_sha256 == found[2].examples_sha256 != found[1].examples_sha256
+    def digest(*test: EncodedExample) -> str:
+        model = hooked("llama")
+        found = evaluate(context(model, test), scores(model, "heads"), LEVELS["heads"], sparsities=(0.5,))
+        return found.examples_sha256
+
+    one, other = ANSWERED[:2]
+    assert digest(one, other) == digest(one, other)
+    changed = (replace(one, tokens=(6, *one.tokens[1:])), replace(one, answer=13), replace(one, foil=31))
+    assert len({digest(one, other), digest(other, one), *(digest(e, other) for e in changed)}) == 5
 
 
 # --- recovery ---------------------------------------------------------------------------------------------------------
@@ -305,8 +308,11 @@ def test_recovery_repeats_itself_and_depends_on_its_seed() -> None:
         assert torch.equal(torch.get_rng_state(), state)
         return found
 
-    first, again, other = run(0), run(0), run(1)
-    assert first == again and first.losses != other.losses
+    first = run(0)
+    torch.rand(7)  # what was drawn before plays no part
+    again, other = run(0), run(1)
+    assert first == again
+    assert first.losses[0] != other.losses[0]  # LoRA starts as nothing: another order of the examples
     # rank 8 on query and value (32 -> 32, 32 -> 16) and three projections between 32 and 20
     assert first.trained_parameters == 3 * 8 * (64 + 48 + 3 * 52)
 
