@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -26,10 +27,10 @@ from models import (
     metric,
     tokenizer,
 )
-from pydantic import BaseModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from attriboard.capability import Capability
 from attriboard.components import LEVELS
 from attriboard.context import Context
 from attriboard.errors import ConfigurationError, SkipCell, TaskError
@@ -173,8 +174,11 @@ def test_a_measure_that_is_not_finite_is_refused() -> None:
 
 
 def test_a_record_holds_what_the_sliced_model_is_and_can_be_read_again() -> None:
-    class Ability(BaseModel):
-        d_mlp: int
+    seen = []
+
+    def capability(sliced: Model) -> Capability:
+        seen.append(sliced.d_mlp)
+        return Capability(accuracy={"facts": [1, 0, 0, 1]}, prose={"prose": [(-math.inf, 3)]})
 
     model = hooked("llama")
     found = evaluate(
@@ -184,9 +188,14 @@ def test_a_record_holds_what_the_sliced_model_is_and_can_be_read_again() -> None
         sparsities=(0.5,),
         speed_examples=2,
         speed_repeats=3,
-        capability=lambda sliced: Ability(d_mlp=sliced.d_mlp),
+        capability=capability,
+        capability_before=Capability(accuracy={"facts": [1, 1, 0, 1]}, prose={"prose": [(-6.0, 3)]}),
+        recovery_steps=1,
     )
-    assert found.sliced is not None and found.sliced.capability == {"d_mlp": 20}
+    assert seen == [20, 20]
+    # two of three facts are left, and nothing of the prose
+    assert found.scalars()["capability_kept"][0] == found.scalars()["capability_recovered"][0] == pytest.approx(1 / 3)
+    assert found.sliced is not None
     assert found.sliced.timed_examples == 2
     assert len(found.sliced.seconds_before) == len(found.sliced.seconds_after) == 3
     value, low, high = found.scalars()["speed_up"]

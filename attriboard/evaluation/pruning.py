@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from ..capability import Capability, kept
 from ..errors import ConfigurationError, ModelError, TaskError
 from ..interventions import MEASURES, measure_all, replacing
 from ..slicing import around, check_prunable, parameters, slice_model
@@ -55,7 +56,7 @@ class Slice(BaseModel):
         parameters_before, parameters_after: how many the whole model has.
         timed_examples: examples in the batch that was timed.
         seconds_before, seconds_after: of one forward pass of that batch, by repeat, the two models in turn.
-        capability: what it can still do, as measured by the function given; None if none was.
+        capability: what it can still do; None if that was not measured.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,7 +67,7 @@ class Slice(BaseModel):
     timed_examples: int
     seconds_before: list[float]
     seconds_after: list[float]
-    capability: dict[str, Any] | None = None
+    capability: Capability | None = None
 
 
 class Pruning(Family):
@@ -78,6 +79,7 @@ class Pruning(Family):
         examples_sha256: of the drawn test examples, in order.
         clean: ``[N][3]``: the :data:`~attriboard.interventions.MEASURES` of every drawn test example, untouched.
         masked: ``[sparsities][N][3]``: the same with the components removed by masks.
+        capability: what the untouched model can do; None if that was not measured.
         slice_sparsity: share of the components that the sliced model lacks.
         sliced: the sliced model; None where there is none.
         not_sliced: why there is none.
@@ -89,6 +91,7 @@ class Pruning(Family):
     examples_sha256: str
     clean: list[list[float]]
     masked: list[list[list[float]]]
+    capability: Capability | None = None
     slice_sparsity: float
     sliced: Slice | None = None
     not_sliced: str | None = None
@@ -126,15 +129,20 @@ class Pruning(Family):
         return found
 
     def scalars(self) -> dict[str, Scalar]:
-        """Parameters removed, and the speed-up with its smallest and largest over the repeats."""
+        """Parameters removed, the speed-up with its smallest and largest over the repeats, and capability kept."""
         if self.sliced is None:
             return {}
-        before, after = np.array(self.sliced.seconds_before), np.array(self.sliced.seconds_after)
-        ratios = before / after
-        return {
+        slow, fast = np.array(self.sliced.seconds_before), np.array(self.sliced.seconds_after)
+        ratios = slow / fast
+        found: dict[str, Scalar] = {
             "parameters_removed": (1 - self.sliced.parameters_after / self.sliced.parameters_before, None, None),
-            "speed_up": (float(np.median(before) / np.median(after)), float(ratios.min()), float(ratios.max())),
+            "speed_up": (float(np.median(slow) / np.median(fast)), float(ratios.min()), float(ratios.max())),
         }
+        recovered = None if self.recovery is None else self.recovery.capability
+        for name, after in (("capability_kept", self.sliced.capability), ("capability_recovered", recovered)):
+            if self.capability is not None and after is not None:
+                found[name] = (kept(self.capability, after), None, None)
+        return found
 
 
 def removed(values: Tensor, sparsity: float, allocation: Allocation = "layerwise") -> Tensor:
@@ -173,7 +181,8 @@ def evaluate(
     slice_sparsity: float = 0.5,
     speed_examples: int = 8,
     speed_repeats: int = 5,
-    capability: Callable[[Model], BaseModel] | None = None,
+    capability: Callable[[Model], Capability] | None = None,
+    capability_before: Capability | None = None,
     recovery_steps: int = 0,
     seed: int = 0,
 ) -> Pruning:
@@ -181,7 +190,8 @@ def evaluate(
 
     Args:
         speed_examples, speed_repeats: how many examples the timed batch has, and how often both models are timed.
-        capability: measures what the sliced model can still do.
+        capability: measures what the sliced model can still do (see :func:`attriboard.capability.measure`).
+        capability_before: the same of the untouched model.
         recovery_steps: of training the sliced model on the drawn train examples; 0 for none.
         seed: of that training.
 
@@ -211,6 +221,7 @@ def evaluate(
         examples_sha256=_digest(examples),
         clean=clean.tolist(),
         masked=[one.tolist() for one in masked],
+        capability=capability_before,
         slice_sparsity=slice_sparsity,
     )
     mask = removed(scores.values, slice_sparsity, allocation)
@@ -230,7 +241,7 @@ def evaluate(
         timed_examples=len(batch),
         seconds_before=before,
         seconds_after=after,
-        capability=None if capability is None else capability(sliced).model_dump(),
+        capability=None if capability is None else capability(sliced),
     )
     if recovery_steps:
         neurons = _watched(model, scores, level, ~mask) if level.name == "neurons" else {}

@@ -9,7 +9,7 @@ neurons kept are measured before and after, beside as many neurons of the same l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..capability import Capability
 from ..components import get_level
 from ..errors import ConfigurationError
 from ..interventions import MEASURES, measure_all
@@ -61,7 +62,7 @@ class Recovery(BaseModel):
         losses: by step, the mean cross-entropy of the answer token, in nats, before the step.
         before, after: ``[N][3]``: the :data:`~attriboard.interventions.MEASURES` of every drawn test example.
         coefficients: of the "top" neurons and of as many of the "same_layers"; none where heads were pruned.
-        capability: what the trained model can do, as measured by the function given; None if none was.
+        capability: what the trained model can do; None if that was not measured.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,7 +72,7 @@ class Recovery(BaseModel):
     before: list[list[float]]
     after: list[list[float]]
     coefficients: dict[str, Coefficients]
-    capability: dict[str, Any] | None = None
+    capability: Capability | None = None
 
     def accuracy(self, index: NDArray[np.intp]) -> Array:
         """``[...]``: accuracy after training, for example indices ``[..., N]``."""
@@ -85,7 +86,7 @@ def recover(
     steps: int,
     seed: int,
     neurons: Mapping[str, Mapping[str, int]],
-    capability: Callable[[Model], BaseModel] | None = None,
+    capability: Callable[[Model], Capability] | None = None,
 ) -> Recovery:
     """Trains a sliced model, whose weights are changed in place.
 
@@ -95,6 +96,7 @@ def recover(
         steps: of :data:`BATCH_SIZE` examples each.
         seed: of LoRA's start and of the order of the examples.
         neurons: by group, the neurons to watch: by name, their index in the sliced model.
+        capability: measures what the trained model can do.
 
     Raises:
         ConfigurationError: peft is not installed.
@@ -118,7 +120,7 @@ def recover(
             )
             for group, named in neurons.items()
         },
-        capability=None if capability is None else capability(sliced).model_dump(),
+        capability=None if capability is None else capability(sliced),
     )
 
 
