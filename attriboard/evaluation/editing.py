@@ -146,14 +146,14 @@ class Editing(BaseModel):
             for metric, values in (("efficacy", efficacy), ("generality", generality), ("locality", share)):
                 if np.isfinite(values).any():
                     parts.append(_mean_of(values))
-                    found[f"{prefix}_{metric}"] = _mean_of(values) if len(values) > 1 else _fixed(values[0])
+                    found[f"{prefix}_{metric}"] = _mean_of(values) if len(values) > 1 else fixed(values[0])
             if np.isfinite(probability).any():
                 found[f"{prefix}_efficacy_probability"] = _mean_of(probability)
             if np.isfinite(kl).any():
-                found[f"{prefix}_locality_kl"] = _mean_of(kl) if len(kl) > 1 else _fixed(kl[0])
+                found[f"{prefix}_locality_kl"] = _mean_of(kl) if len(kl) > 1 else fixed(kl[0])
             if kind.capability_kept is not None:
                 parts.append(_constant(kind.capability_kept))
-                found[f"{prefix}_capability_kept"] = _fixed(kind.capability_kept)
+                found[f"{prefix}_capability_kept"] = fixed(kind.capability_kept)
             if np.isfinite(efficacy).any():
                 found[f"{prefix}_score"] = _harmonic_of(parts)
         return found
@@ -177,7 +177,7 @@ def _constant(value: float) -> Statistic:
     return lambda index: np.full(index.shape[:-1], value)
 
 
-def _fixed(value: float) -> Statistic:
+def fixed(value: float) -> Statistic:
     """The value for the examples themselves, and NaN for any other sample, which would not change it."""
     return lambda index: np.where((index == np.arange(index.shape[-1])).all(-1), value, np.nan)
 
@@ -318,6 +318,22 @@ def applies(level: Level) -> bool:
     return level.name in EDITABLE
 
 
+def up_to_half(sizes: Sequence[int], level: Level, model: Model) -> list[int]:
+    """The distinct sizes that are at most half of the level, ascending.
+
+    Raises:
+        ConfigurationError: there is none, or one below 1.
+    """
+    n = level.size(model)
+    found = sorted({k for k in sizes if k <= n // 2})
+    if not found or found[0] < 1:
+        raise ConfigurationError(
+            f"the numbers of {level.name} to edit are {', '.join(map(str, sizes)) or 'none'}; at least one from 1 to "
+            f"{n // 2}, half of those of {model.name}, is needed and none below 1."
+        )
+    return found
+
+
 class _Bench:
     """What all kinds of edit share: the components to edit, the prompts to ask, and what could not be measured."""
 
@@ -334,13 +350,7 @@ class _Bench:
         self.context, self.model, self.level = context, context.model, level
         self.capability, self.others = capability, others
         self.ranking = scores.ranking()
-        n = level.size(context.model)
-        self.sizes = sorted({k for k in sizes if k <= n // 2})
-        if not self.sizes or self.sizes[0] < 1:
-            raise ConfigurationError(
-                f"the numbers of {level.name} to edit are {', '.join(map(str, sizes)) or 'none'}; at least one from 1 "
-                f"to {n // 2}, half of those of {context.model.name}, is needed and none below 1."
-            )
+        self.sizes = up_to_half(sizes, level, context.model)
         if not neutral:
             raise ConfigurationError("locality is measured on neutral prompts, and none was given.")
         self.neutral = [_prompt(context.model, text) for text in neutral]
