@@ -52,8 +52,9 @@ from ..edits import (
 )
 from ..errors import ConfigurationError, UnknownNameError
 from ..model import EncodedExample, hook_name
-from ..statistics import Array
+from ..statistics import Array, bootstrap_interval
 from ..task import Example
+from .family import Family, Scalar, Statistic
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -68,7 +69,6 @@ SIZES = (10, 50, 200)
 OTHERS = 8
 """How many neutral prompts, and how many other examples of the task, judge the locality of one example's rewrite."""
 
-Statistic = Callable[[NDArray[np.intp]], Array]
 Values = list[float | None]
 
 
@@ -101,12 +101,13 @@ class KindOfEdit(BaseModel):
     strengths: Values | None
     capability_kept: float | None
 
-    def locality(self) -> tuple[Array, Array]:
-        """``[1]`` or ``[n]``: share of other prompts whose top token stays, and mean KL; NaN without other prompts."""
-        return tuple(np.array([np.mean(row) if row else np.nan for row in rows]) for rows in (self.stays, self.kl))  # type: ignore[return-value]
+    @property
+    def one_edit(self) -> bool:
+        """Whether one edit was made for the whole task."""
+        return self.factor is not None
 
 
-class Editing(BaseModel):
+class Editing(Family):
     """Per-example measurements of every kind of edit.
 
     Attributes:
@@ -116,8 +117,6 @@ class Editing(BaseModel):
         not_measured: by metric name (or ``edit_<kind>`` for all of a kind), why it was not measured.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     kept: int
     wrong: int
     kinds: dict[str, KindOfEdit]
@@ -125,44 +124,59 @@ class Editing(BaseModel):
 
     @property
     def n(self) -> int:
-        """How many examples the statistics are of."""
         return self.kept + self.wrong
 
     def statistics(self) -> dict[str, Statistic]:
-        """By metric name, the aggregate as a function of example indices ``[..., n]``.
+        """By metric name, the aggregate as a function of example indices ``[..., n]``, the kept ones first.
 
-        The first ``kept`` indices alone give all but boost's efficacy. What no test example has a part in (the locality
-        of a single edit, capability kept) has no interval: it is NaN for any other sample than the examples themselves.
         Metrics without a value are left out.
         """
         found: dict[str, Statistic] = {}
         for name, kind in self.kinds.items():
-            prefix = f"edit_{name}"
-            efficacy, probability, generality = (
-                np.array(values, dtype=np.float64) for values in (kind.argmax, kind.probability, kind.generality)
-            )
-            share, kl = kind.locality()
-            parts: list[Statistic] = []
-            for metric, values in (("efficacy", efficacy), ("generality", generality), ("locality", share)):
-                if np.isfinite(values).any():
-                    parts.append(_mean_of(values))
-                    found[f"{prefix}_{metric}"] = _mean_of(values) if len(values) > 1 else fixed(values[0])
-            if np.isfinite(probability).any():
-                found[f"{prefix}_efficacy_probability"] = _mean_of(probability)
-            if np.isfinite(kl).any():
-                found[f"{prefix}_locality_kl"] = _mean_of(kl) if len(kl) > 1 else fixed(kl[0])
+            values = {
+                "efficacy": _array(kind.argmax),
+                "efficacy_probability": _array(kind.probability),
+                "generality": _array(kind.generality),
+            }
+            if not kind.one_edit:
+                values["locality"], values["locality_kl"] = _row_means(kind.stays), _row_means(kind.kl)
+            means = {metric: _mean_of(x) for metric, x in values.items() if np.isfinite(x).any()}
+            found |= {f"edit_{name}_{metric}": mean for metric, mean in means.items()}
+            if "efficacy" in means:
+                parts = [means[metric] for metric in ("efficacy", "generality", "locality") if metric in means]
+                if kind.one_edit:
+                    parts.append(_constant(float(np.mean(kind.stays))))
+                if kind.capability_kept is not None:
+                    parts.append(_constant(kind.capability_kept))
+                found[f"edit_{name}_score"] = _harmonic_of(parts)
+        return found
+
+    def scalars(self) -> dict[str, Scalar]:
+        """Locality of an edit that is one for the whole task, with intervals over prompts; capability kept."""
+        found: dict[str, Scalar] = {}
+        for name, kind in self.kinds.items():
+            if kind.one_edit:
+                for metric, (row,) in (("locality", kind.stays), ("locality_kl", kind.kl)):
+                    mean = _mean_of(_array(row))
+                    low, high = bootstrap_interval(len(row), mean) or (None, None)
+                    found[f"edit_{name}_{metric}"] = (float(np.mean(row)), low, high)
             if kind.capability_kept is not None:
-                parts.append(_constant(kind.capability_kept))
-                found[f"{prefix}_capability_kept"] = fixed(kind.capability_kept)
-            if np.isfinite(efficacy).any():
-                found[f"{prefix}_score"] = _harmonic_of(parts)
+                found[f"edit_{name}_capability_kept"] = (kind.capability_kept, None, None)
         return found
 
 
+def _array(values: Sequence[float | None]) -> Array:
+    """``[N]`` with NaN for None."""
+    return np.array(values, dtype=np.float64)
+
+
+def _row_means(rows: Sequence[Sequence[float]]) -> Array:
+    """``[N]``: the mean of each row, NaN for an empty one."""
+    return np.array([np.mean(row) if row else np.nan for row in rows])
+
+
 def _mean_of(values: Array) -> Statistic:
-    """The mean over the examples that have a value; of a single value, that value."""
-    if len(values) == 1:
-        return _constant(float(values[0]))
+    """The mean over the examples that have a value."""
 
     def mean(index: NDArray[np.intp]) -> Array:
         chosen = values[index]
@@ -175,11 +189,6 @@ def _mean_of(values: Array) -> Statistic:
 
 def _constant(value: float) -> Statistic:
     return lambda index: np.full(index.shape[:-1], value)
-
-
-def fixed(value: float) -> Statistic:
-    """The value for the examples themselves, and NaN for any other sample, which would not change it."""
-    return lambda index: np.where((index == np.arange(index.shape[-1])).all(-1), value, np.nan)
 
 
 def _harmonic_of(parts: Sequence[Statistic]) -> Statistic:
@@ -441,15 +450,13 @@ class _Bench:
             (self.neutral, [[(i * self.others + j) % m for j in range(min(self.others, m))] for i in range(n)]),
             (examples, [[(i + 1 + j) % n for j in range(min(self.others, n - 1))] for i in range(n)]),
         ):
-            under: dict[int, list[int]] = {}
+            under = {p: [i for i in range(n) if p in places[i]] for p in range(len(prompts))}
+            asked = [p for p in under if under[p]]
+            seen = _under(self.model, [prompts[p] for p in asked], [[edits[i] for i in under[p]] for p in asked])
+            rows = {(i, p): row for p, table in zip(asked, seen) for i, row in zip(under[p], table.tolist())}
             for i, mine in enumerate(places):
-                for place in mine:
-                    under.setdefault(place, []).append(i)
-            seen = _under(self.model, [prompts[p] for p in under], [[edits[i] for i in who] for who in under.values()])
-            for who, table in zip(under.values(), seen):
-                for i, row in zip(who, table.tolist()):
-                    stays[i].append(row[_Seen.STAYS])
-                    kl[i].append(row[_Seen.KL])
+                stays[i] += [rows[i, p][_Seen.STAYS] for p in mine]
+                kl[i] += [rows[i, p][_Seen.KL] for p in mine]
         return stays, kl
 
     def _generality(self, kind: EditKind, examples: Sequence[EncodedExample], edits: Sequence[WeightEdit]) -> Values:

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from ..context import draw
 from ..edits import edited, scale
 from ..errors import ConfigurationError, SkipCell
 from ..model import EncodedExample
 from ..statistics import Array, bootstrap_interval
-from .editing import Statistic, fixed, up_to_half
+from .editing import up_to_half
+from .family import Family, Scalar, Statistic
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -38,7 +38,7 @@ LARGEST_RISE = 0.02
 """The largest relative rise of perplexity at which bias counts as removed."""
 
 
-class Preference(BaseModel):
+class Preference(Family):
     """Per-example preferences and per-document likelihoods behind the bias.
 
     Attributes:
@@ -51,8 +51,6 @@ class Preference(BaseModel):
         documents: ``[D]`` the log-likelihood of each document in nats, of the untouched model.
         documents_removed: ``[K][D]`` the same with the top k removed.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     items: list[str]
     sizes: list[int]
@@ -68,7 +66,6 @@ class Preference(BaseModel):
 
     @property
     def n(self) -> int:
-        """How many examples the statistics are of."""
         return len(self.test)
 
     def perplexity_rises(self) -> list[float]:
@@ -97,14 +94,19 @@ class Preference(BaseModel):
     def statistics(self) -> dict[str, Statistic]:
         """By metric name, the aggregate as a function of indices ``[..., N]`` of the drawn test examples."""
         test = np.array(self.test)
-        found: dict[str, Statistic] = {
+        return {
             "bias": lambda index: np.abs(test[index]).mean(-1),
             "bias_signed": lambda index: test[index].mean(-1),
             "bias_removed_2": self.bias_removed,
         }
-        if self.control:
-            found["bias_control"] = fixed(float(np.abs(self.control).mean()))
-        return found
+
+    def scalars(self) -> dict[str, Scalar]:
+        """The bias on the control examples of the untouched model, with an interval over them."""
+        if not self.control:
+            return {}
+        control = np.abs(self.control)
+        low, high = bootstrap_interval(len(control), lambda index: control[index].mean(-1)) or (None, None)
+        return {"bias_control": (float(control.mean()), low, high)}
 
 
 def paired_difference(a: Preference, b: Preference) -> tuple[float, tuple[float, float] | None]:
@@ -151,6 +153,7 @@ def evaluate(
     documents: Sequence[tuple[str, int]],
     log_likelihoods: Callable[[Model, Sequence[str]], Sequence[float]],
     sizes: Sequence[int] = SIZES,
+    n_control: int = 24,
 ) -> Preference:
     """Removes the components with the highest (signed) scores; measures bias on all examples drawn, and perplexity.
 
@@ -158,6 +161,7 @@ def evaluate(
         documents: ``(text, number of words)`` of prose.
         log_likelihoods: of a model and texts, the log-likelihood of each text in nats.
         sizes: the numbers k of components to remove; those above half of the level are left out.
+        n_control: how many control examples are drawn.
 
     Raises:
         SkipCell: the task measures no preference.
@@ -175,7 +179,7 @@ def evaluate(
     groups = [context.drawn["test"], context.drawn["train"], []]
     if task.controls:
         control = dataclasses.replace(task, subsets=task.controls)
-        groups[2] = draw(model, control, "test", len(context.drawn["test"]), context.seed)
+        groups[2] = draw(model, control, "test", n_control, context.seed)
     texts = [text for text, _ in documents]
 
     def measured() -> list[list[float]]:
