@@ -156,19 +156,17 @@ def _rewrite_batch(model: Model, batch: Batch, level: Level, neurons: Tensor) ->
     directions = towards / towards.norm(dim=1, keepdim=True).clamp(min=1e-30)
     size = float(torch.stack([model.W_out(layer)[unit] for layer, unit in places]).float().norm())
 
-    edits = [Rewrite(level, neurons, u, d, STRENGTHS[-1] * size) for u, d in zip(shares, directions)]
+    edits = [Rewrite(level, neurons, u, d, 0.0) for u, d in zip(shares, directions)]
     pending = list(range(len(batch)))
     for strength in STRENGTHS:
         if not pending:
             break
-        tried = [dataclasses.replace(edits[i], strength=strength * size) for i in pending]
+        for i in pending:
+            edits[i] = dataclasses.replace(edits[i], strength=strength * size)
         chosen = torch.tensor(pending, device=model.device)
-        part = batch.rows(chosen)
-        logits = model.run(part, edits=activation_edits(model, tried), start=(first, resid[chosen])).logits
-        reached = foil_wins(model, logits, part).tolist()
-        for i, edit, done in zip(pending, tried, reached):
-            edits[i] = edit if done else edits[i]
-        pending = [i for i, done in zip(pending, reached) if not done]
+        part, changes = batch.rows(chosen), activation_edits(model, [edits[i] for i in pending])
+        logits = model.run(part, edits=changes, start=(first, resid[chosen])).logits
+        pending = [i for i, done in zip(pending, foil_wins(model, logits, part).tolist()) if not done]
     return edits
 
 
