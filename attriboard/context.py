@@ -40,6 +40,7 @@ class Context:
 
     Attributes:
         drawn: by split, all examples, answered or not; ``train`` and ``test`` are those kept.
+        wrong: by split, those of them that are answered wrongly.
 
     Args:
         model: the model.
@@ -71,6 +72,7 @@ class Context:
         self.cache_bytes = cache_bytes
         self.kept: dict[str, Kept] = {}
         self.drawn: dict[str, list[EncodedExample]] = {}
+        self.wrong: dict[str, list[EncodedExample]] = {}
         self.examples: dict[str, list[EncodedExample]] = {}
         digest = hashlib.sha256()
         for split, n in zip(SPLITS, (n_train, n_test)):
@@ -81,7 +83,9 @@ class Context:
                 digest.update(
                     repr((split, encoded.tokens, encoded.answer, encoded.foil, encoded.counterfactual, looks)).encode()
                 )
-            right = [e for e, ok in zip(seen, answered(model, seen)) if ok]
+            answers = answered(model, seen)
+            right = [e for e, ok in zip(seen, answers) if ok]
+            self.wrong[split] = [e for e, ok in zip(seen, answers) if not ok]
             limit = max_kept if split == "test" or max_train is None else min(max_kept, max_train)
             chosen = _spread(right, limit)
             by_subset = {

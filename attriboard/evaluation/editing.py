@@ -1,0 +1,504 @@
+"""Editing: does changing what a method ranks highest change the answer, everywhere it is asked, and nothing else?
+
+Three kinds of edit act on the output weights of the top k components (see :mod:`attriboard.edits`):
+
+- *suppress*: one edit for the whole task, the weights scaled by 0 (or a factor below 1); away from the answer.
+- *boost*: one edit for the whole task, the weights scaled by 2 (or a factor above 1); towards the answer.
+- *rewrite* (of neurons): one edit for each example, a change of rank one; from the answer to the foil.
+
+Each is judged on the test split:
+
+- *efficacy*, the share of examples that reach the edit's target. By argmax: the answer is no longer given (suppress);
+  an example answered wrongly before is answered (boost); the foil is given (rewrite). "Given" means the top token, or
+  for a choice the likelier of answer and foil. By probability: the foil is likelier than the answer (suppress,
+  rewrite); p(answer) rises (boost).
+- *generality*: the efficacy by argmax on an example's paraphrases, which no edit was made with; those that the
+  untouched model answers (for boost: answers wrongly). Averaged over an example's paraphrases first.
+- *locality*: on other prompts, the share whose top token stays, and KL(before || after) in nats over the whole
+  vocabulary at the last token. Other prompts are neutral ones; for a rewrite a few of those, and a few other examples
+  of the task, in a fixed rotation.
+- *capability kept*, in 0..1, with the edit in place; of rewrites, the mean over the first few examples' edits.
+- *score*: the harmonic mean of efficacy (by argmax), generality, locality (share kept) and capability kept, as many of
+  them as were measured, and 0 if any of them is 0. Without efficacy there is no score.
+
+k is chosen on the train split for each kind by itself: the one with the highest harmonic mean of efficacy and locality
+there, the smaller of equals. Where no train example was answered wrongly, boost takes efficacy by probability for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from enum import IntEnum
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from ..edits import (
+    EDITABLE,
+    Rewrite,
+    WeightEdit,
+    activation_edits,
+    edited,
+    first_layer,
+    foil_wins,
+    rewrite,
+    scale,
+    why_no_rewrite,
+)
+from ..errors import ConfigurationError, UnknownNameError
+from ..model import EncodedExample, hook_name
+from ..statistics import Array, bootstrap_interval
+from ..task import Example
+from .family import Family, Scalar, Statistic
+
+if TYPE_CHECKING:
+    from ..components import Level
+    from ..context import Context
+    from ..model import Batch, Model
+    from ..scores import Scores
+
+EditKind = Literal["suppress", "boost", "rewrite"]
+KINDS: tuple[EditKind, ...] = ("suppress", "boost", "rewrite")
+SIZES = (10, 50, 200)
+"""Numbers k of edited components to choose from, as far as they are at most half of the level."""
+OTHERS = 8
+"""How many neutral prompts, and how many other examples of the task, judge the locality of one example's rewrite."""
+
+Values = list[float | None]
+
+
+class KindOfEdit(BaseModel):
+    """What one kind of edit did, example by example.
+
+    Attributes:
+        factor: by which weights are scaled; None for rewrites.
+        k: the number of edited components.
+        train: ``(k, efficacy, locality)`` on the train split, for every k that could have been chosen; empty if that is
+            only one.
+        argmax, probability, generality: ``[n]``, efficacy and generality of each example in 0..1; None where it has
+            none.
+        stays, kl: ``[1][P]``, or of rewrites ``[n][P]`` (no prompts for examples that are not rewritten): whether the
+            top token of each other prompt stays, and KL(before || after) there.
+        strengths: ``[n]``, the length of each rewrite's change of the weights; None for other kinds.
+        capability_kept: in 0..1; None if it was not measured.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    factor: float | None
+    k: int
+    train: list[tuple[int, float, float]]
+    argmax: Values
+    probability: Values
+    generality: Values
+    stays: list[list[float]]
+    kl: list[list[float]]
+    strengths: Values | None
+    capability_kept: float | None
+
+    @property
+    def one_edit(self) -> bool:
+        """Whether one edit was made for the whole task."""
+        return self.factor is not None
+
+
+class Editing(Family):
+    """Per-example measurements of every kind of edit.
+
+    Attributes:
+        kept: how many test examples were kept; they come first.
+        wrong: how many test examples were answered wrongly by the untouched model; they follow (0 without boost).
+        kinds: by kind of edit.
+        not_measured: by metric name (or ``edit_<kind>`` for all of a kind), why it was not measured.
+    """
+
+    kept: int
+    wrong: int
+    kinds: dict[str, KindOfEdit]
+    not_measured: dict[str, str]
+
+    @property
+    def n(self) -> int:
+        return self.kept + self.wrong
+
+    def statistics(self) -> dict[str, Statistic]:
+        """By metric name, the aggregate as a function of example indices ``[..., n]``, the kept ones first.
+
+        Metrics without a value are left out.
+        """
+        found: dict[str, Statistic] = {}
+        for name, kind in self.kinds.items():
+            values = {
+                "efficacy": _array(kind.argmax),
+                "efficacy_probability": _array(kind.probability),
+                "generality": _array(kind.generality),
+            }
+            if not kind.one_edit:
+                values["locality"], values["locality_kl"] = _row_means(kind.stays), _row_means(kind.kl)
+            means = {metric: _mean_of(x) for metric, x in values.items() if np.isfinite(x).any()}
+            found |= {f"edit_{name}_{metric}": mean for metric, mean in means.items()}
+            if "efficacy" in means:
+                parts = [means[metric] for metric in ("efficacy", "generality", "locality") if metric in means]
+                if kind.one_edit:
+                    parts.append(_constant(float(np.mean(kind.stays))))
+                if kind.capability_kept is not None:
+                    parts.append(_constant(kind.capability_kept))
+                found[f"edit_{name}_score"] = _harmonic_of(parts)
+        return found
+
+    def scalars(self) -> dict[str, Scalar]:
+        """Locality of an edit that is one for the whole task, with intervals over prompts; capability kept."""
+        found: dict[str, Scalar] = {}
+        for name, kind in self.kinds.items():
+            if kind.one_edit:
+                for metric, (row,) in (("locality", kind.stays), ("locality_kl", kind.kl)):
+                    mean = _mean_of(_array(row))
+                    low, high = bootstrap_interval(len(row), mean) or (None, None)
+                    found[f"edit_{name}_{metric}"] = (float(np.mean(row)), low, high)
+            if kind.capability_kept is not None:
+                found[f"edit_{name}_capability_kept"] = (kind.capability_kept, None, None)
+        return found
+
+
+def _array(values: Sequence[float | None]) -> Array:
+    """``[N]`` with NaN for None."""
+    return np.array(values, dtype=np.float64)
+
+
+def _row_means(rows: Sequence[Sequence[float]]) -> Array:
+    """``[N]``: the mean of each row, NaN for an empty one."""
+    return np.array([np.mean(row) if row else np.nan for row in rows])
+
+
+def _mean_of(values: Array) -> Statistic:
+    """The mean over the examples that have a value."""
+
+    def mean(index: NDArray[np.intp]) -> Array:
+        chosen = values[index]
+        known = np.isfinite(chosen)
+        with np.errstate(invalid="ignore"):
+            return np.where(known, chosen, 0.0).sum(-1) / known.sum(-1)
+
+    return mean
+
+
+def _constant(value: float) -> Statistic:
+    return lambda index: np.full(index.shape[:-1], value)
+
+
+def _harmonic_of(parts: Sequence[Statistic]) -> Statistic:
+    return lambda index: harmonic_mean(np.stack([part(index) for part in parts]))
+
+
+def harmonic_mean(values: Array) -> Array:
+    """The harmonic mean over the first axis of values in 0..1; 0 where any of them is 0."""
+    with np.errstate(divide="ignore"):
+        return len(values) / (1.0 / values).sum(0)
+
+
+# --- what an edit does to a prompt ------------------------------------------------------------------------------------
+
+
+class _Seen(IntEnum):
+    """What is seen of one prompt under one edit; 1 or 0 but for KL, NaN where a foil is missing."""
+
+    ANSWERED_BEFORE = 0
+    ANSWERED = 1
+    LOST = 2
+    FOIL_GIVEN = 3
+    FOIL_LIKELIER = 4
+    ANSWER_ROSE = 5
+    STAYS = 6
+    KL = 7
+
+
+_TARGET: dict[EditKind, _Seen] = {"suppress": _Seen.LOST, "boost": _Seen.ANSWERED, "rewrite": _Seen.FOIL_GIVEN}
+_LIKELIER: dict[EditKind, _Seen] = {
+    "suppress": _Seen.FOIL_LIKELIER,
+    "boost": _Seen.ANSWER_ROSE,
+    "rewrite": _Seen.FOIL_LIKELIER,
+}
+
+
+def _look(model: Model, batch: Batch, before: Tensor, after: Tensor) -> Tensor:
+    """``[B, 8]`` float32: the columns of :class:`_Seen` from logits ``[B, V]`` untouched and under the edit."""
+    rows = torch.arange(len(batch), device=after.device)
+    p, q = before.float().log_softmax(-1), after.float().log_softmax(-1)
+    answered_now = model.correct(after, batch)
+    foil_likelier = (q[rows, batch.foil.clamp(min=0)] > q[rows, batch.answer]).float()
+    columns = {
+        _Seen.ANSWERED_BEFORE: model.correct(before, batch),
+        _Seen.ANSWERED: answered_now,
+        _Seen.LOST: ~answered_now,
+        _Seen.FOIL_GIVEN: foil_wins(model, after, batch),
+        _Seen.FOIL_LIKELIER: torch.where(batch.foil >= 0, foil_likelier, torch.nan),
+        _Seen.ANSWER_ROSE: q[rows, batch.answer] > p[rows, batch.answer],
+        _Seen.STAYS: p.argmax(-1) == q.argmax(-1),
+        _Seen.KL: (p.exp() * (p - q)).sum(-1),
+    }
+    return torch.stack([columns[name].float() for name in _Seen], dim=1)
+
+
+def _under(model: Model, prompts: Sequence[EncodedExample], edits: Sequence[Sequence[WeightEdit]]) -> list[Tensor]:
+    """What is seen of each prompt under each of its own edits: for every prompt ``[its edits, 8]`` (:class:`_Seen`).
+
+    The untouched pass is run once for a prompt, and those under an edit start at the first layer that is edited.
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
+    for at in range(0, len(order), model.batch_size):
+        group = order[at : at + model.batch_size]
+        batch = model.batch([prompts[i] for i in group])
+        pairs = [(row, edit) for row, i in enumerate(group) for edit in edits[i]]
+        first = first_layer(model, (edit for _, edit in pairs))
+        start = hook_name("resid_pre", first)
+        untouched = model.run(batch, [start])
+        seen = []
+        for begin in range(0, len(pairs), model.batch_size):
+            some = pairs[begin : begin + model.batch_size]
+            rows = torch.tensor([row for row, _ in some], device=model.device)
+            part, changes = batch.rows(rows), activation_edits(model, [edit for _, edit in some])
+            logits = model.run(part, edits=changes, start=(first, untouched[start][rows])).logits
+            seen.append(_look(model, part, untouched.logits[rows], logits).cpu())
+        for i, table in zip(group, torch.cat(seen).split([len(edits[i]) for i in group])):
+            found[i] = table
+    return found
+
+
+# --- the evaluation ---------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    context: Context,
+    scores: Scores,
+    level: Level,
+    neutral: Sequence[str],
+    sizes: Sequence[int] = SIZES,
+    kinds: Sequence[EditKind] = KINDS,
+    suppress_factor: float = 0.0,
+    boost_factor: float = 2.0,
+    capability: Callable[[Model], float] | None = None,
+    capability_edits: int = 1,
+    others: int = OTHERS,
+) -> Editing:
+    """Edits the components with the highest (signed) scores, k chosen on the train split, judged on the test split.
+
+    Args:
+        neutral: prompts that have nothing to do with the task, for locality.
+        sizes: the k to choose from; those above half of the level are left out.
+        kinds: which kinds of edit.
+        suppress_factor, boost_factor: what weights are scaled by.
+        capability: how much of the model's general capability is left, in 0..1, as it stands when called.
+        capability_edits: of how many test examples' rewrites it is measured.
+        others: how many neutral prompts, and how many other examples, judge the locality of one example's rewrite.
+
+    Raises:
+        ConfigurationError: no neutral prompt, a size below 1, or none that is at most half of the level.
+        UnknownNameError: another kind of edit.
+        MethodError: the level cannot be edited.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("kind of edit", kind, KINDS)
+    bench = _Bench(context, scores, level, neutral, sizes, capability, others)
+    wrong = context.wrong if "boost" in kinds else {"train": [], "test": []}
+    found: dict[str, KindOfEdit] = {}
+    for kind in kinds:
+        if kind == "rewrite":
+            why_not = why_no_rewrite(context.model, level)
+            if why_not is None and any(e.foil is None for e in context.train + context.test):
+                why_not = "not every example has a foil."
+            if why_not is None:
+                found[kind] = bench.rewritten(capability_edits, len(wrong["test"]))
+            else:
+                bench.not_measured["edit_rewrite"] = why_not
+        else:
+            found[kind] = bench.scaled(kind, suppress_factor if kind == "suppress" else boost_factor, wrong)
+    return Editing(kept=len(context.test), wrong=len(wrong["test"]), kinds=found, not_measured=bench.not_measured)
+
+
+def applies(level: Level) -> bool:
+    """Whether the level's components have output weights to edit."""
+    return level.name in EDITABLE
+
+
+def up_to_half(sizes: Sequence[int], level: Level, model: Model) -> list[int]:
+    """The distinct sizes that are at most half of the level, ascending.
+
+    Raises:
+        ConfigurationError: there is none, or one below 1.
+    """
+    n = level.size(model)
+    found = sorted({k for k in sizes if k <= n // 2})
+    if not found or found[0] < 1:
+        raise ConfigurationError(
+            f"the numbers of {level.name} to edit are {', '.join(map(str, sizes)) or 'none'}; at least one from 1 to "
+            f"{n // 2}, half of those of {model.name}, is needed and none below 1."
+        )
+    return found
+
+
+class _Bench:
+    """What all kinds of edit share: the components to edit, the prompts to ask, and what could not be measured."""
+
+    def __init__(
+        self,
+        context: Context,
+        scores: Scores,
+        level: Level,
+        neutral: Sequence[str],
+        sizes: Sequence[int],
+        capability: Callable[[Model], float] | None,
+        others: int,
+    ) -> None:
+        self.context, self.model, self.level = context, context.model, level
+        self.capability, self.others = capability, others
+        self.ranking = scores.ranking()
+        self.sizes = up_to_half(sizes, level, context.model)
+        if not neutral:
+            raise ConfigurationError("locality is measured on neutral prompts, and none was given.")
+        self.neutral = [_prompt(context.model, text) for text in neutral]
+        self.not_measured: dict[str, str] = {}
+
+    def scaled(self, kind: EditKind, factor: float, wrong: dict[str, list[EncodedExample]]) -> KindOfEdit:
+        """Suppresses or boosts the top k."""
+        edits = [scale(self.model, self.level, self.ranking[:k], factor) for k in self.sizes]
+        elsewhere = torch.stack(_under(self.model, self.neutral, [edits] * len(self.neutral)))
+        judged, target = self.context.train, _TARGET[kind]
+        if kind == "boost":
+            judged, target = (wrong["train"], target) if wrong["train"] else (judged, _LIKELIER[kind])
+        train = []
+        if len(edits) > 1:
+            reached = torch.stack(_under(self.model, judged, [edits] * len(judged)))[:, :, target]
+            train = list(zip(self.sizes, reached.mean(0).tolist(), elsewhere[:, :, _Seen.STAYS].mean(0).tolist()))
+        at = _best(train) if train else 0
+        edit = edits[at]
+
+        examples = [*self.context.test, *wrong["test"]]
+        asked = examples if kind == "boost" else self.context.test
+        rest: Values = [None] * (len(examples) - len(asked))
+        seen = torch.cat(_under(self.model, asked, [[edit]] * len(asked)))
+        argmax = _values(seen[:, _TARGET[kind]])
+        if kind == "boost":
+            argmax = [None if i < len(self.context.test) else value for i, value in enumerate(argmax)]
+            if not wrong["test"]:
+                for metric in ("efficacy", "score"):
+                    self.not_measured[f"edit_boost_{metric}"] = "no test example was answered wrongly before."
+        left = None
+        if self.capability is not None:
+            with edited(self.model, edit):
+                left = _values(torch.tensor([self.capability(self.model)]))[0]
+        return KindOfEdit(
+            factor=factor,
+            k=self.sizes[at],
+            train=train,
+            argmax=argmax + rest,
+            probability=_values(seen[:, _LIKELIER[kind]]) + rest,
+            generality=self._generality(kind, asked, [edit] * len(asked)) + rest,
+            stays=[elsewhere[:, at, _Seen.STAYS].tolist()],
+            kl=[elsewhere[:, at, _Seen.KL].tolist()],
+            strengths=None,
+            capability_kept=left,
+        )
+
+    def rewritten(self, capability_edits: int, wrong: int) -> KindOfEdit:
+        """Rewrites the top k for each example; the ``wrong`` ones that follow the kept ones are not rewritten."""
+        train = []
+        for k in self.sizes if len(self.sizes) > 1 else ():
+            edits = rewrite(self.model, self.context.train, self.level, self.ranking[:k])
+            reached = torch.cat(_under(self.model, self.context.train, [[edit] for edit in edits]))
+            stays, _ = self._around(self.context.train, edits)
+            train.append((k, float(reached[:, _Seen.FOIL_GIVEN].mean()), float(np.mean([np.mean(s) for s in stays]))))
+        k = self.sizes[_best(train) if train else 0]
+        examples = self.context.test
+        edits = rewrite(self.model, examples, self.level, self.ranking[:k])
+        seen = torch.cat(_under(self.model, examples, [[edit] for edit in edits]))
+        stays, kl = self._around(examples, edits)
+        left: list[float] = []
+        if self.capability is not None:
+            for edit in edits[:capability_edits]:
+                with edited(self.model, edit):
+                    left.append(self.capability(self.model))
+        rest: Values = [None] * wrong
+        empty: list[list[float]] = [[] for _ in rest]
+        return KindOfEdit(
+            factor=None,
+            k=k,
+            train=train,
+            argmax=_values(seen[:, _Seen.FOIL_GIVEN]) + rest,
+            probability=_values(seen[:, _Seen.FOIL_LIKELIER]) + rest,
+            generality=self._generality("rewrite", examples, edits) + rest,
+            stays=stays + empty,
+            kl=kl + empty,
+            strengths=[edit.strength for edit in edits] + rest,
+            capability_kept=_values(torch.tensor(left).mean(0, keepdim=True))[0] if left else None,
+        )
+
+    def _around(
+        self, examples: Sequence[EncodedExample], edits: Sequence[Rewrite]
+    ) -> tuple[list[list[float]], list[list[float]]]:
+        """``[N][P]`` each: whether the top token of other prompts stays under each example's rewrite, and KL there."""
+        n, m = len(examples), len(self.neutral)
+        stays: list[list[float]] = [[] for _ in examples]
+        kl: list[list[float]] = [[] for _ in examples]
+        for prompts, places in (
+            (self.neutral, [[(i * self.others + j) % m for j in range(min(self.others, m))] for i in range(n)]),
+            (examples, [[(i + 1 + j) % n for j in range(min(self.others, n - 1))] for i in range(n)]),
+        ):
+            under = {p: [i for i in range(n) if p in places[i]] for p in range(len(prompts))}
+            asked = [p for p in under if under[p]]
+            seen = _under(self.model, [prompts[p] for p in asked], [[edits[i] for i in under[p]] for p in asked])
+            rows = {(i, p): row for p, table in zip(asked, seen) for i, row in zip(under[p], table.tolist())}
+            for i, mine in enumerate(places):
+                stays[i] += [rows[i, p][_Seen.STAYS] for p in mine]
+                kl[i] += [rows[i, p][_Seen.KL] for p in mine]
+        return stays, kl
+
+    def _generality(self, kind: EditKind, examples: Sequence[EncodedExample], edits: Sequence[WeightEdit]) -> Values:
+        """``[N]``: efficacy on each example's paraphrases under its edit, None where there is none to judge by."""
+        owners, prompts = [], []
+        for i, encoded in enumerate(examples):
+            for paraphrase in paraphrases(self.model, encoded):
+                owners.append(i)
+                prompts.append(paraphrase)
+        reached: list[list[float]] = [[] for _ in examples]
+        for i, table in zip(owners, _under(self.model, prompts, [[edits[i]] for i in owners])):
+            if bool(table[0, _Seen.ANSWERED_BEFORE]) != (kind == "boost"):
+                reached[i].append(float(table[0, _TARGET[kind]]))
+        if not any(reached):
+            why = "answers wrongly" if kind == "boost" else "answers"
+            self.not_measured[f"edit_{kind}_generality"] = (
+                f"no example has a paraphrase that the untouched model {why}."
+                if prompts
+                else "no example has a paraphrase that the model can use."
+            )
+        return [float(np.mean(values)) if values else None for values in reached]
+
+
+def paraphrases(model: Model, encoded: EncodedExample) -> list[EncodedExample]:
+    """The example's paraphrases that the model can use, in its tokens."""
+    bare = replace(
+        encoded.example, counterfactual=None, counterfactual_image=None, marks={}, regions={}, paraphrases=()
+    )
+    asked = [replace(bare, prompt=prompt) for prompt in encoded.example.paraphrases]
+    return [model.encode(example) for example in asked if model.why_not(example) is None]
+
+
+def _prompt(model: Model, text: str) -> EncodedExample:
+    """A text in the model's tokens, without an answer to it."""
+    return EncodedExample(Example(text, ""), tuple(model.tokenizer(text)["input_ids"]), 0, None, None)
+
+
+def _best(train: Sequence[tuple[int, float, float]]) -> int:
+    """The place of the ``(k, efficacy, locality)`` with the highest harmonic mean; the first of equals."""
+    return int(np.argmax(harmonic_mean(np.array([values[1:] for values in train]).T)))
+
+
+def _values(values: Tensor) -> Values:
+    """``[N]`` as numbers, None for NaN."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
