@@ -59,7 +59,7 @@ def _lines(file: Path) -> Iterator[tuple[Any, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{file} cannot be read ({error}).") from error
     for number, line in enumerate(lines, 1):
-        place = f"line {number} of {file}"
+        place = f"line {number} of {file.name}"
         if line.strip():
             try:
                 yield json.loads(line), place
@@ -97,7 +97,7 @@ def _instruction(row: Any, place: str) -> Instruction:
         for turn in turns if isinstance(turns, list) else ():
             if isinstance(turn, Mapping):
                 said.setdefault(str(turn.get("from")), turn.get("value"))
-        return Instruction(*(_text(said, speaker, place) for speaker in ("human", "assistant")), place)
+        return Instruction(_text(said, "human", place), _text(said, "assistant", place), place)
     more = "" if row.get("input") in (None, "") else f"\n{_text(row, 'input', place)}"
     return Instruction(_text(row, "instruction", place) + more, _text(row, "output", place), place)
 

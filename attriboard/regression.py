@@ -66,7 +66,7 @@ def expected_values(model: Model, prompts: Sequence[str], scale: Scale) -> list[
     every beginning that the texts share.
 
     Raises:
-        ExampleError: a prompt is empty or too long for the model.
+        ExampleError: a prompt is empty or too long for the model, or its tokenizer writes two answers alike.
     """
     groups: dict[tuple[int, tuple[tuple[int, ...], ...]], list[int]] = defaultdict(list)
     encoded: list[EncodedExample] = []
@@ -78,6 +78,11 @@ def expected_values(model: Model, prompts: Sequence[str], scale: Scale) -> list[
             raise ExampleError(
                 f"the prompt and its answer are {longest} tokens long, and {model.name} takes 1 to {model.max_length}: "
                 f"{prompt[:60]!r}."
+            )
+        if any(a[: len(b)] == b for i, a in enumerate(answers) for j, b in enumerate(answers) if i != j):
+            raise ExampleError(
+                f"the tokenizer of {model.name} does not tell the answers of the scale {scale} apart; choose another "
+                f"model."
             )
         encoded.append(EncodedExample(Example(prompt, ""), ids, 0, None, None))
         groups[len(ids), answers].append(place)
@@ -105,7 +110,10 @@ def _answer_tokens(model: Model, prompt: str, ids: tuple[int, ...], text: str) -
 
 
 def pearson_r(predicted: Sequence[float], gold: Sequence[float]) -> tuple[float | None, tuple[float, float] | None]:
-    """Pearson's r and its bootstrap interval over the items; None where fewer than two items or no spread define it."""
+    """Pearson's r and its bootstrap interval over the items.
+
+    r is None for fewer than two items or where either side has no spread, the interval for fewer than three items too.
+    """
     x, y = np.asarray(predicted, dtype=np.float64), np.asarray(gold, dtype=np.float64)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None, None
@@ -113,7 +121,7 @@ def pearson_r(predicted: Sequence[float], gold: Sequence[float]) -> tuple[float 
     def over(index: NDArray[np.intp]) -> NDArray[np.float64]:
         return scipy.stats.pearsonr(x[index], y[index], axis=-1).statistic
 
-    return float(over(np.arange(len(x)))), bootstrap_interval(len(x), over)
+    return float(over(np.arange(len(x)))), bootstrap_interval(len(x), over) if len(x) > 2 else None
 
 
 # --- items ------------------------------------------------------------------------------------------------------------

@@ -69,13 +69,14 @@ FRAMES: dict[str, tuple[tuple[str, str], ...]] = {
 those of its paraphrases."""
 
 PUBLISHED_WORDS: dict[str, tuple[str, ...]] = {
-    "emotion": ("anger", "fear", "joy", "sadness"),
+    "emotion": (" anger", " fear", " joy", " sadness"),
     "polarity": ("1", "-"),
     "intensity": ("0", "1", "2", "3"),
     "conspiracy": ("0", "1", "2"),
     "claim": (" True", " False", " NE"),
 }
-"""The first token of each label in the published formats: "-" begins "-1", " NE" begins "NEI"."""
+"""The first token of each label in the published formats: "-" begins "-1", " NE" begins "NEI". The emotions have a
+leading space there too, since few tokenizers know the bare words."""
 
 PUBLISHED: dict[str, tuple[str, ...]] = {
     "emotion": (
@@ -224,7 +225,7 @@ class MisinformationAffect(Task):
                 f"{', '.join(self.all_subsets)}."
             )
         words = [word for subset in self.subsets for word in self._words(subset)]
-        self.labels = tuple(dict.fromkeys(spelled for word in words for spelled in spellings(word)))  # type: ignore[misc]
+        self.labels = tuple(dict.fromkeys(words))  # type: ignore[misc]  # options decide
 
     def _words(self, subset: str) -> tuple[str, ...]:
         """What a model can answer in a subset."""
@@ -234,10 +235,7 @@ class MisinformationAffect(Task):
 
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
         for example in self._own(subset, rng) if self.source == OWN else self._published(subset, rng):
-            if self.counterfactual == "none":
-                example = replace(example, counterfactual=None)
-            for answer, foil in zip(spellings(example.answer), spellings(str(example.foil))):
-                yield replace(example, answer=answer, foil=foil)
+            yield replace(example, counterfactual=None) if self.counterfactual == "none" else example
 
     def _own(self, subset: str, rng: random.Random) -> Iterator[Example]:
         words = dict(zip(LABELS[subset], self._words(subset)))
@@ -339,13 +337,10 @@ class MisinformationAffect(Task):
                 )
 
 
-def spellings(word: str) -> tuple[str, ...]:
-    """A word at the beginning of a line, and with a leading space for tokenizers that know it only so."""
-    return (word, f" {word}") if word.isalpha() else (word,)
-
-
 def first_token(subset: str, label: str) -> str:
     """The beginning of a published label that is one token and no other label's."""
+    if subset == "emotion":
+        return f" {label}"
     if subset == "claim":
         return f" {'NE' if label == 'NEI' else label}"
     return "-" if label == "-1" else label
