@@ -241,20 +241,22 @@ class MisinformationAffect(Task):
         words = dict(zip(LABELS[subset], self._words(subset)))
         posts = [post for post in own_posts() if post.subset == subset]
         pools = {
-            (split, label): [post for post in posts if split_of(post.item) == split and post.label == label]
+            split: {
+                label: [post for post in posts if split_of(post.item) == split and post.label == label]
+                for label in words
+            }
             for split in SPLITS
-            for label in words
         }
         while True:
-            split = rng.choice(SPLITS)
+            pool = pools[rng.choice(SPLITS)]
             label = rng.choice(tuple(words))
-            group = rng.choice(sorted({post.group for post in pools[split, label]}))
-            query = rng.choice([post for post in pools[split, label] if post.group == group])
+            group = rng.choice(sorted({post.group for post in pool[label]}))
+            query = rng.choice([post for post in pool[label] if post.group == group])
             (other,) = (post for post in posts if post.item == query.item and post.label != label)
-            forms = [0, 1, 2]
+            numbers = [0, 1, 2]
             if self.form == "published":
-                rng.shuffle(forms)
-            written = [self._write(query, other, form, words, pools, split, rng) for form in forms]
+                rng.shuffle(numbers)
+            written = [self._write(query, other, number, words, pool, rng) for number in numbers]
             prompt, counterfactual, spans = written[0]
             yield Example(
                 prompt=prompt,
@@ -271,49 +273,41 @@ class MisinformationAffect(Task):
         self,
         query: Post,
         other: Post,
-        form: int,
+        number: int,
         words: Mapping[str, str],
-        pools: Mapping[tuple[str, str], Sequence[Post]],
-        split: str,
+        pool: Mapping[str, Sequence[Post]],
         rng: random.Random,
     ) -> tuple[str, str, tuple[Span, ...]]:
-        """The prompt in the form of that number, the prompt with the other wording, and the query's affect words."""
+        """The prompt in the frame of that number, the same with the query's other wording, and its affect words."""
         if self.form == "published":
-            frame = PUBLISHED[query.subset][form]
+            frame = PUBLISHED[query.subset][number]
             before, after = chat("{}").split("{}")
             after += ANSWER_OPENS.get(query.subset, "")
         else:
-            before, frame = FRAMES[query.subset][form]
+            before, frame = FRAMES[query.subset][number]
             after = ""
-            for post in self._shown(query, tuple(words), pools, split, rng):
+            for post in self._shown(query, pool, rng):
                 before += f"{fill(frame, post)[0]}{words[post.label]}\n"
         asked, spans = fill(frame, query)
         spans = tuple((len(before) + start, len(before) + end) for start, end in spans)
         return before + asked + after, before + fill(frame, other)[0] + after, spans
 
-    def _shown(
-        self,
-        query: Post,
-        labels: Sequence[str],
-        pools: Mapping[tuple[str, str], Sequence[Post]],
-        split: str,
-        rng: random.Random,
-    ) -> list[Post]:
+    def _shown(self, query: Post, pool: Mapping[str, Sequence[Post]], rng: random.Random) -> list[Post]:
         """The demonstrations: as many of each label, mixed, no two of one pair.
 
         Raises:
             TaskError: the split has too few texts of a label.
         """
-        wanted = [label for label in labels for _ in range(self.shots)]
+        wanted = [label for label in pool for _ in range(self.shots)]
         rng.shuffle(wanted)
         shown: list[Post] = []
         for label in wanted:
             used = {query.item, *(post.item for post in shown)}
-            left = [post for post in pools[split, label] if post.item not in used]
+            left = [post for post in pool[label] if post.item not in used]
             if not left:
                 raise TaskError(
-                    f"subset {query.subset!r} has too few {split} texts for {self.shots} demonstrations of each label; "
-                    f"lower shots."
+                    f"subset {query.subset!r} has too few {split_of(query.item)} texts for {self.shots} demonstrations "
+                    f"of each label; lower shots."
                 )
             shown.append(rng.choice(left))
         return shown
