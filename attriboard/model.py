@@ -608,7 +608,6 @@ class Model:
             n = min(n, int(batch.image_mask.any(0).int().argmax()))  # never cut through an image
         if n < 1:
             return batch
-        cache = DynamicCache()
         head = replace(
             batch,
             tokens=batch.tokens[:, :n],
@@ -617,10 +616,8 @@ class Model:
             image_mask=batch.image_mask[:, :n],
             images=batch.images if bool(batch.image_mask[:, :n].any()) else None,
         )
-        with torch.no_grad(), self._images_in(head):
-            self.hf(**self._inputs(head), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        past, _ = self._keys_and_values(head)
         self.cost.forward += len(batch) * n / batch.tokens.shape[1]
-        past = tuple((layer.keys, layer.values) for layer in cache.layers)
 
         def tail(b: Batch) -> Batch:
             placed = b.image_mask[:, n:]
@@ -635,6 +632,45 @@ class Model:
             )
 
         return replace(tail(batch), counterfactual=tail(other))
+
+    def _keys_and_values(self, batch: Batch) -> tuple[tuple[tuple[Tensor, Tensor], ...], Tensor]:
+        """Per layer what later positions attend to, and the logits ``[B, V]`` at the last column."""
+        cache = DynamicCache()
+        with torch.no_grad(), self._images_in(batch):
+            output = self.hf(**self._inputs(batch), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return tuple((layer.keys, layer.values) for layer in cache.layers), output.logits[:, -1]
+
+    def continued(self, batch: Batch, paths: Sequence[Sequence[int]]) -> Tensor:
+        """``[B, n, V]``: the logits after every row and each of ``n`` paths of tokens behind it; the rows run once.
+
+        Args:
+            batch: rows of one length, so that no padding stands between them and what follows.
+            paths: token ids; the empty path gives the logits at the row's own last token.
+        """
+        if not bool(batch.real.all()):
+            raise ValueError("the rows have different lengths; continue rows of one length at a time.")
+        past, at_end = self._keys_and_values(batch)
+        self.cost.forward += len(batch)
+        found = []
+        for path in paths:
+            if not path:
+                found.append(at_end)
+                continue
+            tokens = torch.tensor([list(path)] * len(batch), device=batch.tokens.device)
+            mask = torch.cat([batch.mask, torch.ones_like(tokens)], 1)
+            tail = replace(
+                batch,
+                tokens=tokens,
+                mask=mask,
+                positions=mask.cumsum(1)[:, -len(path) :] - 1,
+                image_mask=torch.zeros_like(tokens, dtype=torch.bool),
+                last=torch.full_like(batch.last, len(path) - 1),
+                counterfactual=None,
+                past=past,
+                images=None,
+            )
+            found.append(self.run(tail).logits)
+        return torch.stack(found, 1)
 
     # --- running ----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,15 @@ from attriboard.errors import ConfigurationError, TaskError, UnknownNameError
 from attriboard.task import IMAGE, Example, split_of, tasks
 from attriboard.zoo.language import caption
 
-NAMES = ("arithmetic", "captioning_neurons", "color_tqa", "color_tqa_scenes", "color_vqa", "icl_sentiment")
+NAMES = (
+    "arithmetic",
+    "captioning_neurons",
+    "color_tqa",
+    "color_tqa_scenes",
+    "color_vqa",
+    "icl_sentiment",
+    "misinformation_affect",
+)
 PARTS = [
     (name, subset)
     for name in NAMES

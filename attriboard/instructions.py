@@ -1,0 +1,114 @@
+"""Questions in the published instruction format: JSON lines, or what ``datasets`` can load.
+
+One line (or row) holds one question: ``instruction``, ``input`` (mostly empty) and ``output``; the training files of
+the same authors hold ``conversations`` of a human and an assistant instead. The prompt around it is the one that their
+models are asked with (arXiv:2401.08508, arXiv:2403.06765, arXiv:2409.16452).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import TaskError
+
+PARTS = ("test", "validation", "train")
+"""Which part of a data set is read, the first that it has."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One question and its right answer.
+
+    Attributes:
+        text: the instruction, with its input on a line of its own where there is one.
+        output: the answer as published.
+        place: where it stands, for messages: ``line 3 of test.jsonl``.
+    """
+
+    text: str
+    output: str
+    place: str
+
+
+def chat(instruction: str) -> str:
+    """The prompt around an instruction; the answer follows on the next line."""
+    return f"Human: \n{instruction}\n\nAssistant:\n"
+
+
+def read_instructions(source: str) -> list[Instruction]:
+    """All questions of a JSON-lines file, a folder that ``datasets`` can load, or a data set on the hub.
+
+    Raises:
+        TaskError: the source cannot be read or has no question, or a line is no JSON object or lacks a field.
+    """
+    path = Path(source).expanduser()
+    rows = _lines(path) if path.is_file() else _loaded(source, path)
+    found = [_instruction(row, place) for row, place in rows]
+    if not found:
+        raise TaskError(f"{source} has no question; each line is a JSON object with instruction, input and output.")
+    return found
+
+
+def _lines(file: Path) -> Iterator[tuple[Any, str]]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{file} cannot be read ({error}).") from error
+    for number, line in enumerate(lines, 1):
+        place = f"line {number} of {file.name}"
+        if line.strip():
+            try:
+                yield json.loads(line), place
+            except json.JSONDecodeError as error:
+                raise TaskError(f"{place} is not JSON ({error.msg} at column {error.colno}); correct it.") from error
+
+
+def _loaded(source: str, folder: Path) -> Iterator[tuple[Any, str]]:
+    import datasets
+
+    try:
+        if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
+            dataset = datasets.load_from_disk(str(folder))
+        else:
+            dataset = datasets.load_dataset(str(folder) if folder.is_dir() else source)
+    except Exception as error:  # the hub, its client and the file readers each raise their own kinds
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        raise TaskError(
+            f"{source!r} is no file, and datasets cannot load it ({reason}); give the path of a JSON-lines file, a "
+            f"folder, or the name of a data set on the hub that can be reached."
+        ) from error
+    part = dataset
+    if isinstance(dataset, dict):
+        part = dataset[next(name for name in (*PARTS, *dataset) if name in dataset)]
+    for number, row in enumerate(part, 1):
+        yield row, f"row {number} of {source}"
+
+
+def _instruction(row: Any, place: str) -> Instruction:
+    if not isinstance(row, Mapping):
+        raise TaskError(f"{place} is {type(row).__name__}, expected an object with instruction, input and output.")
+    if "conversations" in row:
+        turns = row["conversations"]
+        said: dict[str, Any] = {}
+        for turn in turns if isinstance(turns, list) else ():
+            if isinstance(turn, Mapping):
+                said.setdefault(str(turn.get("from")), turn.get("value"))
+        return Instruction(_text(said, "human", place), _text(said, "assistant", place), place)
+    more = "" if row.get("input") in (None, "") else f"\n{_text(row, 'input', place)}"
+    return Instruction(_text(row, "instruction", place) + more, _text(row, "output", place), place)
+
+
+def _text(row: Mapping[str, Any], field: str, place: str) -> str:
+    value = row.get(field)
+    if value is None:
+        raise TaskError(
+            f"{place} lacks the field {field!r}; a question has instruction, input and output, or conversations "
+            f"of human and assistant."
+        )
+    if not isinstance(value, str) or not value.strip():
+        raise TaskError(f"{place} has {value!r} as {field!r}, expected a text.")
+    return value

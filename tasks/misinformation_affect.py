@@ -1,0 +1,437 @@
+"""What does this post feel, how much, and is what it says a conspiracy theory or true?"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import random
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import ClassVar
+
+from attriboard.errors import ConfigurationError, TaskError
+from attriboard.instructions import Instruction, chat, read_instructions
+from attriboard.task import SPLITS, Example, Span, Task, split_of
+
+OWN = "own"
+PARTNERS = 8  # questions offered as counterfactual of one that has no pair
+
+LABELS: dict[str, tuple[str, ...]] = {
+    "emotion": ("anger", "fear", "joy", "sadness"),
+    "polarity": ("positive", "negative"),
+    "intensity": ("0", "1", "2", "3"),
+    "conspiracy": ("unrelated", "related", "conspiracy"),
+    "claim": ("True", "False", "NEI"),
+}
+"""The labels of our own texts."""
+
+FEW_SHOT_WORDS: dict[str, tuple[str, ...]] = {
+    "emotion": (" anger", " fear", " joy", " sadness"),
+    "polarity": (" positive", " negative"),
+    "intensity": ("0", "1", "2", "3"),
+    "conspiracy": (" unrelated", " related", " conspiracy"),
+    "claim": (" True", " False", " Unknown"),
+}
+"""What stands for each label in a few-shot prompt; "NEI" is not one token."""
+
+FRAMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "emotion": (
+        ("Label each post with anger, fear, joy or sadness.\n", "{text} Emotion:"),
+        ("Is it anger, fear, joy or sadness?\n", "Post: {text} Answer:"),
+        ("Choose anger, fear, joy or sadness for every text.\n", "{text} ->"),
+    ),
+    "polarity": (
+        ("", "{text} ->"),
+        ("", "{text} Sentiment:"),
+        ("Label each post as positive or negative.\n", "{text} Label:"),
+    ),
+    "intensity": (
+        ("", "{text} {affect}: "),
+        ("Rate each post from 0 (none) to 3 (most).\n", "{text} {affect} = "),
+        ("", "How much {affect}? {text} -> "),
+    ),
+    "conspiracy": (
+        ("Label each post as unrelated, related or conspiracy.\n", "{text} Label:"),
+        ("", "{text} ->"),
+        ("Is it unrelated, related or conspiracy?\n", "Post: {text} Answer:"),
+    ),
+    "claim": (
+        ("", "{context} {text} ->"),
+        ("", "{context} Claim: {text} Answer:"),
+        ("True, False or Unknown?\n", "{context} {text} Verdict:"),
+    ),
+}
+"""By subset the line above few-shot prompts and the form of every text in them; the first is the prompt's, the others
+those of its paraphrases."""
+
+PUBLISHED_WORDS: dict[str, tuple[str, ...]] = {
+    "emotion": (" anger", " fear", " joy", " sadness"),
+    "polarity": ("1", "-"),
+    "intensity": ("0", "1", "2", "3"),
+    "conspiracy": ("0", "1", "2"),
+    "claim": (" True", " False", " NE"),
+}
+"""The first token of each label in the published formats: "-" begins "-1", " NE" begins "NEI". The emotions have a
+leading space there too, since few tokenizers know the bare words."""
+
+PUBLISHED: dict[str, tuple[str, ...]] = {
+    "emotion": (
+        "Task: Say which emotion the text below conveys: anger, fear, joy or sadness. "
+        "Tweet: {text} This tweet contains emotions: ",
+        "Task: Name the one of anger, fear, joy and sadness that the author shows. "
+        "Tweet: {text} This tweet contains emotions: ",
+        "Task: Decide between anger, fear, joy and sadness for the writer of this text. "
+        "Tweet: {text} This tweet contains emotions: ",
+    ),
+    "polarity": (
+        "Task: Sort the text into one class of the author's mental state: 1: positive, 0: neutral, -1: negative. "
+        "Text: {text} Intensity Class: ",
+        "Task: Give the class that fits the feelings of the author, -1 for negative, 0 for neutral, 1 for positive. "
+        "Text: {text} Intensity Class: ",
+        "Task: Is the author in a positive (1), neutral (0) or negative (-1) state of mind? "
+        "Text: {text} Intensity Class: ",
+    ),
+    "intensity": (
+        "Task: Sort the text into one of four classes of how much {affect} its author feels: 0: no {affect}, "
+        "1: low amount, 2: moderate amount, 3: high amount. Tweet: {text} Emotion E: {affect}. Intensity Class: ",
+        "Task: Give the level of {affect} in the text, from 0 (none) over 1 (low) and 2 (moderate) to 3 (high). "
+        "Tweet: {text} Emotion E: {affect}. Intensity Class: ",
+        "Task: How strong is the emotion E in this text: 0 none, 1 low, 2 moderate or 3 high? "
+        "Tweet: {text} Emotion E: {affect}. Intensity Class: ",
+    ),
+    "conspiracy": (
+        "Task: Sort the text by its relation to conspiracy theories into one class: 0. Unrelated. 1. Related (but not "
+        "supporting). 2. Conspiracy (related and supporting). Text: {text} Class: ",
+        "Task: Does the text have nothing to do with a conspiracy theory (0. Unrelated.), speak of one (1. Related "
+        "(but not supporting).) or support it (2. Conspiracy (related and supporting).)? Text: {text} Class: ",
+        "Task: Choose the class of the text. The classes are 0. Unrelated. 1. Related (but not supporting). "
+        "2. Conspiracy (related and supporting). Text: {text} Class: ",
+    ),
+    "claim": (
+        "Task: Decide from the contextual information whether the claim is True, False or NEI (not enough "
+        "information), and explain it. Answer in the form Prediction: [True, or False, or NEI] Explanation: [why] "
+        "Claim: {text} \ncontextual information: {context}",
+        "Task: Check the claim against the contextual information; say True, False, or NEI if it does not settle it, "
+        "then explain. Format: Prediction: [True, or False, or NEI] Explanation: [why] "
+        "Claim: {text} \ncontextual information: {context}",
+        "Task: Is the claim True or False, or is the contextual information not enough (NEI)? Reply with Prediction: "
+        "[True, or False, or NEI] Explanation: [why] Claim: {text} \ncontextual information: {context}",
+    ),
+}
+"""By subset three wordings of the instruction: the order and the ends of the published prompts, in words of our own."""
+
+ANSWER_OPENS = {"claim": "Prediction:"}
+"""What the answer of a subset begins with before its label."""
+
+_DIGIT = r"\s*(-?\d+)(?![.\d]*\d)"
+PUBLISHED_LABELS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "emotion": (
+        r"\s*([a-z]+)",
+        (
+            "anger",
+            "anticipation",
+            "disgust",
+            "fear",
+            "joy",
+            "love",
+            "neutral",
+            "optimism",
+            "pessimism",
+            "sadness",
+            "surprise",
+            "trust",
+        ),
+    ),
+    "polarity": (_DIGIT, ("-1", "0", "1", "2", "3", "4")),
+    "intensity": (_DIGIT, ("0", "1", "2", "3")),
+    "conspiracy": (_DIGIT, ("0", "1", "2")),
+    "claim": (r"\s*Prediction:\s*(\w+)", ("True", "False", "NEI")),
+}
+"""By subset how a label stands in a published answer, and the labels there are."""
+
+
+@dataclass(frozen=True)
+class Post:
+    """One wording of a text; the other one of its pair has the same ``item``.
+
+    Attributes:
+        text, context: what is judged, and what it is judged by (claims alone).
+        spans: by the name of the field, the words in which the two wordings differ.
+        affect: the emotion asked about (intensity), or the tone of the text (conspiracy and claim).
+        group: what is balanced against the label: the veracity or, where the label says that, the affect.
+    """
+
+    subset: str
+    label: str
+    text: str
+    context: str
+    spans: Mapping[str, tuple[Span, ...]]
+    affect: str
+    group: str
+    item: str
+
+
+@dataclass
+class MisinformationAffect(Task):
+    """``Label each post with anger, fear, joy or sadness.⏎... I am so angry that I threw mine out. Emotion:``
+
+    Posts and claims, reliable and misleading, whose affect has nothing to do with their veracity: every label is
+    equally frequent in both. The counterfactual exchanges the affect words of the query (the key words of a
+    conspiracy theory or claim) for those that make the foil right. How many of its questions a small model can answer
+    differs between the subsets: see the board.
+
+    Demonstrations come from the query's split, never from the query's pair, and as many from each label.
+
+    Attributes:
+        form: "few_shot" (short), or "published" (the instruction formats of EmoLLMs, ConspEmoLLM and FMD in words of
+            our own).
+        shots: demonstrations of each label in a few-shot prompt.
+        source: "own" (this project's texts), or a JSON-lines file, a folder, or a data set on the hub in the published
+            format (see :mod:`attriboard.instructions`), whose questions are asked as they stand. They are all of one
+            subset, which has to be chosen.
+        counterfactual: "text", or "none". Published questions have no pairs: one is exchanged for a question with
+            another answer and as many words, if the model finds them equally long. Long texts rarely are.
+    """
+
+    name: ClassVar[str] = "misinformation_affect"
+    version: ClassVar[int] = 1
+    description: ClassVar[str] = "Name what a post feels and how much, spot a conspiracy theory, judge a claim."
+    paper: ClassVar[str] = "arXiv:2401.08508, arXiv:2403.06765, arXiv:2409.16452"
+    labels: ClassVar[tuple[str, ...]] = tuple(word for words in FEW_SHOT_WORDS.values() for word in words)
+    all_subsets: ClassVar[tuple[str, ...]] = tuple(LABELS)
+    marks: ClassVar[tuple[str, ...]] = ("affect",)
+    evidence: ClassVar[tuple[str, ...]] = ("affect",)
+
+    form: str = "few_shot"
+    shots: int = 1
+    source: str = OWN
+    counterfactual: str = "text"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.form not in ("few_shot", "published"):
+            raise ConfigurationError(f"form is {self.form!r}, expected 'few_shot' or 'published'.")
+        if self.shots < 1:
+            raise ConfigurationError(f"shots is {self.shots}, expected at least 1 demonstration of each label.")
+        if self.counterfactual not in ("text", "none"):
+            raise ConfigurationError(f"counterfactual is {self.counterfactual!r}, expected 'text' or 'none'.")
+        if self.source != OWN and len(self.subsets) != 1:
+            raise ConfigurationError(
+                f"source {self.source!r} holds questions of one kind: choose one subset of "
+                f"{', '.join(self.all_subsets)}."
+            )
+        words = [word for subset in self.subsets for word in self._words(subset)]
+        self.labels = tuple(dict.fromkeys(words))  # type: ignore[misc]  # options decide
+
+    def _words(self, subset: str) -> tuple[str, ...]:
+        """What a model can answer in a subset."""
+        if self.source != OWN:
+            return tuple(first_token(subset, label) for label in PUBLISHED_LABELS[subset][1])
+        return (FEW_SHOT_WORDS if self.form == "few_shot" else PUBLISHED_WORDS)[subset]
+
+    def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
+        for example in self._own(subset, rng) if self.source == OWN else self._published(subset, rng):
+            yield replace(example, counterfactual=None) if self.counterfactual == "none" else example
+
+    def _own(self, subset: str, rng: random.Random) -> Iterator[Example]:
+        words = dict(zip(LABELS[subset], self._words(subset)))
+        posts = [post for post in own_posts() if post.subset == subset]
+        pools = {
+            split: {
+                label: [post for post in posts if split_of(post.item) == split and post.label == label]
+                for label in words
+            }
+            for split in SPLITS
+        }
+        while True:
+            pool = pools[rng.choice(SPLITS)]
+            label = rng.choice(tuple(words))
+            group = rng.choice(sorted({post.group for post in pool[label]}))
+            query = rng.choice([post for post in pool[label] if post.group == group])
+            (other,) = (post for post in posts if post.item == query.item and post.label != label)
+            numbers = [0, 1, 2]
+            if self.form == "published":
+                rng.shuffle(numbers)
+            written = [self._write(query, other, number, words, pool, rng) for number in numbers]
+            prompt, counterfactual, spans = written[0]
+            yield Example(
+                prompt=prompt,
+                answer=words[label],
+                foil=words[other.label],
+                counterfactual=counterfactual,
+                marks={"affect": spans},
+                item=query.item,
+                subset=subset,
+                paraphrases=tuple(paraphrase for paraphrase, _, _ in written[1:]),
+            )
+
+    def _write(
+        self,
+        query: Post,
+        other: Post,
+        number: int,
+        words: Mapping[str, str],
+        pool: Mapping[str, Sequence[Post]],
+        rng: random.Random,
+    ) -> tuple[str, str, tuple[Span, ...]]:
+        """The prompt in the frame of that number, the same with the query's other wording, and its affect words."""
+        if self.form == "published":
+            frame = PUBLISHED[query.subset][number]
+            before, after = chat("{}").split("{}")
+            after += ANSWER_OPENS.get(query.subset, "")
+        else:
+            before, frame = FRAMES[query.subset][number]
+            after = ""
+            for post in self._shown(query, pool, rng):
+                before += f"{fill(frame, post)[0]}{words[post.label]}\n"
+        asked, spans = fill(frame, query)
+        spans = tuple((len(before) + start, len(before) + end) for start, end in spans)
+        return before + asked + after, before + fill(frame, other)[0] + after, spans
+
+    def _shown(self, query: Post, pool: Mapping[str, Sequence[Post]], rng: random.Random) -> list[Post]:
+        """The demonstrations: as many of each label, mixed, no two of one pair.
+
+        Raises:
+            TaskError: the split has too few texts of a label.
+        """
+        wanted = [label for label in pool for _ in range(self.shots)]
+        rng.shuffle(wanted)
+        shown: list[Post] = []
+        for label in wanted:
+            used = {query.item, *(post.item for post in shown)}
+            left = [post for post in pool[label] if post.item not in used]
+            if not left:
+                raise TaskError(
+                    f"subset {query.subset!r} has too few {split_of(query.item)} texts for {self.shots} demonstrations "
+                    f"of each label; lower shots."
+                )
+            shown.append(rng.choice(left))
+        return shown
+
+    def _published(self, subset: str, rng: random.Random) -> Iterator[Example]:
+        questions = published_questions(self.source, subset)
+        occurring = sorted({answer for question in questions for answer in question.answers})
+        if len(occurring) < 2:
+            raise TaskError(f"all questions of {self.source} have the same answer; there is no foil.")
+        for question in rng.sample(questions, len(questions)):
+            others = [q for q in questions if q.answers[0] not in question.answers]
+            alike = [q for q in others if q.length == question.length]
+            for other in rng.sample(alike or others, min(PARTNERS, len(alike or others))):
+                yield Example(
+                    prompt=question.prompt,
+                    answer=question.answers[0],
+                    foil=other.answers[0],
+                    counterfactual=other.prompt,
+                    item=question.prompt,
+                    subset=subset,
+                )
+
+
+def first_token(subset: str, label: str) -> str:
+    """The beginning of a published label that is one token and no other label's."""
+    if subset == "emotion":
+        return f" {label}"
+    if subset == "claim":
+        return f" {'NE' if label == 'NEI' else label}"
+    return "-" if label == "-1" else label
+
+
+def fill(frame: str, post: Post) -> tuple[str, tuple[Span, ...]]:
+    """The frame with the post in it, and where its affect words stand."""
+    made = ""
+    spans: list[Span] = []
+    for literal, field, _, _ in string.Formatter().parse(frame):
+        made += literal
+        if field is not None:
+            spans += [(len(made) + start, len(made) + end) for start, end in post.spans.get(field, ())]
+            made += getattr(post, field)
+    return made, tuple(spans)
+
+
+SLOT = re.compile(r"\{([^|}]*)\|([^|}]*)\}")
+"""Two wordings of one place: ``{angry|happy}``."""
+
+
+def wording(template: str, side: int) -> tuple[str, tuple[Span, ...]]:
+    """A template with the wording of one side (0 or 1) in every slot, and where these stand."""
+    made = ""
+    end = 0
+    spans: list[Span] = []
+    for slot in SLOT.finditer(template):
+        made += template[end : slot.start()]
+        spans.append((len(made), len(made) + len(slot[side + 1])))
+        made += slot[side + 1]
+        end = slot.end()
+    return made + template[end:], tuple(spans)
+
+
+@functools.cache
+def own_posts() -> tuple[Post, ...]:
+    """The texts in ``data/affect_posts.tsv``, in pairs; see the README beside it."""
+    table = files("attriboard.tasks.data").joinpath("affect_posts.tsv").read_text(encoding="utf-8")
+    posts: list[Post] = []
+    for row in csv.DictReader(io.StringIO(table), delimiter="\t", quoting=csv.QUOTE_NONE):
+        for side, label in enumerate((row["label"], row["other"])):
+            text, in_text = wording(row["text"], side)
+            context, in_context = wording(row["context"], side)
+            posts.append(
+                Post(
+                    subset=row["subset"],
+                    label=label,
+                    text=text,
+                    context=context,
+                    spans={"text": in_text, "context": in_context},
+                    affect=row["affect"],
+                    group=row["veracity"] or row["affect"],
+                    item=f"{row['context']} {row['text']}".strip(),
+                )
+            )
+    return tuple(posts)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A published question: its prompt, its answers (the first is the one asked for) and how many words it has."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    length: int
+
+
+def published_questions(source: str, subset: str) -> list[Question]:
+    """The questions of a source.
+
+    Raises:
+        TaskError: the source cannot be read, or an output is none of the subset's labels.
+    """
+    return [
+        Question(
+            prompt=chat(item.text) + ANSWER_OPENS.get(subset, ""),
+            answers=tuple(first_token(subset, label) for label in published_labels(item, subset)),
+            length=len(item.text.split()),
+        )
+        for item in read_instructions(source)
+    ]
+
+
+def published_labels(item: Instruction, subset: str) -> list[str]:
+    """The labels in a published output; several where a text has several emotions.
+
+    Raises:
+        TaskError: one of them is not among the subset's labels.
+    """
+    form, known = PUBLISHED_LABELS[subset]
+    found = []
+    for part in item.output.split(",") if subset == "emotion" else [item.output]:
+        match = re.match(form, part)
+        if match is None or match[1] not in known:
+            raise TaskError(
+                f"{item.place} has the label {part.strip()[:40]!r}, which is none of {', '.join(known)} "
+                f"(subset {subset!r})."
+            )
+        found.append(match[1])
+    return found
