@@ -55,6 +55,10 @@ class Capability(BaseModel):
     prose: dict[str, list[tuple[float, int]]] = {}
     skipped: dict[str, str] = {}
 
+    def gaps(self) -> dict[str, str]:
+        """By ``lm-eval task <name>`` why it was not measured."""
+        return {f"lm-eval task {name}": why for name, why in self.skipped.items()}
+
     def mean_accuracy(self) -> float:
         """The mean over tasks of a task's accuracy, in 0..1; NaN without any."""
         return _mean([_mean(right) for right in self.accuracy.values()])

@@ -177,6 +177,10 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the suite's by default.")] = None,
     include: Include = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    capability: Annotated[
+        str | None,
+        typer.Option(help="lm-eval tasks by which pruned and edited models are judged too: hellaswag,arc_easy."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what is done.")] = False,
 ) -> None:
     """Runs a suite and stores one record per cell; what is done already is skipped."""
@@ -196,6 +200,11 @@ def run(
         changes |= {"train_examples": limit, "test_examples": limit, "min_kept": 1}
     if device is not None:
         changes["device"] = device
+    if capability is not None:
+        named = [name.strip() for name in capability.split(",") if name.strip()]
+        if not named:
+            raise ConfigurationError("--capability names no lm-eval task; give names with commas between them.")
+        changes["capability"] = tuple(dict.fromkeys([*loaded.settings.capability, *named]))
     settings = loaded.settings.model_copy(update=changes)
     check_device(settings.device)
     cells = loaded.cells(task or (), method or (), level or (), model, seed)

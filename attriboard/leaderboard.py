@@ -20,7 +20,7 @@ from PIL import Image
 
 from .components import INPUTS
 from .errors import ConfigurationError, UnknownNameError
-from .evaluation.metrics import METRICS, Metric
+from .evaluation.metrics import EDITS, METRICS, Metric
 from .pictures import SheetRow, contact_sheet
 from .results import Aggregate, Folder, Record, digest, newest
 
@@ -41,8 +41,13 @@ INPUT_COLUMNS = (
     *SPEED,
 )
 """The columns at levels of inputs, as far as they were measured."""
-CONCEPT_COLUMNS = tuple(name for name, metric in METRICS.items() if metric.family == "concepts")
-"""The columns of a second table, where concepts' neurons were examined."""
+BLOCKS = (
+    tuple(name for name, metric in METRICS.items() if metric.family == "concepts"),
+    tuple(name for name, metric in METRICS.items() if metric.family == "pruning"),
+    *(tuple(name for name in METRICS if name.startswith(f"edit_{kind}_")) for kind in EDITS),
+    tuple(name for name, metric in METRICS.items() if metric.family == "preference"),
+)
+"""The columns of further tables below the first, each where a record has any of them."""
 RANKED = ("sufficiency_log_area", "necessity_log_area", "ablation_drop_p")
 """The metrics behind the overall table's mean rank."""
 CHANCE = {
@@ -91,9 +96,16 @@ class Table:
     @property
     def parts(self) -> list[tuple[tuple[str, ...], tuple[Record, ...]]]:
         """The metrics shown side by side, and the records that have them."""
-        examined = tuple(r for r in self.records if r.concepts is not None)
-        shown = tuple(m for m in CONCEPT_COLUMNS if any(m in r.aggregates for r in examined))
-        return [(self.columns, self.records), *([(shown, examined)] if shown else [])]
+        found = [(self.columns, self.records)]
+        for block in BLOCKS:
+            examined = tuple(r for r in self.records if any(m in r.aggregates for m in block))
+            shown = tuple(m for m in block if any(m in r.aggregates for r in examined))
+            found += [(shown, examined)] if shown else []
+        if len(found) > 1 and set(self.columns) <= set(
+            SPEED
+        ):  # nothing else to show: times stand behind the first block
+            found[:2] = [(found[1][0] + self.columns, found[1][1])]
+        return found
 
     def ranks(self, metric: str) -> dict[str, float]:
         """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean.
@@ -147,7 +159,7 @@ class Board:
         totals: dict[str, int] = defaultdict(int)
         controls: set[str] = set()
         for table in self.tables:
-            if len(table.records) < 2:
+            if len(table.records) < 2 or not set(ranked(table.level)) & set(table.columns):
                 continue
             totals[table.level] += 1
             controls.update(r.cell.method_label for r in table.records if r.control)
@@ -195,12 +207,23 @@ class Board:
         return pd.DataFrame(rows)
 
 
+STANDING = (
+    ("insertion_auc", "deletion_auc"),
+    ("sufficiency_log_area", "necessity_log_area"),
+    ("pruning_accuracy_area",),
+    ("edit_suppress_score",),
+    ("bias_removed",),
+)
+"""What the rows of a table are sorted by: the mean of the first of these that a record has."""
+
+
 def _standing(record: Record) -> tuple[float, str]:
-    if record.cell.level in INPUTS:
-        areas = [record.aggregates["insertion_auc"].value, -record.aggregates["deletion_auc"].value]
-    else:
-        areas = [record.aggregates[m].value for m in ("sufficiency_log_area", "necessity_log_area")]
-    return (-float(np.mean(areas)), record.cell.method_label)
+    for names in STANDING:
+        if all(name in record.aggregates for name in names):
+            signs = [1 if METRICS[name].better == "higher" else -1 for name in names]
+            values = [sign * record.aggregates[name].value for sign, name in zip(signs, names)]
+            return (-float(np.mean(values)), record.cell.method_label)
+    return (0.0, record.cell.method_label)
 
 
 # --- formats ------------------------------------------------------------------------------------------------------

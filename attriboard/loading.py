@@ -157,7 +157,7 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_siz
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
     check_model_name(name)
-    with _quiet():
+    with quiet():
         hf, reader, source = _load(name, DTYPES[dtype])
     tokenizer = getattr(reader, "tokenizer", reader)
     processor = None if reader is tokenizer else reader
@@ -258,7 +258,7 @@ def _from_transformers(name: str, dtype: torch.dtype, way_out: str) -> tuple[Any
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def quiet() -> Any:
     """No progress bars and no notices from transformers while loading; errors still come through."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     level = transformers_logging.get_verbosity()

@@ -14,19 +14,25 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .capability import DEFAULT as DEFAULT_TASKS
 from .components import INPUTS
 from .context import Kept
 from .errors import ConfigurationError
 from .evaluation.ablation import Ablation
 from .evaluation.concepts import Concepts
+from .evaluation.editing import SIZES as EDIT_SIZES
+from .evaluation.editing import Editing
 from .evaluation.faithfulness import Faithfulness
 from .evaluation.family import Family
 from .evaluation.localization import Localization
 from .evaluation.metrics import METRICS
+from .evaluation.preference import SIZES as PREFERENCE_SIZES
+from .evaluation.preference import Preference
+from .evaluation.pruning import SPARSITIES, Allocation, Pruning
 from .evaluation.speed import Speed
 from .interventions import InputReplacement
 
@@ -81,8 +87,17 @@ class Settings(Strict):
         train_examples, test_examples: drawn per split (before those answered wrongly are dropped).
         max_kept, min_kept: most and fewest correctly answered examples used per split.
         max_train: most of them scored by the method, if fewer than max_kept.
+        families: what is measured at levels of components; positions of the input are always judged by localization.
         ablation_draws: random sets per size; of concept properties, random sets and noises per example.
         rings: see :func:`attriboard.evaluation.localization.evaluate`; 0 is measured in any case.
+        pruning_sparsities: the shares of components removed, for the curve.
+        pruning_slice: the share that is sliced away for real.
+        pruning_allocation: "layerwise" removes the same share of every layer, "global" the lowest scores of all.
+        recovery_steps: of LoRA training after slicing; 0 for none.
+        edit_sizes: among these numbers of components the train split chooses, one for each kind of edit.
+        preference_sizes: numbers of suppressed neurons at which a preference and perplexity are measured.
+        capability: lm-eval tasks by which pruned and edited models are judged, besides the task itself.
+        capability_limit: most documents of each.
         speed_examples, speed_repeats, speed_max_seconds: see :func:`attriboard.evaluation.speed.measure`.
         batch_size: most rows in one forward pass; does not change results.
         dtype, device: of the model.
@@ -93,8 +108,19 @@ class Settings(Strict):
     max_kept: int = Field(64, ge=1)
     min_kept: int = Field(8, ge=1)
     max_train: int | None = Field(None, ge=1)
+    families: tuple[Literal["faithfulness", "ablation", "pruning", "editing", "preference"], ...] = Field(
+        ("faithfulness", "ablation"), min_length=1
+    )
     ablation_draws: int = Field(5, ge=1)
     rings: tuple[Literal[0, 1], ...] = (0,)
+    pruning_sparsities: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(SPARSITIES, min_length=1)
+    pruning_slice: float = Field(0.5, gt=0, lt=1)
+    pruning_allocation: Allocation = "layerwise"
+    recovery_steps: int = Field(0, ge=0)
+    edit_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(EDIT_SIZES, min_length=1)
+    preference_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(PREFERENCE_SIZES, min_length=1)
+    capability: tuple[str, ...] = DEFAULT_TASKS
+    capability_limit: int | None = Field(None, ge=1)
     speed_examples: int = Field(4, ge=1)
     speed_repeats: int = Field(3, ge=1)
     speed_max_seconds: float = Field(30.0, gt=0)
@@ -164,7 +190,7 @@ class Record(Strict):
             and stand in ``localization``.
         scores_sha256: of all scores as float32, one test example after the other at levels of inputs.
         scores_metadata: what the method says of its scores.
-        faithfulness, ablation: measured at levels of components.
+        faithfulness, ablation, pruning, editing, preference: measured at levels of components, as the settings ask.
         localization: measured at levels of inputs.
         concepts: measured of neurons, where every example carries a concept.
         not_measured: by family of metrics, why a family that the task and level have was not measured.
@@ -195,6 +221,9 @@ class Record(Strict):
     ablation: Ablation | None = None
     localization: Localization | None = None
     concepts: Concepts | None = None
+    pruning: Pruning | None = None
+    editing: Editing | None = None
+    preference: Preference | None = None
     speed: Speed | None = None
     not_measured: dict[str, str] = Field(default_factory=dict)
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
@@ -207,8 +236,9 @@ class Record(Strict):
             raise ValueError(f"schema version {self.schema_version}, this version reads {SCHEMA}")
         if self.status != "ok":
             return self
-        measured = self.localization if self.cell.level in INPUTS else self.faithfulness and self.ablation
-        if not (measured and self.speed and "test" in self.kept):
+        wanted = {"localization"} if self.cell.level in INPUTS else set(self.settings.families)
+        missing = wanted - set(self.families) - set(self.not_measured)
+        if missing or not self.families or not self.speed or "test" not in self.kept:
             raise ValueError("an 'ok' record without its measurements")
         families = {*self.families, "speed"}
         expected = {name for name, m in METRICS.items() if m.family in families and not m.optional}

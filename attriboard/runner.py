@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -23,10 +24,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from . import capability
+from .capability import Capability
 from .components import InputLevel, Level, get_level
 from .context import Context
 from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
-from .evaluation import ablation, concepts, faithfulness, localization, speed
+from .evaluation import ablation, concepts, editing, faithfulness, localization, preference, pruning, speed
 from .evaluation.family import Family
 from .evaluation.metrics import METRICS
 from .interventions import Replacement, check_replacement
@@ -41,27 +44,35 @@ from .task import tasks
 _DETERMINING = (
     "architectures.py",
     "attention.py",
+    "capability.py",
     "components.py",
     "context.py",
+    "edits.py",
     "images.py",
+    "instructions.py",
     "interventions.py",
     "loading.py",
     "log_prob.py",
     "method.py",
     "model.py",
     "scores.py",
+    "slicing.py",
     "statistics.py",
     "task.py",
     "vision.py",
     "evaluation/ablation.py",
     "evaluation/concepts.py",
+    "evaluation/editing.py",
     "evaluation/faithfulness.py",
     "evaluation/family.py",
     "evaluation/localization.py",
     "evaluation/metrics.py",
+    "evaluation/preference.py",
+    "evaluation/pruning.py",
+    "evaluation/recovery.py",
     "evaluation/speed.py",
 )
-"""The harness' own files whose text is part of a result's identity."""
+"""The harness' own files whose text is part of a result's identity, as the texts of the capability tasks are."""
 
 
 def identity(cell: Cell, settings: Settings) -> str:
@@ -89,7 +100,8 @@ def identity(cell: Cell, settings: Settings) -> str:
 @cache
 def _harness_hash() -> str:
     folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _DETERMINING)).hexdigest()
+    files = [*(folder / name for name in _DETERMINING), *sorted(capability.FOLDER.glob("*.jsonl"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _source_hash(cls: type) -> str:
@@ -170,6 +182,7 @@ class Workshop:
         self._models: dict[str, Model | AttriboardError] = {}
         self._contexts: dict[str, Context | AttriboardError] = {}
         self._scored: dict[str, _Scored] = {}
+        self._capabilities: dict[str, Capability] = {}
 
     def model(self, name: str) -> Model:
         if name not in self._models:
@@ -237,13 +250,17 @@ class Workshop:
         scored = self._scored[key]
         scores = scored.scores
         clock = _Clock(dict(scored.laps))
-        families: dict[str, Family]
+        families: dict[str, Family] = {}
+        not_measured = dict(scored.not_measured)
         if isinstance(scores, Scores):
-            replacement = cast(Replacement, cell.replacement)
-            families = {"faithfulness": faithfulness.evaluate(context, scores, level, replacement)}
-            clock.lap("faithfulness")
-            families["ablation"] = ablation.evaluate(context, scores, level, replacement, s.ablation_draws)
-            clock.lap("ablation")
+            for name in s.families:
+                try:
+                    families[name] = self._family(name, context, scores, level, cell)
+                except SkipCell as error:
+                    not_measured[name] = str(error)
+                clock.lap(name)
+            if not families:
+                raise SkipCell(" ".join(not_measured.values()))
             if scored.concepts is not None:
                 families["concepts"] = scored.concepts
             values = [scores.values]
@@ -252,6 +269,8 @@ class Workshop:
             families = {"localization": found}
             clock.lap("localization")
             values = scores
+        for family in families.values():
+            not_measured |= family.gaps()
         return {
             "status": "ok",
             "task_version": task.version,
@@ -264,7 +283,7 @@ class Workshop:
             ),
             "data_sha256": context.data_sha256,
             "kept": context.kept,
-            "chance": 1 / len(task.labels) if task.labels else None,
+            "chance": task.chance,
             "items": [e.example.item for e in context.test],
             "subsets": [e.example.subset for e in context.test],
             "control": method.control,
@@ -273,11 +292,55 @@ class Workshop:
             "scores_metadata": _brief(scores.metadata) if isinstance(scores, Scores) else {},
             **families,
             "speed": scored.speed,
-            "not_measured": scored.not_measured,
+            "not_measured": not_measured,
             "aggregates": aggregates(families.values(), scored.speed),
             "seconds": clock.laps,
             "provenance": provenance(model.device),
         }
+
+    def _family(self, name: str, context: Context, scores: Scores, level: Level, cell: Cell) -> Family:
+        """One of the families that the settings can ask for.
+
+        Raises:
+            SkipCell: it cannot be measured of these components or on this task.
+        """
+        s, model = self.settings.of(cell), context.model
+        replacement = cast(Replacement, cell.replacement)
+        if name == "faithfulness":
+            return faithfulness.evaluate(context, scores, level, replacement)
+        if name == "ablation":
+            return ablation.evaluate(context, scores, level, replacement, s.ablation_draws)
+        if name == "preference":
+            documents = capability.own_prose(s.capability_limit)
+            likelihoods = capability.document_log_likelihoods
+            return preference.evaluate(context, scores, level, documents, likelihoods, s.preference_sizes)
+        able = functools.partial(capability.measure, tasks=s.capability, limit=s.capability_limit)
+        before = self._capability(model, s)
+        if name == "pruning":
+            return pruning.evaluate(
+                context,
+                scores,
+                level,
+                s.pruning_allocation,
+                s.pruning_sparsities,
+                s.pruning_slice,
+                speed_repeats=s.speed_repeats,
+                capability=able,
+                capability_before=before,
+                recovery_steps=s.recovery_steps,
+                seed=cell.seed,
+            )
+        neutral = capability.neutral_prompts(s.capability_limit)
+        return editing.evaluate(
+            context, scores, level, neutral, s.edit_sizes, capability=able, capability_before=before
+        )
+
+    def _capability(self, model: Model, s: Settings) -> Capability:
+        """Of the untouched model, measured once: it does not depend on the cell."""
+        key = digest([model.name, s.capability, s.capability_limit])
+        if key not in self._capabilities:
+            self._capabilities[key] = capability.measure(model, s.capability, s.capability_limit)
+        return self._capabilities[key]
 
     def _score(self, method: Method, context: Context, level: Level, s: Settings) -> _Scored:
         """Scores and what they cost: one set from the train split, or of inputs one for each test example."""

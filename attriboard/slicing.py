@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ModelError, SkipCell
-from .loading import _quiet
+from .loading import quiet
 from .model import Model
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def slice_model(model: Model, keep: Tensor, level: Level) -> nn.Module:
     config = copy.deepcopy(model.hf.config)
     state = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
     (_slice_neurons if level.name == "neurons" else _slice_heads)(model, kept, config, state)
-    with _quiet():
+    with quiet():
         sliced: Any = type(model.hf).from_pretrained(None, config=config, state_dict=state, dtype=model.dtype)
     sliced.generation_config = copy.deepcopy(model.hf.generation_config)
     return sliced.to(model.device).eval()

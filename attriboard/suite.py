@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .components import LEVELS, get_level
+from .components import COMPONENTS, LEVELS, get_level
 from .errors import ConfigurationError, UnknownNameError
 from .interventions import InputReplacement, check_replacement
 from .loading import check_model_name
 from .method import methods
 from .results import Cell, Settings
-from .task import tasks
+from .task import Task, tasks
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -121,13 +121,16 @@ class Suite(BaseModel):
                 get_level(level)
                 for replacement in group.replacements:
                     check_replacement(replacement, level)
+            families = self.settings.changed(group.settings).families
             for spec in group.tasks:
-                able = tasks.make(spec.name, spec.options).levels
+                task = tasks.make(spec.name, spec.options)
                 for level in group.levels:
-                    if level not in able:
+                    if level not in task.levels:
                         raise ConfigurationError(
-                            f"suite {self.name!r} asks for {level} on task {spec.name}, which has {', '.join(able)}."
+                            f"suite {self.name!r} asks for {level} on task {spec.name}, which has "
+                            f"{', '.join(task.levels)}."
                         )
+                    check_families(families, task, level)
             for spec in group.methods:
                 method = methods.make(spec.name, spec.options)
                 for level in group.levels:
@@ -243,6 +246,29 @@ def _in_order(cells: Iterable[Cell], seeds: Sequence[int]) -> list[Cell]:
             c.replacement,
         ),
     )
+
+
+ACTED_ON = {"pruning": ("heads", "neurons"), "editing": ("heads", "neurons"), "preference": ("neurons",)}
+"""By family, the levels at which it can change a model's weights."""
+
+
+def check_families(families: Iterable[str], task: Task, level: str) -> None:
+    """Refuses families that a level of components or a task does not have.
+
+    Raises:
+        ConfigurationError: names family, level or task, and what would do.
+    """
+    for family in families:
+        able = ACTED_ON.get(family)
+        if able is not None and level in COMPONENTS and level not in able:
+            raise ConfigurationError(
+                f"{family} is measured of {' and '.join(able)}, not of {level}; move {level} to a group without it."
+            )
+        if family == "preference" and task.preference is None:
+            raise ConfigurationError(
+                f"preference cannot be measured on task {task.name!r}, which measures none between two continuations; "
+                f"take it out of the families of its group."
+            )
 
 
 def _task_of(cell: Cell) -> str:

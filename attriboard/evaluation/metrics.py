@@ -42,6 +42,194 @@ _RING = (
     "the features of neighboring patches; the axis is the share of patches really replaced."
 )
 
+
+def _pruning_metrics() -> tuple[Metric, ...]:
+    found = []
+    for suffix, title, order in (
+        ("", "", "the lowest signed scores first"),
+        ("_absolute", " (|score|)", "the scores nearest to zero first"),
+    ):
+        found += [
+            Metric(
+                f"pruning_accuracy_area{suffix}",
+                f"accuracy area{title}",
+                1,
+                "share",
+                "higher",
+                "pruning",
+                3,
+                f"Area under the accuracy, over all test examples drawn, against the share of components removed "
+                f"({order}), by trapezoid from 0 to the largest share, divided by the axis' length.",
+            ),
+            Metric(
+                f"pruning_accuracy_half{suffix}",
+                f"accuracy at 50 %{title}",
+                1,
+                "share",
+                "higher",
+                "pruning",
+                3,
+                f"Accuracy over all test examples drawn at the share of removed components nearest to one half "
+                f"({order}).",
+            ),
+            Metric(
+                f"pruning_kept_sparsity{suffix}",
+                f"keeps 95 % to{title}",
+                1,
+                "share removed",
+                "higher",
+                "pruning",
+                2,
+                f"Largest share of components that can be removed ({order}) while accuracy stays at or above 95 % of "
+                f"the whole model's, there and at every smaller share measured; 0 if none.",
+            ),
+        ]
+    return (
+        *found,
+        Metric(
+            "parameters_removed",
+            "parameters removed",
+            1,
+            "share",
+            "higher",
+            "pruning",
+            3,
+            "Share of all parameters that the sliced model does without, at the share of components that is sliced "
+            "away for real, the lowest signed scores first.",
+            optional=True,
+        ),
+        Metric(
+            "speed_up",
+            "speed-up",
+            1,
+            "times",
+            "higher",
+            "pruning",
+            2,
+            "Seconds of a forward pass over test examples before slicing divided by those after it: ratio of the "
+            "medians of alternating warm repeats, with the smallest and largest ratio of a pair.",
+            optional=True,
+        ),
+        Metric(
+            "capability_kept",
+            "capability kept",
+            1,
+            "share",
+            "higher",
+            "pruning",
+            3,
+            f"What the sliced model keeps of general ability: {_KEPT}",
+            optional=True,
+        ),
+        Metric(
+            "pruning_accuracy_recovered",
+            "accuracy, recovered",
+            1,
+            "share",
+            "higher",
+            "pruning",
+            3,
+            "Accuracy of the sliced model over all test examples drawn, after a small fixed budget of LoRA training on "
+            "the train split.",
+            optional=True,
+        ),
+        Metric(
+            "capability_recovered",
+            "capability, recovered",
+            1,
+            "share",
+            "higher",
+            "pruning",
+            3,
+            f"What the sliced model has of general ability after that training: {_KEPT}",
+            optional=True,
+        ),
+    )
+
+
+_KEPT = "mean over the capability tasks of accuracy after over before, or perplexity before over after, each at most 1."
+
+EDITS = {
+    "suppress": "the top components are zeroed; changed means: no longer the answer",
+    "boost": "the top components' outputs are doubled; changed means: the answer where the model was wrong before",
+    "rewrite": "for each example, a rank-one change of the top neurons' output vectors towards its foil; changed "
+    "means: the foil",
+}
+"""The kinds of edits, and what each does and is after."""
+
+
+def _edit_metrics() -> tuple[Metric, ...]:
+    def metric(
+        kind: str,
+        name: str,
+        unit: str,
+        better: Literal["higher", "lower", "neither"],
+        description: str,
+    ) -> Metric:
+        said = f"{description} ({kind}: {EDITS[kind]}.)"
+        return Metric(f"edit_{kind}_{name}", f"{kind}: {_EDIT_TITLES[name]}", 1, unit, better, "editing", 3, said, True)
+
+    found = []
+    for kind in EDITS:
+        found += [
+            metric(
+                kind,
+                "score",
+                "share",
+                "higher",
+                "Harmonic mean of efficacy, generality, locality and capability kept, of those measured: high only "
+                "where all are.",
+            ),
+            metric(
+                kind,
+                "efficacy",
+                "share",
+                "higher",
+                "Share of test examples whose answer the edit changes, by top token.",
+            ),
+            metric(
+                kind,
+                "efficacy_probability",
+                "share",
+                "higher",
+                "As efficacy, by probability: p(foil) above p(answer); for boost, p(answer) higher than before.",
+            ),
+            metric(kind, "generality", "share", "higher", "As efficacy, on paraphrases that the edit never saw."),
+            metric(
+                kind,
+                "locality",
+                "share",
+                "higher",
+                "Share of other prompts whose top token stays: neutral prompts, and for rewrite other examples.",
+            ),
+            metric(
+                kind,
+                "locality_kl",
+                "nats",
+                "lower",
+                "Mean divergence KL(before || after) of the next token's distribution on those other prompts.",
+            ),
+            metric(
+                kind,
+                "capability_kept",
+                "share",
+                "higher",
+                f"What the edited model keeps of general ability: {_KEPT}",
+            ),
+        ]
+    return tuple(found)
+
+
+_EDIT_TITLES = {
+    "score": "score",
+    "efficacy": "efficacy",
+    "efficacy_probability": "efficacy by p",
+    "generality": "generality",
+    "locality": "locality",
+    "locality_kl": "KL elsewhere",
+    "capability_kept": "capability kept",
+}
+
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
@@ -401,6 +589,74 @@ METRICS: dict[str, Metric] = {
             "localization",
             3,
             "As sufficiency, each of the top patches together with the eight around it.",
+            optional=True,
+        ),
+        *_pruning_metrics(),
+        *_edit_metrics(),
+        Metric(
+            "bias_removed",
+            "bias removed",
+            1,
+            "share",
+            "higher",
+            "preference",
+            3,
+            "Share of the bias over all test examples drawn that goes when the top k neurons are zeroed, at the k with "
+            "the least bias over the train examples among those at which perplexity on prose rises by at most 2 %; 0 "
+            "if there is none.",
+        ),
+        Metric(
+            "perplexity_rise",
+            "perplexity rise",
+            1,
+            "share",
+            "lower",
+            "preference",
+            3,
+            "Rise of word perplexity on prose at that k, as a share of the untouched model's.",
+            optional=True,
+        ),
+        Metric(
+            "bias",
+            "bias",
+            1,
+            "nats",
+            "neither",
+            "preference",
+            2,
+            "Bias of the untouched model: mean over all test examples drawn of |log p(first) - log p(second)| of the "
+            "task's two continuations.",
+        ),
+        Metric(
+            "bias_signed",
+            "bias, signed",
+            1,
+            "nats",
+            "neither",
+            "preference",
+            2,
+            "As the bias, signed: above 0 where the first continuation is preferred.",
+        ),
+        Metric(
+            "bias_control",
+            "bias, control",
+            1,
+            "nats",
+            "neither",
+            "preference",
+            2,
+            "Bias of the untouched model on the task's control subsets.",
+            optional=True,
+        ),
+        Metric(
+            "bias_control_left",
+            "control, edited",
+            1,
+            "nats",
+            "neither",
+            "preference",
+            2,
+            "Bias on the control subsets when those k neurons are zeroed.",
             optional=True,
         ),
         Metric(

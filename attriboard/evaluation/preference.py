@@ -97,16 +97,27 @@ class Preference(Family):
         return {
             "bias": lambda index: np.abs(test[index]).mean(-1),
             "bias_signed": lambda index: test[index].mean(-1),
-            "bias_removed_2": self.bias_removed,
+            "bias_removed": self.bias_removed,
         }
 
     def scalars(self) -> dict[str, Scalar]:
-        """The bias on the control examples of the untouched model, with an interval over them."""
-        if not self.control:
-            return {}
-        control = np.abs(self.control)
-        low, high = bootstrap_interval(len(control), lambda index: control[index].mean(-1)) or (None, None)
-        return {"bias_control": (float(control.mean()), low, high)}
+        """The control examples' bias, and at the chosen k what is left of it and by what share perplexity rises."""
+        found: dict[str, Scalar] = {}
+        if self.control:
+            found["bias_control"] = _mean_size(self.control)
+        at = self.chosen()
+        if at is not None:
+            found["perplexity_rise"] = (self.perplexity_rises()[at], None, None)
+            if self.control:
+                found["bias_control_left"] = _mean_size(self.control_removed[at])
+        return found
+
+
+def _mean_size(values: Sequence[float]) -> Scalar:
+    """The mean absolute value, with its interval."""
+    size = np.abs(values)
+    low, high = bootstrap_interval(len(size), lambda index: size[index].mean(-1)) or (None, None)
+    return float(size.mean()), low, high
 
 
 def paired_difference(a: Preference, b: Preference) -> tuple[float, tuple[float, float] | None]:

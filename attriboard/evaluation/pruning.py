@@ -1,6 +1,8 @@
 """Pruning: how much of the task survives when the lowest-scored components are removed?
 
-The signed scores decide: what a method scores lowest goes first. Under the "layerwise" allocation every layer loses
+The signed scores decide: what a method scores lowest goes first, so what works against the answer goes before what does
+nothing. Because that alone can ruin a model, the curve is measured once more with what a method scores nearest to zero
+removed first ("absolute"). Under the "layerwise" allocation every layer loses
 the same share, so that the sliced model is a plain model of smaller width and ``random`` is the same-layer control of
 every method; under "global" the whole model is ranked at once.
 
@@ -79,6 +81,7 @@ class Pruning(Family):
         examples_sha256: of the drawn test examples, in order.
         clean: ``[N][3]``: the :data:`~attriboard.interventions.MEASURES` of every drawn test example, untouched.
         masked: ``[sparsities][N][3]``: the same with the components removed by masks.
+        masked_absolute: the same where what a method scores nearest to zero goes first.
         capability: what the untouched model can do; None if that was not measured.
         slice_sparsity: share of the components that the sliced model lacks.
         sliced: the sliced model; None where there is none.
@@ -91,6 +94,7 @@ class Pruning(Family):
     examples_sha256: str
     clean: list[list[float]]
     masked: list[list[list[float]]]
+    masked_absolute: list[list[list[float]]]
     capability: Capability | None = None
     slice_sparsity: float
     sliced: Slice | None = None
@@ -101,32 +105,40 @@ class Pruning(Family):
     def n(self) -> int:
         return len(self.clean)
 
-    def accuracy(self, index: NDArray[np.intp]) -> Array:
+    def accuracy(self, index: NDArray[np.intp], absolute: bool = False) -> Array:
         """``[1 + sparsities, ...]``: untouched and at every sparsity, for example indices ``[..., N]``."""
-        correct = np.asarray([self.clean, *self.masked])[..., _CORRECT]
+        correct = np.asarray([self.clean, *(self.masked_absolute if absolute else self.masked)])[..., _CORRECT]
         return correct[:, index].mean(-1)
 
     def statistics(self) -> dict[str, Statistic]:
+        found: dict[str, Statistic] = {**self._curve(False), **self._curve(True)}
+        if self.recovery is not None:
+            found["pruning_accuracy_recovered"] = self.recovery.accuracy
+        return found
+
+    def _curve(self, absolute: bool) -> dict[str, Statistic]:
         sparsity = np.array([0.0, *self.sparsities])
         middle = int(np.abs(sparsity[1:] - 0.5).argmin()) + 1
 
         def area(index: NDArray[np.intp]) -> Array:
-            return np.trapezoid(self.accuracy(index), sparsity, axis=0) / sparsity[-1]
+            return np.trapezoid(self.accuracy(index, absolute), sparsity, axis=0) / sparsity[-1]
 
         def kept_sparsity(index: NDArray[np.intp]) -> Array:
-            accuracy = self.accuracy(index)
+            accuracy = self.accuracy(index, absolute)
             # an accuracy of zero has nothing to be kept; the margin is for shares that are equal but for rounding
             keeps = (accuracy[1:] >= KEPT * accuracy[0] - 1e-9) & (accuracy[0] > 0)
             return sparsity[np.logical_and.accumulate(keeps, axis=0).sum(0)]
 
-        found: dict[str, Statistic] = {
-            "pruning_accuracy_area": area,
-            "pruning_kept_sparsity": kept_sparsity,
-            "pruning_accuracy_half": lambda index: self.accuracy(index)[middle],
+        suffix = "_absolute" if absolute else ""
+        return {
+            f"pruning_accuracy_area{suffix}": area,
+            f"pruning_kept_sparsity{suffix}": kept_sparsity,
+            f"pruning_accuracy_half{suffix}": lambda index: self.accuracy(index, absolute)[middle],
         }
-        if self.recovery is not None:
-            found["pruning_accuracy_recovered"] = self.recovery.accuracy
-        return found
+
+    def gaps(self) -> dict[str, str]:
+        found = {} if self.not_sliced is None else {"slice": self.not_sliced}
+        return found | ({} if self.capability is None else self.capability.gaps())
 
     def scalars(self) -> dict[str, Scalar]:
         """Parameters removed, the speed-up with its smallest and largest over the repeats, and capability kept."""
@@ -207,10 +219,16 @@ def evaluate(
     for sparsity in (*sparsities, slice_sparsity):
         _check(sparsity, allocation)
     model, examples = context.model, context.drawn["test"]
-    masks = [removed(scores.values, sparsity, allocation) for sparsity in sparsities]
-    edits = ({}, *(removing(model, level, mask) for mask in masks))
-    clean, *masked = (measure_all(model, examples, one) for one in edits)
-    if not all(bool(found.isfinite().all()) for found in (clean, *masked)):
+    masks = [
+        removed(values, sparsity, allocation)
+        for values in (scores.values, scores.values.abs())
+        for sparsity in sparsities
+    ]
+    distinct, place = torch.stack(masks).unique(dim=0, return_inverse=True)  # methods without signs have one curve
+    clean = measure_all(model, examples, {})
+    under = torch.stack([measure_all(model, examples, removing(model, level, mask)) for mask in distinct])[place]
+    masked, masked_absolute = under[: len(sparsities)], under[len(sparsities) :]
+    if not bool(torch.isfinite(clean).all() and torch.isfinite(under).all()):
         raise TaskError(
             f"the metric of task {context.task.name!r} is not finite when {level.name} are pruned in {model.dtype}; "
             f"choose another dtype."
@@ -220,7 +238,8 @@ def evaluate(
         sparsities=list(sparsities),
         examples_sha256=_digest(examples),
         clean=clean.tolist(),
-        masked=[one.tolist() for one in masked],
+        masked=masked.tolist(),
+        masked_absolute=masked_absolute.tolist(),
         capability=capability_before,
         slice_sparsity=slice_sparsity,
     )
@@ -309,8 +328,11 @@ def _digest(examples: Sequence[EncodedExample]) -> str:
     return digest.hexdigest()
 
 
-def paired_difference(a: Pruning, b: Pruning, sparsity: float) -> Scalar:
+def paired_difference(a: Pruning, b: Pruning, sparsity: float, absolute: bool = False) -> Scalar:
     """Accuracy of ``a`` minus that of ``b`` on the same examples at one sparsity, with its bootstrap interval.
+
+    Args:
+        absolute: where what scores nearest to zero was removed first.
 
     Raises:
         ConfigurationError: the two were measured on different examples, or not at this sparsity.
@@ -326,7 +348,8 @@ def paired_difference(a: Pruning, b: Pruning, sparsity: float) -> Scalar:
                 f"pruning was not measured at sparsity {sparsity:g}, only at "
                 f"{', '.join(f'{s:g}' for s in one.sparsities)}."
             )
-    correct = [np.asarray(one.masked[one.sparsities.index(sparsity)])[:, _CORRECT] for one in (a, b)]
+    curves = [one.masked_absolute if absolute else one.masked for one in (a, b)]
+    correct = [np.asarray(c[one.sparsities.index(sparsity)])[:, _CORRECT] for c, one in zip(curves, (a, b))]
     difference = correct[0] - correct[1]
     low, high = bootstrap_interval(len(difference), lambda index: difference[index].mean(-1)) or (None, None)
     return float(difference.mean()), low, high

@@ -22,7 +22,7 @@ from ..capability import Capability
 from ..components import get_level
 from ..errors import ConfigurationError
 from ..interventions import MEASURES, measure_all
-from ..loading import _quiet
+from ..loading import quiet
 from ..log_prob import FrozenUnembedding, last_token, level_candidates
 from ..model import Model
 from ..statistics import Array
@@ -141,7 +141,7 @@ def _train(sliced: Model, train: Sequence[EncodedExample], steps: int, seed: int
         fan_in_fan_out=not isinstance(sliced.blocks[0].get_submodule(a.mlp_down), nn.Linear),  # GPT-2's Conv1D
     )
     devices = [sliced.device] if sliced.device.type == "cuda" else []
-    with _quiet(), torch.random.fork_rng(devices=devices):
+    with quiet(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         adapted = get_peft_model(sliced.hf, config).eval()  # the blocks inside ``sliced.hf`` are wrapped in place
     parameters = [p for p in adapted.parameters() if p.requires_grad]

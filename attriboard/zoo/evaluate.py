@@ -178,10 +178,10 @@ def write_record(
     dtype: str = "float32",
 ) -> None:
     """Measures a weights file, tuned and untuned, and writes the record."""
-    from attriboard.loading import DTYPES, _load, _quiet, hash_file
+    from attriboard.loading import DTYPES, _load, hash_file, quiet
 
     console = Console()
-    with _quiet():
+    with quiet():
         lm, tokenizer, source = _load(LANGUAGE_MODEL, DTYPES[dtype])
     lm = lm.to(device)
     began = time.perf_counter()

@@ -535,7 +535,7 @@ def _bar(console: Console) -> Progress:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    from attriboard.loading import DTYPES, _load, _quiet, check_device
+    from attriboard.loading import DTYPES, _load, check_device, quiet
 
     from .evaluate import write_record
     from .llava import LANGUAGE_MODEL
@@ -551,7 +551,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     check_device(given.device)
     settings = Settings(seed=given.seed, steps_a=given.steps_a, steps_b=given.steps_b)
-    with _quiet():
+    with quiet():
         lm, tokenizer, source = _load(LANGUAGE_MODEL, DTYPES["bfloat16"])
     weights = train(lm, tokenizer, given.out, settings, given.device, given.resume, metadata={"language_model": source})
     if weights is not None and not given.no_measure:
