@@ -95,6 +95,7 @@ class Settings(Strict):
         pruning_allocation: "layerwise" removes the same share of every layer, "global" the lowest scores of all.
         recovery_steps: of LoRA training after slicing; 0 for none.
         edit_sizes: among these numbers of components the train split chooses, one for each kind of edit.
+        suppress_factor, boost_factor: what edits scale output weights by; the first also where a preference is measured.
         preference_sizes: numbers of suppressed neurons at which a preference and perplexity are measured.
         capability: lm-eval tasks by which pruned and edited models are judged, besides the task itself.
         capability_limit: most documents of each.
@@ -118,6 +119,8 @@ class Settings(Strict):
     pruning_allocation: Allocation = "layerwise"
     recovery_steps: int = Field(0, ge=0)
     edit_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(EDIT_SIZES, min_length=1)
+    suppress_factor: float = Field(0.0, ge=0, lt=1)
+    boost_factor: float = Field(2.0, gt=1)
     preference_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(PREFERENCE_SIZES, min_length=1)
     capability: tuple[str, ...] = DEFAULT_TASKS
     capability_limit: int | None = Field(None, ge=1)

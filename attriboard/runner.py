@@ -313,7 +313,8 @@ class Workshop:
         if name == "preference":
             documents = capability.own_prose(s.capability_limit)
             likelihoods = capability.document_log_likelihoods
-            return preference.evaluate(context, scores, level, documents, likelihoods, s.preference_sizes)
+            sizes, factor = s.preference_sizes, s.suppress_factor
+            return preference.evaluate(context, scores, level, documents, likelihoods, sizes, factor)
         able = functools.partial(capability.measure, tasks=s.capability, limit=s.capability_limit)
         before = self._capability(model, s)
         if name == "pruning":
@@ -332,7 +333,15 @@ class Workshop:
             )
         neutral = capability.neutral_prompts(s.capability_limit)
         return editing.evaluate(
-            context, scores, level, neutral, s.edit_sizes, capability=able, capability_before=before
+            context,
+            scores,
+            level,
+            neutral,
+            s.edit_sizes,
+            suppress_factor=s.suppress_factor,
+            boost_factor=s.boost_factor,
+            capability=able,
+            capability_before=before,
         )
 
     def _capability(self, model: Model, s: Settings) -> Capability:

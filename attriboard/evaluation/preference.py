@@ -2,7 +2,7 @@
 
 For tasks that measure a preference between two continuations, ``d = log p(first) - log p(second)`` on each example;
 the *bias* is the mean of ``|d|`` over the examples drawn, and the *signed bias* that of ``d``. The top k components are
-removed (their output weights scaled by 0) for several k; each time the bias is measured on both splits and on the
+removed (their output weights scaled by 0, or weakened by a factor) for several k; each time the bias is measured on both splits and on the
 task's control examples, and so is the perplexity of prose: exp(-sum of log-likelihoods / number of words).
 
 *Bias removed* is ``1 - bias_k / bias_0`` on the test split, at the k that removes most of the train split's bias among
@@ -42,6 +42,7 @@ class Preference(Family):
     """Per-example preferences and per-document likelihoods behind the bias.
 
     Attributes:
+        factor: what the output weights of the top k are scaled by; 0 removes them.
         items: ``[N]`` the prompt of each test example, so that two records can be told to be about the same.
         sizes: ``[K]`` the numbers of removed components.
         test, train, control: ``[N]`` each, log p(first) - log p(second) in nats, of the untouched model; ``control`` is
@@ -52,6 +53,7 @@ class Preference(Family):
         documents_removed: ``[K][D]`` the same with the top k removed.
     """
 
+    factor: float
     items: list[str]
     sizes: list[int]
     test: list[float]
@@ -164,6 +166,7 @@ def evaluate(
     documents: Sequence[tuple[str, int]],
     log_likelihoods: Callable[[Model, Sequence[str]], Sequence[float]],
     sizes: Sequence[int] = SIZES,
+    factor: float = 0.0,
     n_control: int = 24,
 ) -> Preference:
     """Removes the components with the highest (signed) scores; measures bias on all examples drawn, and perplexity.
@@ -172,6 +175,7 @@ def evaluate(
         documents: ``(text, number of words)`` of prose.
         log_likelihoods: of a model and texts, the log-likelihood of each text in nats.
         sizes: the numbers k of components to remove; those above half of the level are left out.
+        factor: what their output weights are scaled by.
         n_control: how many control examples are drawn.
 
     Raises:
@@ -200,10 +204,11 @@ def evaluate(
     before = measured()
     after: list[list[list[float]]] = []
     for k in ks:
-        with edited(model, scale(model, level, ranking[:k], 0.0)):
+        with edited(model, scale(model, level, ranking[:k], factor)):
             after.append(measured())
     test, train, control_removed, likelihoods = ([found[at] for found in after] for at in range(4))
     return Preference(
+        factor=factor,
         items=[e.example.key for e in groups[0]],
         sizes=ks,
         test=before[0],
