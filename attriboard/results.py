@@ -95,7 +95,7 @@ class Settings(Strict):
         pruning_allocation: "layerwise" removes the same share of every layer, "global" the lowest scores of all.
         recovery_steps: of LoRA training after slicing; 0 for none.
         edit_sizes: among these numbers of components the train split chooses, one for each kind of edit.
-        suppress_factor, boost_factor: what edits scale output weights by; the first also where a preference is measured.
+        suppress_factor, boost_factor: what edits scale output weights by; the first also for preferences.
         preference_sizes: numbers of suppressed neurons at which a preference and perplexity are measured.
         capability: lm-eval tasks by which pruned and edited models are judged, besides the task itself.
         capability_limit: most documents of each.

@@ -2,8 +2,9 @@
 
 For tasks that measure a preference between two continuations, ``d = log p(first) - log p(second)`` on each example;
 the *bias* is the mean of ``|d|`` over the examples drawn, and the *signed bias* that of ``d``. The top k components are
-removed (their output weights scaled by 0, or weakened by a factor) for several k; each time the bias is measured on both splits and on the
-task's control examples, and so is the perplexity of prose: exp(-sum of log-likelihoods / number of words).
+removed (their output weights scaled by 0), or weakened (scaled by a factor below 1), for several k; each time the bias
+is measured on both splits and on the task's control examples, and so is the perplexity of prose:
+exp(-sum of log-likelihoods / number of words).
 
 *Bias removed* is ``1 - bias_k / bias_0`` on the test split, at the k that removes most of the train split's bias among
 those at which perplexity rises by at most 2 %; it is 0 if no such k lowers the train split's bias. Prose has no splits.
