@@ -94,7 +94,10 @@ def test_sections_of_the_board_are_cut_out_whole() -> None:
     assert sections(BOARD, "heads\n") == [("heads", "", [["| method | rank |", "| --- | ---: |", "| a | 0.1 |"]])]
     few, these = sections(BOARD, "arithmetic, heads")
     assert (few.title, few.about, len(few.tables)) == ("arithmetic, heads, m, n = 8", "About few.", 1)
-    assert (these.about, [rows[-1] for rows in these.tables]) == ("About these.", ["| a | 0.5 |", "| b | 8 |", "| a | 9 |"])
+    assert (these.about, [rows[-1] for rows in these.tables]) == (
+        "About these.",
+        ["| a | 0.5 |", "| b | 8 |", "| a | 9 |"],
+    )
     (last,) = sections(BOARD, "other")
     assert last.tables == [["| method | area |", "| --- | ---: |", "| a | 1 |", "| b | 2 |", "| c | 3 |"]]
     assert sections(BOARD, "none") == []
@@ -107,7 +110,11 @@ def test_a_table_is_found_by_its_columns_and_the_fullest_is_taken() -> None:
     found = readme["fullest"](BOARD, "arithmetic, heads", ("S", "other area"))
     assert [rows[-1] for rows in found.tables] == ["| a | 0.5 |", "| a | 9 |"]
     assert readme["fullest"](BOARD, "arithmetic, heads", ("speed",)).about == "About few."
-    assert readme["shown"](found, "Name: ")[:3] == ["**Name: arithmetic, heads, m, n = 8.** About these.", "", "| method | S |"]
+    assert readme["shown"](found, "Name: ")[:3] == [
+        "**Name: arithmetic, heads, m, n = 8.** About these.",
+        "",
+        "| method | S |",
+    ]
     with pytest.raises(LookupError, match="no table 'arithmetic, heads' with a column 'bias'"):
         readme["fullest"](BOARD, "arithmetic, heads", ("bias",))
 

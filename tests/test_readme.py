@@ -86,3 +86,15 @@ def test_the_speed_figures_are_those_of_the_stored_run() -> None:
             f"{pair['median']['slow']:.3g} s",
             f"{pair['ratio_slow_to_fast']:.3g}",
         ]
+
+
+def test_every_file_of_the_package_stands_in_the_table_of_rooms() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = {
+        Path(name).name for row in page.splitlines() if row.startswith("| `") for name in re.findall(r"`(.*?)`", row)
+    }
+    package = ROOT / "attriboard"
+    files = [*package.glob("*.py"), *(package / "evaluation").glob("*.py")]
+    folders = [path for path in package.iterdir() if (path / "__init__.py").exists()]
+    there = {path.name for path in files if path.name != "__init__.py"} | {folder.name for folder in folders}
+    assert len(there) > 30 and there <= named, sorted(there - named)
