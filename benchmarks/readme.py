@@ -15,7 +15,7 @@ TABLES = (("arithmetic, heads", "S"), ("color_vqa, patches", "insertion"))
 ACTING = (
     ("Pruning", "arithmetic, neurons", ("accuracy area",)),
     ("Bias", "gender_bias, neurons", ("bias removed",)),
-    ("Editing", "arithmetic, neurons", ("suppress: efficacy", "boost: efficacy", "rewrite: efficacy")),
+    ("Editing", "arithmetic, neurons", ("suppress: locality", "boost: locality", "rewrite: locality")),
 )
 """The same of the suite ``acting``; a kind of edit is a table of its own below the same title."""
 ACTING_MARKS = ("<!-- acting -->", "<!-- /acting -->")
