@@ -1,41 +1,89 @@
-"""Fills the README's excerpts from ``leaderboard.md`` and ``results/speed.json``; `make board` runs it."""
+"""Fills the README's excerpts from the boards and ``results/speed.json``; `make board` runs it."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERALL = {"heads": "Attention heads", "neurons": "FFN neurons", "patches": "Image patches"}
-TABLES = ("arithmetic, heads", "color_vqa, patches")
+TABLES = (("arithmetic, heads", "S"), ("color_vqa, patches", "insertion"))
+"""What is shown in full: the beginning of a table's title, and a column that it has."""
+ACTING = (
+    ("Pruning", "arithmetic, neurons", ("accuracy area",)),
+    ("Bias", "gender_bias, neurons", ("bias removed",)),
+    ("Editing", "arithmetic, neurons", ("suppress: locality", "boost: locality", "rewrite: locality")),
+)
+"""The same of the suite ``acting``; a kind of edit is a table of its own below the same title."""
+ACTING_MARKS = ("<!-- acting -->", "<!-- /acting -->")
 
 
-def section(board: str, title: str) -> tuple[str, list[str], str]:
-    """A table's whole title, its rows, and the line about its examples."""
-    part = re.split(rf"^### (?={re.escape(title)})", board, maxsplit=1, flags=re.MULTILINE)[1]
-    part = re.split(r"^##", part, maxsplit=1, flags=re.MULTILINE)[0]
-    lines = part.splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("|"))
-    rows = [lines[head]]
-    for line in lines[head + 1 :]:
-        if not line.startswith("|"):
-            break
-        rows.append(line)
-    return lines[0], rows, "\n".join(lines[1:head]).strip()
+class Section(NamedTuple):
+    """A part of the board: its whole title, the line about its examples, and the rows of its tables."""
+
+    title: str
+    about: str
+    tables: list[list[str]]
+
+    def having(self, columns: Sequence[str]) -> list[list[str]]:
+        """The tables that have one of these columns."""
+        return [rows for rows in self.tables if set(columns) & {cell.strip() for cell in rows[0].split("|")}]
+
+
+def sections(board: str, title: str) -> list[Section]:
+    """The sections of a board whose titles begin so, in the board's order."""
+    found = []
+    for part in re.split(r"^### ", board, flags=re.MULTILINE)[1:]:
+        if part.startswith(title):
+            text = re.split(r"^##", part, maxsplit=1, flags=re.MULTILINE)[0]
+            head, *paragraphs = text.strip().split("\n\n")
+            tables = [paragraph.splitlines() for paragraph in paragraphs if paragraph.startswith("|")]
+            about = "\n".join(paragraph for paragraph in paragraphs if not paragraph.startswith("|"))
+            found.append(Section(head, about, tables))
+    return found
+
+
+def fullest(board: str, title: str, columns: Sequence[str]) -> Section:
+    """Of the sections with this title, the one whose tables with these columns have most rows, and only those tables.
+
+    Raises:
+        LookupError: the board has none.
+    """
+    having = [found._replace(tables=found.having(columns)) for found in sections(board, title)]
+    having = [found for found in having if found.tables]
+    if not having:
+        raise LookupError(f"the board has no table {title!r} with a column {' or '.join(map(repr, columns))}.")
+    return max(having, key=lambda found: len(found.tables[0]))
+
+
+def shown(section: Section, name: str = "") -> list[str]:
+    """The lines of a section in the README."""
+    lines = [f"**{name}{section.title}.** {section.about}", ""]
+    for rows in section.tables:
+        lines += [*rows, ""]
+    return lines
 
 
 def excerpt(board: str) -> str:
     """The overall ranks of three levels, and two whole tables."""
     out = ["Mean relative rank over the tasks (0 = best of its table, 1 = last).", ""]
     for level, name in OVERALL.items():
-        out += [f"{name}:", "", *section(board, f"{level}\n")[1], ""]
+        out += [f"{name}:", "", *sections(board, f"{level}\n")[0].tables[0], ""]
     count = len(re.findall(r"^### .*, n = \d+$", board, flags=re.MULTILINE))
     out += [f"Two of the {count} tables in full:", ""]
-    for table in TABLES:
-        title, rows, about = section(board, table)
-        out += [f"**{title}.** {about}", "", *rows, ""]
+    for title, column in TABLES:
+        out += shown(fullest(board, title, (column,)))
     return "\n".join(out)
+
+
+def acting_excerpt(board: str) -> str:
+    """A table of pruning and one of bias, and the tables of editing."""
+    return "\n".join(
+        line for name, title, columns in ACTING for line in shown(fullest(board, title, columns), f"{name}: ")
+    )
 
 
 def speed_rows(stored: dict) -> str:
@@ -59,6 +107,9 @@ def main() -> None:
     text = replaced(
         text, "## The board, as it came out", "Every method's map", excerpt((ROOT / "leaderboard.md").read_text())
     )
+    acting = ROOT / "results" / "acting" / "leaderboard.md"
+    if acting.exists():
+        text = replaced(text, *ACTING_MARKS, acting_excerpt(acting.read_text()))
     speed = json.loads((ROOT / "results" / "speed.json").read_text())
     text = replaced(text, "(`make speed`, records in `results/`):", "## Licence", speed_rows(speed))
     readme.write_text(text)

@@ -7,9 +7,13 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from attriboard.attribute import Request, attribute_prompt
+from attriboard.interventions import measure_all
+from attriboard.loading import load_model
 from attriboard.method import methods
 from attriboard.task import Example
 
@@ -18,7 +22,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_method_is_complete_and_right(toy: dict, tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README.split("## Add a method")[1], flags=re.DOTALL)
     file = tmp_path / "towards_answer.py"
     file.write_text(code)
     assert methods.include(file) == 1
@@ -41,6 +45,34 @@ def test_every_row_of_the_boards_excerpt_stands_in_the_board() -> None:
     assert all(row in now for row in rows) or all(row in before for row in rows)
 
 
+def test_every_row_of_the_acting_excerpt_stands_in_its_board() -> None:
+    name = "results/acting/leaderboard.md"
+    (section,) = re.findall(r"<!-- acting -->\n(.*?)<!-- /acting -->", README, flags=re.DOTALL)
+    now = (ROOT / name).read_text() if (ROOT / name).exists() else ""
+    if not section.strip() and not now:
+        pytest.skip(f"there is no {name} and no excerpt of it")
+    rows = [line for line in section.splitlines() if line.startswith("|") and not line.startswith("| ---")]
+    assert len(rows) >= 8
+    assert any(all(row in board.splitlines() for row in rows) for board in (now, committed(name)))
+
+
+def test_the_example_of_acting_runs(toy: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.split("## Acting on")[1].split("\n## ")[0], flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for said, toys in (("smollm2-135m", str(toy["model"])), ("The capital of France is", "w1 w2 w3")):
+        assert code.count(said) == 1
+        code = code.replace(said, toys)
+    printed: list[torch.Tensor] = []
+    space = {"print": printed.append}
+    exec(code.replace('" Paris", " London"', '"w3", "w4"'), space)
+    (edited,) = printed
+    untouched = measure_all(space["model"], space["examples"], {})
+    assert edited.shape == untouched.shape and float((edited - untouched).abs().max()) > 1e-3
+    whole, sliced = (AutoModelForCausalLM.from_pretrained(folder) for folder in (toy["model"], tmp_path / "pruned"))
+    assert 2 * sliced.config.intermediate_size == whole.config.intermediate_size
+    assert load_model(str(tmp_path / "pruned")).d_mlp == sliced.config.intermediate_size
+
+
 def test_the_speed_figures_are_those_of_the_stored_run() -> None:
     stored = json.loads((ROOT / "results" / "speed.json").read_text())
     section = README.split("(`make speed`, records in `results/`)")[1].split("## Licence")[0]
@@ -54,3 +86,15 @@ def test_the_speed_figures_are_those_of_the_stored_run() -> None:
             f"{pair['median']['slow']:.3g} s",
             f"{pair['ratio_slow_to_fast']:.3g}",
         ]
+
+
+def test_every_file_of_the_package_stands_in_the_table_of_rooms() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = {
+        Path(name).name for row in page.splitlines() if row.startswith("| `") for name in re.findall(r"`(.*?)`", row)
+    }
+    package = ROOT / "attriboard"
+    files = [*package.glob("*.py"), *(package / "evaluation").glob("*.py")]
+    folders = [path for path in package.iterdir() if (path / "__init__.py").exists()]
+    there = {path.name for path in files if path.name != "__init__.py"} | {folder.name for folder in folders}
+    assert len(there) > 30 and there <= named, sorted(there - named)
