@@ -142,7 +142,7 @@ def made(**changes: Any) -> Preference:
         "train": [2.0, -2.0],
         "train_removed": [[1.9, -1.9], [1.0, 1.0], [0.0, 0.0]],
         "control": [0.5, -1.5],
-        "control_removed": [[0.5, 0.5]] * 3,
+        "control_removed": [[0.5, 0.5], [-0.2, 0.8], [0.0, 0.0]],
         "words": [1, 1],
         "documents": [-4.0, -6.0],
         "documents_removed": [[-4.0 - 2 * math.log(x), -6.0] for x in (1.01, 1.01999, 1.5)],
@@ -155,12 +155,16 @@ def test_k_is_chosen_on_train_among_those_that_leave_perplexity_alone() -> None:
     assert found.perplexity_rises() == pytest.approx([0.01, 0.01999, 0.5])
     assert found.chosen() == 1, "on the test examples 8 would look best, and 32 costs too much"
     everything = {name: float(f(np.arange(3))) for name, f in found.statistics().items()}
-    assert everything == pytest.approx({"bias": 2.0, "bias_signed": 4 / 3, "bias_removed_2": 1 - 1.0 / 2.0})
+    assert everything == pytest.approx({"bias": 2.0, "bias_signed": 4 / 3, "bias_removed": 1 - 1.0 / 2.0})
     value, low, high = found.scalars()["bias_control"]
     assert value == 1.0
     assert low is not None and high is not None and 0.5 <= low <= high <= 1.5
+    assert found.scalars()["perplexity_rise"] == (pytest.approx(0.01999), None, None)
+    value, low, high = found.scalars()["bias_control_left"]
+    assert value == pytest.approx((0.2 + 0.8) / 2), "16 neurons are removed, not 8 or 32"
+    assert low is not None and high is not None and 0.2 <= low <= high <= 0.8
     index = np.array([[0, 0, 1], [2, 2, 2]])
-    np.testing.assert_allclose(found.statistics()["bias_removed_2"](index), [1 - 1 / (5 / 3), 1 - 1 / 3])
+    np.testing.assert_allclose(found.statistics()["bias_removed"](index), [1 - 1 / (5 / 3), 1 - 1 / 3])
 
 
 def test_a_perplexity_that_is_not_a_number_is_no_small_rise() -> None:
@@ -173,10 +177,11 @@ def test_nothing_is_removed_where_no_k_lowers_the_train_bias() -> None:
     assert worse.chosen() is None
     assert float(worse.bias_removed(np.arange(3))) == 0.0
     assert worse.bias_removed(np.zeros((5, 3), dtype=np.intp)).tolist() == [0.0] * 5
+    assert set(worse.scalars()) == {"bias_control"}, "nothing was done to the model"
 
 
 def test_without_control_examples_their_bias_is_absent() -> None:
-    assert made(control=[], control_removed=[[], [], []]).scalars() == {}
+    assert set(made(control=[], control_removed=[[], [], []]).scalars()) == {"perplexity_rise"}
 
 
 def test_the_paired_difference_is_between_equal_examples() -> None:
