@@ -8,17 +8,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
+import math
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lm_eval.tasks import TaskManager
 from PIL import Image
+from test_cli import _call, _process
 from toy import WORDS, save_model
 from transformers import PreTrainedTokenizerFast
 
@@ -107,7 +106,7 @@ GROUPS = (
     ("inclined", "neurons", ("preference",)),
     ("inclined", "neurons", ALL),
 )
-LACKING = ("attriboard_next_word", "no_such_task")
+LACKING = ["attriboard_next_word", "no_such_task"]
 
 
 def write_suite(file: Path, model: Path, *groups: tuple[str, str, tuple[str, ...]]) -> Path:
@@ -180,7 +179,7 @@ def made(suite: Suite, world: Path) -> tuple[Path, Outcome, int]:
 def run_one(suite: Suite, folder: Path, families: tuple[str, ...], **changes: object) -> Record:
     """The record of one cell with these families."""
     fields = {"task": "one_of_two", "level": "neurons", "method": "random", "model": suite.models[0]}
-    settings = {"families": families, **changes.pop("settings", {})}  # type: ignore[dict-item]
+    settings = {"families": list(families), **changes.pop("settings", {})}  # type: ignore[dict-item]
     cell = Cell(**{**fields, **changes}, settings=settings)  # type: ignore[arg-type]
     (record,) = run_cells(suite.name, [cell], suite.settings, Folder(folder)).made
     return record
@@ -217,7 +216,7 @@ def test_all_families_together_measure_what_they_measure_alone(made: tuple[Path,
     inclined = [r for r in made[1].made if r.cell.task == "inclined"]
     for method in ("attribution_patching", "random"):
         alone, together = sorted((r for r in inclined if r.cell.method == method), key=lambda r: len(r.families))
-        assert alone.preference == together.preference != None  # noqa: E711
+        assert alone.preference and alone.preference == together.preference
         assert alone.scores_sha256 == together.scores_sha256
 
 
@@ -313,35 +312,62 @@ def test_an_lm_eval_task_that_does_not_exist_is_named_and_the_rest_goes_on(suite
 
 
 def test_without_any_capability_task_what_is_kept_is_absent(suite: Suite, tmp_path: Path) -> None:
-    record = run_one(suite, tmp_path, ("pruning", "editing"), settings={"capability": ("no_such_task",)})
+    record = run_one(suite, tmp_path, ("pruning", "editing"), settings={"capability": ["no_such_task"]})
     assert record.status == "ok" and "lm-eval task no_such_task" in record.not_measured
     assert not [name for name in record.aggregates if "capability" in name]
     assert record.aggregates["edit_suppress_score"].value >= 0, "of what was measured"
     assert Folder(tmp_path).read() == [record]
 
 
+def test_numbers_that_are_none_come_back_from_another_process(
+    made: tuple[Path, Outcome, int], suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = next(r for r in made[1].made if r.preference)
+    assert record.preference
+    broken = record.preference.model_copy(update={"documents_removed": [[-math.inf] * 4] * 3})
+    sent = record.model_copy(update={"preference": broken})
+    monkeypatch.setattr(runner.Workshop, "execute", lambda self, suite, cell: sent)
+    text = runner._ray_cell("acting", record.cell.model_dump(), suite.settings.model_dump(), 1, [])
+    assert Record.model_validate_json(text) == sent
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def _attriboard(*arguments: object) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "attriboard.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+def _arguments(world: Path, tmp_path: Path) -> list[object]:
+    """Of a run of one cell with pruning."""
+    file = write_suite(tmp_path / "acting.toml", world / "model", GROUPS[0])
+    file.write_text(file.read_text().replace("batch_size", "capability_limit = 2\nbatch_size"))
+    return ["run", file, "--out", tmp_path / "out", "--include", world / "acting_tasks.py", "--method", "random"]
 
 
-def test_a_capability_task_that_does_not_exist_does_not_stop_a_run(world: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arguments = ["run", write_suite(tmp_path / "acting.toml", world / "model", GROUPS[0]), "--out", out]
-    arguments += ["--include", world / "acting_tasks.py", "--method", "random"]
-    done = _attriboard(*arguments, "--capability", "no_such_task")
-    assert done.returncode == 0, done.stderr
-    assert "1 cells run, 0 done before, 0 failed" in done.stdout
-    (record,) = Folder(out).read()
+def _check_run(said: str, folder: Path) -> None:
+    assert "1 cells run, 0 done before, 0 failed" in said
+    (record,) = Folder(folder).read()
     assert record.settings.capability == ("attriboard_next_word", "attriboard_prose", "no_such_task")
     assert record.not_measured["lm-eval task no_such_task"].startswith("lm-eval has no task 'no_such_task'")
-    refused = _attriboard(*arguments, "--capability", "")
-    assert refused.returncode == 2
-    assert "--capability names no lm-eval task; give names with commas between them." in refused.stderr
+
+
+def test_a_capability_task_that_does_not_exist_does_not_stop_a_run(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = _call(capsys, *_arguments(world, tmp_path), "--capability", "no_such_task")
+    assert code == 0, err
+    _check_run(out, tmp_path / "out")
+
+
+@pytest.mark.slow  # lm-eval's own index of tasks is read
+def test_nor_does_it_stop_a_real_process(world: Path, tmp_path: Path) -> None:
+    done = _process(*_arguments(world, tmp_path), "--capability", "no_such_task")
+    assert done.returncode == 0, done.stderr
+    _check_run(done.stdout, tmp_path / "out")
+
+
+def test_capability_without_a_name_exits_2(world: Path, tmp_path: Path) -> None:
+    done = _process(*_arguments(world, tmp_path), "--capability", "")
+    assert done.returncode == 2
+    assert "--capability names no lm-eval task; give names with commas between them." in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 # --- the board --------------------------------------------------------------------------------------------------------

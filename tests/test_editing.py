@@ -411,6 +411,9 @@ def test_what_was_not_measured_is_absent_and_no_part_of_the_score() -> None:
     assert "edit_rewrite_generality" not in bare.statistics()
     assert "edit_rewrite_capability_kept" not in bare.scalars()
     assert values(bare)["edit_rewrite_score"] == pytest.approx(scipy.stats.hmean([2 / 3, 0.5]))
+    unknown = of("rewrite", capability=[Capability(skipped={"facts": "there is none."})])
+    assert unknown.capability_kept("rewrite") is None and "edit_rewrite_capability_kept" not in unknown.scalars()
+    assert values(unknown)["edit_rewrite_score"] == pytest.approx(scipy.stats.hmean([2 / 3, 0.75, 0.5]))
     nothing = of("boost", factor=2.0, argmax=[None] * 4, stays=[[1.0]], kl=[[0.0]])
     assert not {"edit_boost_efficacy", "edit_boost_score"} & set(nothing.statistics())
 

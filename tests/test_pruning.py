@@ -35,7 +35,7 @@ from attriboard.components import LEVELS
 from attriboard.context import Context
 from attriboard.errors import ConfigurationError, SkipCell, TaskError
 from attriboard.evaluation import recovery
-from attriboard.evaluation.pruning import WATCHED, Pruning, check_slice, evaluate, paired_difference, removed
+from attriboard.evaluation.pruning import WATCHED, Pruning, Slice, check_slice, evaluate, paired_difference, removed
 from attriboard.evaluation.recovery import Recovery, recover
 from attriboard.loading import load_model
 from attriboard.model import EncodedExample, Model
@@ -262,6 +262,17 @@ def test_the_absolute_aggregates_are_those_of_the_absolute_curve() -> None:
     alone = values(record([1, 1, 1, 1], other, [0.2, 0.5, 0.8]))
     for name in ("pruning_accuracy_area", "pruning_kept_sparsity", "pruning_accuracy_half"):
         assert both[f"{name}_absolute"] == alone[name] != both[name]
+
+
+def test_capability_that_no_task_measured_in_both_is_absent() -> None:
+    one = record([1], [[1]], [0.5], capability=Capability(skipped={"zzz": "there is none."}))
+    times = {"timed_examples": 1, "seconds_before": [1.0], "seconds_after": [0.5]}
+    one.sliced = Slice(
+        difference=0.0, parameters_before=4, parameters_after=3, capability=Capability(accuracy={"a": [1.0]}), **times
+    )
+    assert set(one.scalars()) == {"parameters_removed", "speed_up"}
+    one.capability = Capability(accuracy={"a": [1.0]})
+    assert one.scalars()["capability_kept"] == (1.0, None, None)
 
 
 def test_gaps_name_what_was_not_measured_and_why() -> None:
