@@ -446,8 +446,9 @@ def _preference(table: Table) -> Figure | None:
     axis.set_xscale("symlog", linthresh=1)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set(xlabel="rise of perplexity, %", ylabel="bias left, %")
-    sizes = ", ".join(map(str, found[0][1].sizes))
-    axis.set_title(f"k = {sizes} removed; circle: the k chosen on train examples", fontsize=9)
+    held = found[0][1]  # one table has one set of settings
+    how = "removed" if held.factor == 0 else f"scaled by {held.factor:g}"
+    axis.set_title(f"k = {', '.join(map(str, held.sizes))} {how}; circle: chosen on train examples", fontsize=9)
     _legend_beside(axis)
     return figure
 

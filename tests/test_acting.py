@@ -220,6 +220,32 @@ def test_all_families_together_measure_what_they_measure_alone(made: tuple[Path,
         assert alone.scores_sha256 == together.scores_sha256
 
 
+def test_the_factors_of_the_settings_are_those_of_the_edits(made: tuple[Path, Outcome, int]) -> None:
+    for record in made[1].made:
+        if record.editing:
+            assert {name: kind.factor for name, kind in record.editing.kinds.items()} == {
+                "suppress": 0.0,
+                "boost": 2.0,
+                "rewrite": None,
+            }
+        if record.preference:
+            assert record.preference.factor == 0.0
+
+
+def test_other_factors_give_other_edits(made: tuple[Path, Outcome, int], suite: Suite, tmp_path: Path) -> None:
+    factors = {"suppress_factor": 0.5, "boost_factor": 3.0}
+    families = ("editing", "preference")
+    other = run_one(suite, tmp_path, families, task="inclined", method="attribution_patching", settings=factors)
+    usual = next(r for r in made[1].made if r.editing and r.preference and r.cell.method == other.cell.method)
+    assert other.editing and other.preference and usual.editing and usual.preference
+    assert (other.editing.kinds["suppress"].factor, other.editing.kinds["boost"].factor) == (0.5, 3.0)
+    for kind in ("suppress", "boost"):
+        assert other.editing.kinds[kind].kl != usual.editing.kinds[kind].kl
+    assert other.editing.kinds["rewrite"] == usual.editing.kinds["rewrite"]
+    assert other.preference.factor == 0.5 and other.preference.test == usual.preference.test
+    assert other.preference.test_removed != usual.preference.test_removed
+
+
 def test_the_capability_of_the_untouched_model_is_measured_once(made: tuple[Path, Outcome, int]) -> None:
     _, outcome, untouched = made
     assert untouched == 1
@@ -551,6 +577,8 @@ def test_identity_depends_on_the_texts_of_the_capability_tasks(
         {"pruning_allocation": "global"},
         {"recovery_steps": 1},
         {"edit_sizes": (4,)},
+        {"suppress_factor": 0.5},
+        {"boost_factor": 3.0},
         {"preference_sizes": (4,)},
         {"capability": ("attriboard_facts",)},
         {"capability_limit": 2},

@@ -76,11 +76,12 @@ def log_likelihoods(model: Model, texts: Sequence[str]) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("level_name", ["neurons", "heads"])
-def test_everything_agrees_with_copies_edited_by_loops(context: Context, level_name: str) -> None:
+@pytest.mark.parametrize(("level_name", "factor"), [("neurons", 0.0), ("neurons", 0.4), ("heads", 0.0)])
+def test_everything_agrees_with_copies_edited_by_loops(context: Context, level_name: str, factor: float) -> None:
     model, level, scores = context.model, get_level(level_name), random_scores(context, level_name)
     sizes = SIZES if level_name == "neurons" else (1, 3, 6, 7)
-    found = evaluate(context, scores, level, DOCUMENTS, log_likelihoods, sizes, n_control=7)
+    found = evaluate(context, scores, level, DOCUMENTS, log_likelihoods, sizes, factor, n_control=7)
+    assert found.factor == factor
     assert found.sizes == list(sizes[:-1]), "what is more than half of the level is left out"
     control = draw(model, replace(context.task, subsets=("control",)), "test", 7, context.seed)
     ids = [model.tokenizer(word)["input_ids"][0] for word in (FIRST, SECOND)]
@@ -91,9 +92,9 @@ def test_everything_agrees_with_copies_edited_by_loops(context: Context, level_n
             layer, unit = divmod(component, scores.values.shape[1])
             block = hf.model.layers[layer]
             if level_name == "neurons":
-                block.mlp.down_proj.weight[:, unit] = 0
+                block.mlp.down_proj.weight[:, unit] *= factor
             else:
-                block.self_attn.o_proj.weight[:, 8 * unit : 8 * unit + 8] = 0
+                block.self_attn.o_proj.weight[:, 8 * unit : 8 * unit + 8] *= factor
         for name, examples in (
             ("test", context.drawn["test"]),
             ("train", context.drawn["train"]),
@@ -135,6 +136,7 @@ def test_preferences_do_not_depend_on_the_batch(toy: dict[str, Path], context: C
 def made(**changes: Any) -> Preference:
     """Two words of one document each; perplexity rises by 1 %, 2 % (just not more) and 50 %."""
     values: dict[str, Any] = {
+        "factor": 0.0,
         "items": ["a", "b", "c"],
         "sizes": [8, 16, 32],
         "test": [2.0, -1.0, 3.0],
