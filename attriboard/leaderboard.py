@@ -89,10 +89,21 @@ class Table:
         how = "".join(
             f", {value}" for value, usual in ((settings.dtype, "float32"), (settings.device, "cpu")) if value != usual
         )
-        families = settings.families
-        usual = self.level in INPUTS or families == Settings().families
-        measured = "" if usual else f", {', '.join(families)}"
-        return f"{self.task}, {self.level}, {self.model}{extra}{seed}{how}{measured}, n = {len(self.records[0].items)}"
+        what = "".join(f", {part}" for part in self._measured())
+        return f"{self.task}, {self.level}, {self.model}{extra}{seed}{how}{what}, n = {len(self.records[0].items)}"
+
+    def _measured(self) -> list[str]:
+        """The families, and how they act, as far as that is not the usual."""
+        s = self.records[0].settings
+        if self.level in INPUTS or s.families == Settings().families:
+            return []
+        said: list[str] = [*s.families]
+        if "pruning" in s.families:
+            said += ["global allocation"] if s.pruning_allocation == "global" else []
+            said += [f"{s.recovery_steps} steps of recovery"] if s.recovery_steps else []
+        if s.suppress_factor and {"editing", "preference"} & set(s.families):
+            said.append(f"suppressed to {s.suppress_factor:g}")
+        return said
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import math
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -431,6 +432,26 @@ def test_tables_with_different_families_do_not_mix(made: tuple[Path, Outcome, in
         assert more or f", {family}, n = 6" in table.title
 
 
+@pytest.mark.parametrize(
+    ("families", "settings", "said"),
+    [
+        (("pruning",), {}, "pruning"),
+        (("pruning",), {"pruning_allocation": "global"}, "pruning, global allocation"),
+        (("pruning",), {"recovery_steps": 30, "suppress_factor": 0.5}, "pruning, 30 steps of recovery"),
+        (("editing",), {"suppress_factor": 0.5, "recovery_steps": 30}, "editing, suppressed to 0.5"),
+        (("preference",), {"suppress_factor": 0.25}, "preference, suppressed to 0.25"),
+        (("faithfulness", "ablation"), {"suppress_factor": 0.5}, ""),
+    ],
+)
+def test_a_title_says_what_was_measured_and_how(
+    made: tuple[Path, Outcome, int], families: tuple[str, ...], settings: dict, said: str
+) -> None:
+    table = Board.read(made[0]).tables[0]
+    changed = table.records[0].settings.changed({"families": families, **settings})
+    other = replace(table, records=(table.records[0].model_copy(update={"settings": changed}),))
+    assert other.title == ", ".join(filter(None, [table.task, table.level, table.model, said, "n = 6"]))
+
+
 def test_every_table_shows_its_families_and_its_records_own_numbers(made: tuple[Path, Outcome, int]) -> None:
     board = Board.read(made[0])
     for table in board.tables:
@@ -515,9 +536,11 @@ def test_figures_are_drawn_of_what_the_records_hold(made: tuple[Path, Outcome, i
 
 
 def test_tables_of_one_title_have_figures_of_their_own(suite: Suite, tmp_path: Path) -> None:
-    for allocation in ("layerwise", "global"):
-        run_one(suite, tmp_path / "out", ("pruning",), settings={"pruning_allocation": allocation})
-    drawn = leaderboard.figures(Board.read(tmp_path / "out"), tmp_path / "figures")
+    for limit in (2, 3):
+        run_one(suite, tmp_path / "out", ("pruning",), settings={"capability_limit": limit})
+    board = Board.read(tmp_path / "out")
+    assert len({table.title for table in board.tables}) == 1
+    drawn = leaderboard.figures(board, tmp_path / "figures")
     assert len(set(drawn)) == 2 and all(file.stat().st_size > 10_000 for file in drawn)
 
 
