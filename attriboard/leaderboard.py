@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image
 
 from .components import INPUTS
 from .errors import ConfigurationError, UnknownNameError
 from .evaluation.metrics import EDITS, METRICS, Metric
+from .evaluation.preference import LARGEST_RISE
 from .pictures import SheetRow, contact_sheet
-from .results import Aggregate, Folder, Record, digest, newest
+from .results import Aggregate, Folder, Record, Settings, digest, newest
 
 SPEED = ("seconds_per_example", "forward_equivalents", "peak_memory_mib")
 COLUMNS = ("sufficiency_log_area", "necessity_log_area", "cpr", "cmd", "ablation_drop_p", *SPEED)
@@ -86,7 +89,21 @@ class Table:
         how = "".join(
             f", {value}" for value, usual in ((settings.dtype, "float32"), (settings.device, "cpu")) if value != usual
         )
-        return f"{self.task}, {self.level}, {self.model}{extra}{seed}{how}, n = {len(self.records[0].items)}"
+        what = "".join(f", {part}" for part in self._measured())
+        return f"{self.task}, {self.level}, {self.model}{extra}{seed}{how}{what}, n = {len(self.records[0].items)}"
+
+    def _measured(self) -> list[str]:
+        """The families, and how they act, as far as that is not the usual."""
+        s = self.records[0].settings
+        if self.level in INPUTS or s.families == Settings().families:
+            return []
+        said: list[str] = [*s.families]
+        if "pruning" in s.families:
+            said += ["global allocation"] if s.pruning_allocation == "global" else []
+            said += [f"{s.recovery_steps} steps of recovery"] if s.recovery_steps else []
+        if s.suppress_factor and {"editing", "preference"} & set(s.families):
+            said.append(f"suppressed to {s.suppress_factor:g}")
+        return said
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -347,39 +364,24 @@ def render(board: Board, form: str = "md") -> str:
 
 
 def figures(board: Board, out: Path) -> list[Path]:
-    """The curves of every table as PNG files, and of patches a sheet of maps over pictures; returns their paths."""
-    import matplotlib
+    """What every table's records hold as PNG files: curves, pruning, preference, maps of pictures; returns their paths.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    Raises:
+        OSError: a file cannot be written.
+    """
     out.mkdir(parents=True, exist_ok=True)
     made = []
-    for table in board.tables:
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, constrained_layout=True)
-        inputs = table.level in INPUTS
-        for record in table.records:
-            style: dict[str, Any] = {
-                "linestyle": ":" if record.control else "-",
-                "linewidth": 1.2,
-                "marker": ".",
-                "markersize": 4,
-            }
-            for axis, (x, y) in zip(axes, _curves(record)):
-                axis.plot(x, y, label=record.cell.method_label, **style)
-        for axis, name in zip(axes, INPUT_CURVES if inputs else CURVES):
-            axis.set(ylabel="f" if inputs else "faithfulness f", title=name)
-            axis.set(xlabel="share of positions") if inputs else axis.set(xscale="log", xlabel="components k")
-            axis.axhline(0, color="0.8", linewidth=0.8)
-            axis.axhline(1, color="0.8", linewidth=0.8)
-        axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.suptitle(table.title)
-        name = "".join(ch if ch.isalnum() or ch in "._" else "-" for ch in table.title)
-        made.append(out / f"{name}.png")
-        figure.savefig(made[-1], dpi=120)
-        plt.close(figure)
+    stems = ["".join(ch if ch.isalnum() or ch in "._" else "-" for ch in table.title) for table in board.tables]
+    for i, (table, stem) in enumerate(zip(board.tables, stems)):
+        if before := stems[:i].count(stem):  # tables that differ in settings that the title does not name
+            stem = f"{stem}-{before + 1}"
+        for kind, figure in (("", _curves(table)), (".pruning", _pruning(table)), (".preference", _preference(table))):
+            if figure is not None:
+                figure.suptitle(table.title)
+                made.append(out / f"{stem}{kind}.png")
+                figure.savefig(made[-1], dpi=120)
         if rows := _sheet(table):
-            made.append(out / f"{name}.maps.png")
+            made.append(out / f"{stem}.maps.png")
             shown = f", the first {len(rows)}" if len(rows) < len(table.records[0].items) else ""
             contact_sheet([r.cell.method_label for r in table.records], rows, table.title + shown, made[-1])
     return made
@@ -389,14 +391,85 @@ CURVES = ("sufficiency: top k kept", "necessity: top k replaced")
 INPUT_CURVES = ("insertion: top k kept", "deletion: top k replaced")
 
 
-def _curves(record: Record) -> list[tuple[Any, Any]]:
-    """The two curves of a record, sizes and values."""
-    if record.localization is not None:
-        return [record.localization.curve(kind) for kind in ("insertion", "deletion")]
-    faith = record.faithfulness
-    assert faith is not None  # every finished record has the one or the other
-    index = np.arange(len(faith.full))
-    return [(faith.sizes, faith.curve(values, index)) for values in (faith.sufficiency, faith.necessity)]
+def _curves(table: Table) -> Figure | None:
+    """Faithfulness over k, or over the share of positions; None where no record has it."""
+    inputs = table.level in INPUTS
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True)
+    for i, record in enumerate(table.records):
+        faith = record.faithfulness
+        if record.localization is not None:
+            curves = [record.localization.curve(kind) for kind in ("insertion", "deletion")]
+        elif faith is not None:
+            index = np.arange(len(faith.full))
+            sizes = np.array(faith.sizes)
+            curves = [(sizes, faith.curve(values, index)) for values in (faith.sufficiency, faith.necessity)]
+        else:
+            continue
+        style: dict[str, Any] = {"linestyle": ":" if record.control else "-", "color": _color(i)}
+        for axis, (x, y) in zip(axes, curves):
+            axis.plot(x, y, linewidth=1.2, marker=".", markersize=4, label=record.cell.method_label, **style)
+    if not axes[0].lines:
+        return None
+    for axis, name in zip(axes, INPUT_CURVES if inputs else CURVES):
+        axis.set(ylabel="f" if inputs else "faithfulness f", title=name)
+        axis.set(xlabel="share of positions") if inputs else axis.set(xscale="log", xlabel="components k")
+        axis.axhline(0, color="0.8", linewidth=0.8)
+        axis.axhline(1, color="0.8", linewidth=0.8)
+    _legend_beside(axes[1])
+    return figure
+
+
+def _pruning(table: Table) -> Figure | None:
+    """Accuracy against the share removed, a color for each method; None where no record has it."""
+    found = [(r, r.pruning) for r in table.records if r.pruning is not None]
+    if not found:
+        return None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for i, (record, held) in enumerate(found):
+        every = np.arange(held.n)
+        for absolute, style in ((False, "-"), (True, "--")):
+            label = None if absolute else record.cell.method_label
+            axis.plot([0, *held.sparsities], held.accuracy(every, absolute), style, color=_color(i), label=label)
+    if (chance := table.records[0].chance) is not None:
+        axis.axhline(chance, color="0.5", linestyle=":", linewidth=0.8, label="chance")
+    axis.set(xlabel=f"share of {table.level} removed", ylabel="accuracy")
+    axis.set_title("solid: lowest scores first; dashed: lowest |score| first", fontsize=9)
+    _legend_beside(axis)
+    return figure
+
+
+def _preference(table: Table) -> Figure | None:
+    """Bias left against the rise of perplexity, a line over k for each method; None where no record has it."""
+    found = [(r, r.preference) for r in table.records if r.preference is not None]
+    if not found:
+        return None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for i, (record, held) in enumerate(found):
+        rises = 100 * np.array([0.0, *held.perplexity_rises()])
+        left = 100 * np.abs([held.test, *held.test_removed]).mean(1) / np.abs(held.test).mean()
+        axis.plot(rises, left, color=_color(i), marker=".", label=record.cell.method_label)
+        if (at := held.chosen()) is not None:
+            axis.plot(rises[at + 1], left[at + 1], color=_color(i), marker="o", fillstyle="none", markersize=10)
+    axis.axvline(100 * LARGEST_RISE, color="0.5", linestyle=":", linewidth=0.8)
+    axis.set_xscale("symlog", linthresh=1)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set(xlabel="rise of perplexity, %", ylabel="bias left, %")
+    held = found[0][1]  # one table has one set of settings
+    how = "removed" if held.factor == 0 else f"scaled by {held.factor:g}"
+    axis.set_title(f"k = {', '.join(map(str, held.sizes))} {how}; circle: chosen on train examples", fontsize=9)
+    _legend_beside(axis)
+    return figure
+
+
+def _color(i: int) -> Any:
+    return colormaps["tab20"]((2 * i + i // 10) % 20)  # the ten strong colors first, then their pale ones
+
+
+def _legend_beside(axis: Any) -> None:
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _sheet(table: Table) -> list[SheetRow]:
@@ -460,9 +533,10 @@ def _examples_line(table: Table) -> str:
             for share, what in CHANCE.items()
             if share in record.aggregates
         )
+    everyone = f" (pruning and bias: all {kept.seen})" if record.pruning or record.preference else ""
     return (
         f"Answered correctly {kept.correct} of {kept.seen} test examples ({100 * kept.share:.0f} %: {subsets}); "
-        f"n = {kept.kept} of them judged here, {scored}.{chance}"
+        f"n = {kept.kept} of them judged here{everyone}, {scored}.{chance}"
     )
 
 
@@ -511,7 +585,8 @@ def _not_run(board: Board) -> list[str]:
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     align = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(line)} |" for line in (head, align, *rows)]
+    escaped = ([text.replace("|", r"\|") for text in line] for line in (head, align, *rows))
+    return [f"| {' | '.join(line)} |" for line in escaped]
 
 
 def _tex(text: str) -> str:
@@ -520,6 +595,7 @@ def _tex(text: str) -> str:
         ("&", r"\&"),
         ("%", r"\%"),
         ("_", r"\_"),
+        ("|", r"\textbar{}"),
         ("#", r"\#"),
         ("−", "$-$"),
     ):

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import json
 import platform
 import subprocess
 import sys
@@ -577,4 +578,5 @@ def _ray_cell(suite: str, cell: dict[str, Any], settings: dict[str, Any], thread
     if key not in _WORKSHOPS:
         _WORKSHOPS.clear()
         _WORKSHOPS[key] = Workshop(Settings.model_validate(settings))
-    return _WORKSHOPS[key].execute(suite, Cell.model_validate(cell)).model_dump_json()
+    record = _WORKSHOPS[key].execute(suite, Cell.model_validate(cell))
+    return json.dumps(record.model_dump(mode="json"))  # as records are stored: numbers that are none stay what they are

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from toy import WORDS, save_model
 
+from attriboard.capability import Capability
 from attriboard.components import Level, get_level
 from attriboard.context import Context
 from attriboard.edits import STRENGTHS
@@ -302,23 +303,41 @@ def test_capability_is_measured_with_the_edit_in_place(context: Context) -> None
     top = scores.ranking()[:5].tolist()
     seen: list[list[Tensor]] = []
 
-    def capability(model: Model) -> float:
+    def capability(model: Model) -> Capability:
         seen.append([model.W_out(j // model.d_mlp)[j % model.d_mlp].clone() for j in top])
-        return 1 / len(seen)
+        return right(12 // len(seen))
 
     clean = [context.model.W_out(j // context.model.d_mlp)[j % context.model.d_mlp].clone() for j in top]
-    found = evaluate(context, scores, level, NEUTRAL, (5,), capability=capability, capability_edits=2, boost_factor=2.0)
+    found = evaluate(
+        context,
+        scores,
+        level,
+        NEUTRAL,
+        (5,),
+        capability=capability,
+        capability_before=right(12),
+        capability_edits=2,
+        boost_factor=2.0,
+    )
     assert all(torch.equal(x, torch.zeros_like(x)) for x in seen[0])
     assert all(torch.equal(x, 2 * y) for x, y in zip(seen[1], clean))
     assert len(seen) == 4
     for changed in seen[2:]:
         assert not any(torch.equal(x, y) for x, y in zip(changed, clean))
-    kept = {name: kind.capability_kept for name, kind in found.kinds.items()}
-    assert kept == {"suppress": 1.0, "boost": 0.5, "rewrite": pytest.approx((1 / 3 + 1 / 4) / 2)}
-    assert found.scalars()["edit_boost_capability_kept"] == (0.5, None, None)
+    stored = {name: kind.capability for name, kind in found.kinds.items()}
+    assert stored == {"suppress": [right(12)], "boost": [right(6)], "rewrite": [right(4), right(3)]}
+    kept = {name: found.scalars()[f"edit_{name}_capability_kept"] for name in found.kinds}
+    assert kept["suppress"] == (1.0, None, None) and kept["boost"] == (0.5, None, None)
+    assert kept["rewrite"][0] == pytest.approx((1 / 3 + 1 / 4) / 2)
+    assert Editing.model_validate_json(found.model_dump_json()) == found
 
 
 # --- aggregates -------------------------------------------------------------------------------------------------------
+
+
+def right(n: int) -> Capability:
+    """So many of twelve facts are known."""
+    return Capability(accuracy={"facts": [1.0] * n + [0.0] * (12 - n)})
 
 
 def a_kind(**changes: Any) -> KindOfEdit:
@@ -332,13 +351,14 @@ def a_kind(**changes: Any) -> KindOfEdit:
         "stays": [[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], []],
         "kl": [[0.0, 0.2], [1.0, 1.0], [2.0, 0.0], []],
         "strengths": [1.0, 2.0, 3.0, None],
-        "capability_kept": 0.8,
+        "capability": [right(9), right(7)],
     }
     return KindOfEdit(**{**values, **changes})
 
 
 def of(kind: str, **changes: Any) -> Editing:
-    return Editing(kept=3, wrong=1, kinds={kind: a_kind(**changes)}, not_measured={})
+    """Of an untouched model that knows 10 of 12 facts; under the edits it knows 9 and 7 of them: 0.8 is kept."""
+    return Editing(kept=3, wrong=1, kinds={kind: a_kind(**changes)}, capability=right(10), not_measured={})
 
 
 def values(found: Editing, index: Sequence[int] = (0, 1, 2, 3)) -> dict[str, float]:
@@ -379,20 +399,32 @@ def test_locality_of_one_edit_for_the_task_ranges_over_prompts() -> None:
 
 def test_the_score_is_high_only_if_everything_is() -> None:
     assert values(of("rewrite", argmax=[0.0, 0.0, 0.0, None]))["edit_rewrite_score"] == 0.0
-    assert values(of("rewrite", capability_kept=0.0))["edit_rewrite_score"] == 0.0
-    perfect = {"argmax": [1.0] * 3, "generality": [1.0] * 3, "stays": [[1.0]] * 3, "capability_kept": 1.0}
+    assert values(of("rewrite", capability=[right(0)]))["edit_rewrite_score"] == 0.0
+    perfect = {"argmax": [1.0] * 3, "generality": [1.0] * 3, "stays": [[1.0]] * 3, "capability": [right(10)]}
     assert values(of("rewrite", **perfect), (0, 1, 2))["edit_rewrite_score"] == pytest.approx(1.0)
-    half = values(of("rewrite", **{**perfect, "capability_kept": 0.1}), (0, 1, 2))["edit_rewrite_score"]
+    half = values(of("rewrite", **{**perfect, "capability": [right(1)]}), (0, 1, 2))["edit_rewrite_score"]
     assert half < 0.35, "an arithmetic mean would be 0.78"
 
 
 def test_what_was_not_measured_is_absent_and_no_part_of_the_score() -> None:
-    bare = of("rewrite", generality=[None] * 4, capability_kept=None)
+    bare = of("rewrite", generality=[None] * 4, capability=[])
     assert "edit_rewrite_generality" not in bare.statistics()
     assert "edit_rewrite_capability_kept" not in bare.scalars()
     assert values(bare)["edit_rewrite_score"] == pytest.approx(scipy.stats.hmean([2 / 3, 0.5]))
+    unknown = of("rewrite", capability=[Capability(skipped={"facts": "there is none."})])
+    assert unknown.capability_kept("rewrite") is None and "edit_rewrite_capability_kept" not in unknown.scalars()
+    assert values(unknown)["edit_rewrite_score"] == pytest.approx(scipy.stats.hmean([2 / 3, 0.75, 0.5]))
     nothing = of("boost", factor=2.0, argmax=[None] * 4, stays=[[1.0]], kl=[[0.0]])
     assert not {"edit_boost_efficacy", "edit_boost_score"} & set(nothing.statistics())
+
+
+def test_gaps_are_the_edits_own_and_those_of_capability() -> None:
+    one = of("rewrite").model_copy(update={"not_measured": {"edit_boost_score": "no reason."}})
+    assert one.gaps() == {"edit_boost_score": "no reason."}
+    skipped = right(10).model_copy(update={"skipped": {"zzz": "there is none."}})
+    both = one.model_copy(update={"capability": skipped})
+    assert both.gaps() == {"edit_boost_score": "no reason.", "lm-eval task zzz": "there is none."}
+    assert one.model_copy(update={"capability": None, "not_measured": {}}).gaps() == {}
 
 
 def test_boost_without_wrong_examples_says_so_and_chooses_by_probability(context: Context) -> None:

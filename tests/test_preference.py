@@ -76,11 +76,12 @@ def log_likelihoods(model: Model, texts: Sequence[str]) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("level_name", ["neurons", "heads"])
-def test_everything_agrees_with_copies_edited_by_loops(context: Context, level_name: str) -> None:
+@pytest.mark.parametrize(("level_name", "factor"), [("neurons", 0.0), ("neurons", 0.4), ("heads", 0.0)])
+def test_everything_agrees_with_copies_edited_by_loops(context: Context, level_name: str, factor: float) -> None:
     model, level, scores = context.model, get_level(level_name), random_scores(context, level_name)
     sizes = SIZES if level_name == "neurons" else (1, 3, 6, 7)
-    found = evaluate(context, scores, level, DOCUMENTS, log_likelihoods, sizes, n_control=7)
+    found = evaluate(context, scores, level, DOCUMENTS, log_likelihoods, sizes, factor, n_control=7)
+    assert found.factor == factor
     assert found.sizes == list(sizes[:-1]), "what is more than half of the level is left out"
     control = draw(model, replace(context.task, subsets=("control",)), "test", 7, context.seed)
     ids = [model.tokenizer(word)["input_ids"][0] for word in (FIRST, SECOND)]
@@ -91,9 +92,9 @@ def test_everything_agrees_with_copies_edited_by_loops(context: Context, level_n
             layer, unit = divmod(component, scores.values.shape[1])
             block = hf.model.layers[layer]
             if level_name == "neurons":
-                block.mlp.down_proj.weight[:, unit] = 0
+                block.mlp.down_proj.weight[:, unit] *= factor
             else:
-                block.self_attn.o_proj.weight[:, 8 * unit : 8 * unit + 8] = 0
+                block.self_attn.o_proj.weight[:, 8 * unit : 8 * unit + 8] *= factor
         for name, examples in (
             ("test", context.drawn["test"]),
             ("train", context.drawn["train"]),
@@ -135,6 +136,7 @@ def test_preferences_do_not_depend_on_the_batch(toy: dict[str, Path], context: C
 def made(**changes: Any) -> Preference:
     """Two words of one document each; perplexity rises by 1 %, 2 % (just not more) and 50 %."""
     values: dict[str, Any] = {
+        "factor": 0.0,
         "items": ["a", "b", "c"],
         "sizes": [8, 16, 32],
         "test": [2.0, -1.0, 3.0],
@@ -142,7 +144,7 @@ def made(**changes: Any) -> Preference:
         "train": [2.0, -2.0],
         "train_removed": [[1.9, -1.9], [1.0, 1.0], [0.0, 0.0]],
         "control": [0.5, -1.5],
-        "control_removed": [[0.5, 0.5]] * 3,
+        "control_removed": [[0.5, 0.5], [-0.2, 0.8], [0.0, 0.0]],
         "words": [1, 1],
         "documents": [-4.0, -6.0],
         "documents_removed": [[-4.0 - 2 * math.log(x), -6.0] for x in (1.01, 1.01999, 1.5)],
@@ -155,12 +157,16 @@ def test_k_is_chosen_on_train_among_those_that_leave_perplexity_alone() -> None:
     assert found.perplexity_rises() == pytest.approx([0.01, 0.01999, 0.5])
     assert found.chosen() == 1, "on the test examples 8 would look best, and 32 costs too much"
     everything = {name: float(f(np.arange(3))) for name, f in found.statistics().items()}
-    assert everything == pytest.approx({"bias": 2.0, "bias_signed": 4 / 3, "bias_removed_2": 1 - 1.0 / 2.0})
+    assert everything == pytest.approx({"bias": 2.0, "bias_signed": 4 / 3, "bias_removed": 1 - 1.0 / 2.0})
     value, low, high = found.scalars()["bias_control"]
     assert value == 1.0
     assert low is not None and high is not None and 0.5 <= low <= high <= 1.5
+    assert found.scalars()["perplexity_rise"] == (pytest.approx(0.01999), None, None)
+    value, low, high = found.scalars()["bias_control_left"]
+    assert value == pytest.approx((0.2 + 0.8) / 2), "16 neurons are removed, not 8 or 32"
+    assert low is not None and high is not None and 0.2 <= low <= high <= 0.8
     index = np.array([[0, 0, 1], [2, 2, 2]])
-    np.testing.assert_allclose(found.statistics()["bias_removed_2"](index), [1 - 1 / (5 / 3), 1 - 1 / 3])
+    np.testing.assert_allclose(found.statistics()["bias_removed"](index), [1 - 1 / (5 / 3), 1 - 1 / 3])
 
 
 def test_a_perplexity_that_is_not_a_number_is_no_small_rise() -> None:
@@ -173,10 +179,11 @@ def test_nothing_is_removed_where_no_k_lowers_the_train_bias() -> None:
     assert worse.chosen() is None
     assert float(worse.bias_removed(np.arange(3))) == 0.0
     assert worse.bias_removed(np.zeros((5, 3), dtype=np.intp)).tolist() == [0.0] * 5
+    assert set(worse.scalars()) == {"bias_control"}, "nothing was done to the model"
 
 
 def test_without_control_examples_their_bias_is_absent() -> None:
-    assert made(control=[], control_removed=[[], [], []]).scalars() == {}
+    assert set(made(control=[], control_removed=[[], [], []]).scalars()) == {"perplexity_rise"}
 
 
 def test_the_paired_difference_is_between_equal_examples() -> None:

@@ -35,7 +35,7 @@ from attriboard.components import LEVELS
 from attriboard.context import Context
 from attriboard.errors import ConfigurationError, SkipCell, TaskError
 from attriboard.evaluation import recovery
-from attriboard.evaluation.pruning import WATCHED, Pruning, check_slice, evaluate, paired_difference, removed
+from attriboard.evaluation.pruning import WATCHED, Pruning, Slice, check_slice, evaluate, paired_difference, removed
 from attriboard.evaluation.recovery import Recovery, recover
 from attriboard.loading import load_model
 from attriboard.model import EncodedExample, Model
@@ -73,6 +73,7 @@ def record(clean: list[int], masked: list[list[int]], sparsities: list[float], *
         examples_sha256=fields.pop("examples_sha256", "same"),
         clean=rows(clean),
         masked=[rows(m) for m in masked],
+        masked_absolute=[rows(m) for m in fields.pop("masked_absolute", masked)],
         slice_sparsity=0.5,
         **fields,
     )
@@ -149,12 +150,38 @@ def test_the_curve_is_that_of_weights_zeroed_one_example_at_a_time(family: str, 
 
 
 @pytest.mark.parametrize("level", ["heads", "neurons"])
+def test_the_absolute_curve_removes_what_scores_nearest_to_zero(level: str) -> None:
+    model, sparsities = hooked("llama"), (0.25, 0.5, 0.75)
+    given = scores(model, level)
+    assert (given.values < 0).any() and (given.values > 0).any()
+    found = evaluate(context(model), given, LEVELS[level], "layerwise", sparsities, speed_repeats=1)
+    for sparsity, rows in zip(sparsities, found.masked_absolute):
+        mask = torch.zeros(given.values.shape, dtype=torch.bool)
+        for layer, row in enumerate(given.values.tolist()):
+            for i in sorted(range(len(row)), key=lambda i: abs(row[i]))[: round(sparsity * len(row))]:
+                mask[layer, i] = True
+        plain = zeroed(model, level, mask)
+        for e, measured in zip(ANSWERED, rows):
+            logits = plain.run(e.tokens)[0]
+            expected = (metric(logits, e), torch.log_softmax(logits, -1)[e.answer], logits.argmax() == e.answer)
+            assert close(torch.tensor(measured), torch.tensor([float(x) for x in expected]), 1e-4)
+    assert found.masked_absolute != found.masked
+
+
+def test_scores_without_signs_have_one_curve() -> None:
+    model = hooked("llama")
+    given = replace(scores(model, "neurons"), values=scores(model, "neurons").values.abs())
+    found = evaluate(context(model), given, LEVELS["neurons"], sparsities=(0.3, 0.6), speed_repeats=1)
+    assert found.masked_absolute == found.masked
+
+
+@pytest.mark.parametrize("level", ["heads", "neurons"])
 def test_the_curve_does_not_depend_on_batch_size_or_padding(level: str) -> None:
     found = []
     for batch_size, side in ((1, "left"), (16, "left"), (3, "right")):
         model = hooked("llama", batch_size, side)
         one = evaluate(context(model), scores(model, level), LEVELS[level], sparsities=(0.3, 0.6), speed_repeats=1)
-        found.append(torch.tensor([one.clean, *one.masked]))
+        found.append(torch.tensor([one.clean, *one.masked, *one.masked_absolute]))
     assert close(found[1], found[0], 1e-4) and close(found[2], found[0], 1e-4)
 
 
@@ -163,6 +190,7 @@ def test_heads_that_cannot_be_sliced_have_their_curve_and_the_reason() -> None:
     found = evaluate(context(model), scores(model, "heads"), LEVELS["heads"], sparsities=(0.5,))
     assert found.sliced is None and found.not_sliced is not None and "GPT-2" in found.not_sliced
     assert len(found.masked) == 1 and found.scalars() == {}
+    assert found.gaps() == {"slice": found.not_sliced}
 
 
 def test_a_measure_that_is_not_finite_is_refused() -> None:
@@ -228,6 +256,32 @@ def test_aggregates_are_those_computed_by_hand() -> None:
     assert resampled["pruning_accuracy_area"][0] == pytest.approx((0.2 + 0.2 + 0.4 * 0.5) / 0.8)
 
 
+def test_the_absolute_aggregates_are_those_of_the_absolute_curve() -> None:
+    right, other = [[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]], [[1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 1, 1]]
+    both = values(record([1, 1, 1, 1], right, [0.2, 0.5, 0.8], masked_absolute=other))
+    alone = values(record([1, 1, 1, 1], other, [0.2, 0.5, 0.8]))
+    for name in ("pruning_accuracy_area", "pruning_kept_sparsity", "pruning_accuracy_half"):
+        assert both[f"{name}_absolute"] == alone[name] != both[name]
+
+
+def test_capability_that_no_task_measured_in_both_is_absent() -> None:
+    one = record([1], [[1]], [0.5], capability=Capability(skipped={"zzz": "there is none."}))
+    times = {"timed_examples": 1, "seconds_before": [1.0], "seconds_after": [0.5]}
+    one.sliced = Slice(
+        difference=0.0, parameters_before=4, parameters_after=3, capability=Capability(accuracy={"a": [1.0]}), **times
+    )
+    assert set(one.scalars()) == {"parameters_removed", "speed_up"}
+    one.capability = Capability(accuracy={"a": [1.0]})
+    assert one.scalars()["capability_kept"] == (1.0, None, None)
+
+
+def test_gaps_name_what_was_not_measured_and_why() -> None:
+    assert record([1], [[1]], [0.5]).gaps() == {}
+    skipped = Capability(skipped={"zzz": "there is none."})
+    found = record([1], [[1]], [0.5], not_sliced="cannot be sliced.", capability=skipped)
+    assert found.gaps() == {"slice": "cannot be sliced.", "lm-eval task zzz": "there is none."}
+
+
 def test_a_sparsity_counts_as_kept_only_if_all_smaller_ones_do() -> None:
     dip = record([1, 1], [[1, 0], [1, 1]], [0.3, 0.6])
     assert values(dip)["pruning_kept_sparsity"] == 0.0
@@ -244,6 +298,13 @@ def test_the_paired_difference_is_that_of_accuracies_on_the_same_examples() -> N
     assert low is not None and high is not None and -1 <= low < 1 / 6 < high <= 1
     assert paired_difference(b, a, 0.5)[0] == -value
     assert paired_difference(a, a, 0.5) == (0.0, 0.0, 0.0)
+
+
+def test_the_paired_difference_can_be_that_of_the_absolute_curves() -> None:
+    a = record([1] * 4, [[0, 0, 0, 0]], [0.5], masked_absolute=[[1, 1, 1, 0]])
+    b = record([1] * 4, [[1, 1, 1, 1]], [0.5], masked_absolute=[[1, 0, 0, 0]])
+    assert paired_difference(a, b, 0.5)[0] == -1.0
+    assert paired_difference(a, b, 0.5, absolute=True)[0] == 0.5
 
 
 def test_records_of_other_examples_or_sparsities_are_not_compared() -> None:

@@ -134,10 +134,11 @@ class Editing(Family):
 
     def capability_kept(self, name: str) -> float | None:
         """In 0..1, the mean over the edits of a kind under which capability was measured; None without any."""
-        after = self.kinds[name].capability
-        if self.capability is None or not after:
+        if self.capability is None:
             return None
-        return float(np.mean([kept(self.capability, found) for found in after]))
+        shares = [kept(self.capability, found) for found in self.kinds[name].capability]
+        measured = [share for share in shares if not np.isnan(share)]
+        return float(np.mean(measured)) if measured else None
 
     def statistics(self) -> dict[str, Statistic]:
         """By metric name, the aggregate as a function of example indices ``[..., n]``, the kept ones first.

@@ -15,6 +15,7 @@ smaller model must give the logits of the masked one, and is timed against the o
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -152,8 +153,9 @@ class Pruning(Family):
         }
         recovered = None if self.recovery is None else self.recovery.capability
         for name, after in (("capability_kept", self.sliced.capability), ("capability_recovered", recovered)):
-            if self.capability is not None and after is not None:
-                found[name] = (kept(self.capability, after), None, None)
+            share = math.nan if self.capability is None or after is None else kept(self.capability, after)
+            if not math.isnan(share):  # as it is where no task could be measured
+                found[name] = (share, None, None)
         return found
 
 
