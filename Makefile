@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint full speed board compare docs clean
+.PHONY: install quick test test-slow lint full acting speed board compare docs clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,11 @@ lint: install
 full: install
 	$(BIN)/attriboard run benchmarks/full.toml --out results/full
 	$(BIN)/attriboard leaderboard results/full --out results/full/leaderboard.md
+
+# pruning, editing and bias at more sizes and of more methods than the quick suite has
+acting: install
+	$(BIN)/attriboard run benchmarks/acting.toml --out results/acting
+	$(BIN)/attriboard leaderboard results/acting --out results/acting/leaderboard.md
 
 speed: install
 	$(BIN)/python benchmarks/speed.py --out results/speed.json

@@ -46,6 +46,8 @@ def read_instructions(source: str) -> list[Instruction]:
         TaskError: the source cannot be read or has no question, or a line is no JSON object or lacks a field.
     """
     path = Path(source).expanduser()
+    if path.suffix in (".json", ".jsonl") and not path.exists():
+        raise TaskError(f"there is no file {source}; give the path of a JSON-lines file.")
     rows = _lines(path) if path.is_file() else _loaded(source, path)
     found = [_instruction(row, place) for row, place in rows]
     if not found:

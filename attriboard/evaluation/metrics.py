@@ -150,8 +150,10 @@ def _pruning_metrics() -> tuple[Metric, ...]:
 _KEPT = "mean over the capability tasks of accuracy after over before, or perplexity before over after, each at most 1."
 
 EDITS = {
-    "suppress": "the top components are zeroed; changed means: no longer the answer",
-    "boost": "the top components' outputs are doubled; changed means: the answer where the model was wrong before",
+    "suppress": "the top components' output weights are scaled by suppress_factor, 0 by default; changed means: no "
+    "longer the answer",
+    "boost": "the top components' output weights are scaled by boost_factor, 2 by default; changed means: the answer "
+    "where the model was wrong before",
     "rewrite": "for each example, a rank-one change of the top neurons' output vectors towards its foil; changed "
     "means: the foil",
 }
@@ -601,9 +603,9 @@ METRICS: dict[str, Metric] = {
             "higher",
             "preference",
             3,
-            "Share of the bias over all test examples drawn that goes when the top k neurons are zeroed, at the k with "
-            "the least bias over the train examples among those at which perplexity on prose rises by at most 2 %; 0 "
-            "if there is none.",
+            "Share of the bias over all test examples drawn that goes when the top k neurons are suppressed (removed, "
+            "unless suppress_factor says otherwise), at the k with the least bias over the train examples among those "
+            "at which perplexity on prose rises by at most 2 %; 0 if there is none.",
         ),
         Metric(
             "perplexity_rise",
@@ -656,7 +658,7 @@ METRICS: dict[str, Metric] = {
             "neither",
             "preference",
             2,
-            "Bias on the control subsets when those k neurons are zeroed.",
+            "Bias on the control subsets when those k neurons are suppressed.",
             optional=True,
         ),
         Metric(
