@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from attriboard.evaluation import preference, pruning
+from attriboard.results import Folder, Record
+
 ROOT = Path(__file__).resolve().parent.parent
 OVERALL = {"heads": "Attention heads", "neurons": "FFN neurons", "patches": "Image patches"}
 TABLES = (("arithmetic, heads", "S"), ("color_vqa, patches", "insertion"))
@@ -86,6 +89,54 @@ def acting_excerpt(board: str) -> str:
     )
 
 
+RANDOM = "random_same_layer"
+
+
+def paired(records: Sequence[Record]) -> str:
+    """What the best method gains over the random control on the same examples, of pruning and of bias.
+
+    The best one is chosen on these very examples, which favors it.
+    """
+    lines = []
+    curves = [
+        r for r in records if r.pruning is not None and r.cell.level == "neurons" and not r.settings.recovery_steps
+    ]
+    for absolute, order in ((False, "lowest scores first"), (True, "scores nearest to zero first")):
+        suffix = "_absolute" if absolute else ""
+        best, control = _best_and_control(curves, f"pruning_accuracy_half{suffix}")
+        assert best.pruning is not None and control.pruning is not None  # as chosen above
+        gain = pruning.paired_difference(best.pruning, control.pruning, 0.5, absolute)
+        kept, left = (r.aggregates[f"pruning_accuracy_half{suffix}"].value for r in (best, control))
+        lines.append(
+            f"- Half of each layer's neurons removed, {order}: the best method, `{best.cell.method_label}`, keeps an "
+            f"accuracy of {kept:.3f}, same-layer random {left:.3f}; difference {_interval(gain)}."
+        )
+    biased = [r for r in records if r.preference is not None and r.settings.suppress_factor == 0]
+    best, control = _best_and_control(biased, "bias_removed")
+    assert best.preference is not None and control.preference is not None
+    value, ends = preference.paired_difference(best.preference, control.preference)
+    difference = _interval((value, *(ends or (None, None))))
+    gone, by_chance = (r.aggregates["bias_removed"].value for r in (best, control))
+    lines.append(
+        f"- Bias removed at a perplexity rise of at most 2 %: the best method, `{best.cell.method_label}`, removes "
+        f"{gone:.3f} of it, same-layer random {by_chance:.3f}; difference {difference}."
+    )
+    return "\n".join(
+        ["Paired on the same test examples, with 95 % bootstrap intervals; best among these very examples:", "", *lines]
+    )
+
+
+def _best_and_control(records: Sequence[Record], metric: str) -> tuple[Record, Record]:
+    (control,) = (r for r in records if r.cell.method == RANDOM)
+    own = sorted((r for r in records if not r.control), key=lambda r: r.cell.method_label)
+    return max(own, key=lambda r: r.aggregates[metric].value), control
+
+
+def _interval(found: tuple[float, float | None, float | None]) -> str:
+    value, low, high = found
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def speed_rows(stored: dict) -> str:
     """The pairs of ``benchmarks/speed.py``."""
     rows = ["| pair | fast side | slow side | slow / fast |", "| --- | ---: | ---: | ---: |"]
@@ -109,7 +160,8 @@ def main() -> None:
     )
     acting = ROOT / "results" / "acting" / "leaderboard.md"
     if acting.exists():
-        text = replaced(text, *ACTING_MARKS, acting_excerpt(acting.read_text()))
+        records = [r for r in Folder(acting.parent).read() if r.status == "ok"]
+        text = replaced(text, *ACTING_MARKS, f"{paired(records)}\n\n{acting_excerpt(acting.read_text())}")
     speed = json.loads((ROOT / "results" / "speed.json").read_text())
     text = replaced(text, "(`make speed`, records in `results/`):", "## Licence", speed_rows(speed))
     readme.write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from attriboard.attribute import Request, attribute_prompt
 from attriboard.interventions import measure_all
 from attriboard.loading import load_model
 from attriboard.method import methods
+from attriboard.results import Folder
 from attriboard.task import Example
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +56,14 @@ def test_every_row_of_the_acting_excerpt_stands_in_its_board() -> None:
     rows = [line for line in section.splitlines() if line.startswith("|") and not line.startswith("| ---")]
     assert len(rows) >= 8
     assert any(all(row in board.splitlines() for row in rows) for board in (now, committed(name)))
+
+
+def test_what_is_said_of_pairs_follows_from_the_stored_records() -> None:
+    folder = ROOT / "results" / "acting"
+    records = [r for r in Folder(folder).read() if r.status == "ok"] if folder.exists() else []
+    if not records:
+        pytest.skip(f"{folder} holds no records")
+    assert runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))["paired"](records) in README
 
 
 def test_the_example_of_acting_runs(toy: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
