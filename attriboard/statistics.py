@@ -15,6 +15,18 @@ LEVEL = 0.95
 RESAMPLES = 1000
 
 
+def mean_of_known(values: Array) -> Callable[[NDArray[np.intp]], Array]:
+    """The mean of ``values`` ``[N]`` over the examples that have one (not NaN), of example indices ``[..., N]``."""
+
+    def mean(index: NDArray[np.intp]) -> Array:
+        chosen = values[index]
+        known = np.isfinite(chosen)
+        with np.errstate(invalid="ignore"):
+            return np.where(known, chosen, 0.0).sum(-1) / known.sum(-1)
+
+    return mean
+
+
 def bootstrap_interval(
     n: int, statistic: Callable[[NDArray[np.intp]], Array], seed: int = 0
 ) -> tuple[float, float] | None:

@@ -462,3 +462,15 @@ def test_half_of_smollm2_is_sliced_off_as_it_is_masked(level: str) -> None:
     sliced.prove()
     assert sliced.d_mlp == (768 if level == "neurons" else 1536)
     assert 576 % sliced.n_heads == 0
+
+
+def test_the_ratio_of_coefficients_is_that_of_their_means() -> None:
+    from attriboard.evaluation.pruning import _ratio
+    from attriboard.evaluation.recovery import Coefficients
+
+    found = Coefficients(
+        names=["a", "b"], before=[1.0, 3.0], after=[4.0, 6.0], increase_before=[0, 0], increase_after=[0, 0]
+    )
+    value, low, high = _ratio(found)
+    assert value == 2.5  # (4 + 6) / (1 + 3), not the mean of 4 and 2
+    assert low is not None and high is not None and low <= value <= high

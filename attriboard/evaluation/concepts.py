@@ -35,7 +35,7 @@ from torch import Tensor
 from ..interventions import measure
 from ..method import checked_inputs
 from ..model import EncodedExample, hook_name
-from ..statistics import Array
+from ..statistics import Array, mean_of_known
 from ..task import image_hash
 from .ablation import matched_draw
 from .family import Family, Statistic
@@ -120,16 +120,7 @@ class Concepts(Family):
         Metrics that no example has a value of are left out.
         """
 
-        def average(values: Array) -> Statistic:
-            def mean(index: NDArray[np.intp]) -> Array:
-                chosen = values[index]
-                known = np.isfinite(chosen)
-                with np.errstate(invalid="ignore"):
-                    return np.where(known, chosen, 0.0).sum(-1) / known.sum(-1)
-
-            return mean
-
-        return {name: average(x) for name, x in self.per_example().items() if np.isfinite(x).any()}
+        return {name: mean_of_known(x) for name, x in self.per_example().items() if np.isfinite(x).any()}
 
 
 def _row_means(values: Array, chosen: NDArray[np.bool_]) -> Array:

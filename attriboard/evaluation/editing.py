@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -53,7 +52,7 @@ from ..edits import (
 )
 from ..errors import ConfigurationError, UnknownNameError
 from ..model import EncodedExample, hook_name
-from ..statistics import Array, bootstrap_interval
+from ..statistics import Array, bootstrap_interval, mean_of_known
 from ..task import Example
 from .family import Family, Scalar, Statistic
 
@@ -154,7 +153,7 @@ class Editing(Family):
             }
             if not kind.one_edit:
                 values["locality"], values["locality_kl"] = _row_means(kind.stays), _row_means(kind.kl)
-            means = {metric: _mean_of(x) for metric, x in values.items() if np.isfinite(x).any()}
+            means = {metric: mean_of_known(x) for metric, x in values.items() if np.isfinite(x).any()}
             found |= {f"edit_{name}_{metric}": mean for metric, mean in means.items()}
             if "efficacy" in means:
                 parts = [means[metric] for metric in ("efficacy", "generality", "locality") if metric in means]
@@ -171,7 +170,7 @@ class Editing(Family):
         for name, kind in self.kinds.items():
             if kind.one_edit:
                 for metric, (row,) in (("locality", kind.stays), ("locality_kl", kind.kl)):
-                    mean = _mean_of(_array(row))
+                    mean = mean_of_known(_array(row))
                     low, high = bootstrap_interval(len(row), mean) or (None, None)
                     found[f"edit_{name}_{metric}"] = (float(np.mean(row)), low, high)
             if (left := self.capability_kept(name)) is not None:
@@ -187,18 +186,6 @@ def _array(values: Sequence[float | None]) -> Array:
 def _row_means(rows: Sequence[Sequence[float]]) -> Array:
     """``[N]``: the mean of each row, NaN for an empty one."""
     return np.array([np.mean(row) if row else np.nan for row in rows])
-
-
-def _mean_of(values: Array) -> Statistic:
-    """The mean over the examples that have a value."""
-
-    def mean(index: NDArray[np.intp]) -> Array:
-        chosen = values[index]
-        known = np.isfinite(chosen)
-        with np.errstate(invalid="ignore"):
-            return np.where(known, chosen, 0.0).sum(-1) / known.sum(-1)
-
-    return mean
 
 
 def _constant(value: float) -> Statistic:

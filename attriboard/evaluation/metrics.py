@@ -144,6 +144,30 @@ def _pruning_metrics() -> tuple[Metric, ...]:
             f"What the sliced model has of general ability after that training: {_KEPT}",
             optional=True,
         ),
+        Metric(
+            "coefficient_ratio",
+            "coefficients after / before",
+            1,
+            "times",
+            "neither",
+            "pruning",
+            2,
+            "Mean size of the coefficients at the last token of the train examples, of the 50 highest-scored neurons "
+            "that were kept: after that training over before it, with the interval over neurons (Yu & Ananiadou 2024, "
+            "arXiv 2409.14144, find that training enlarges those of important neurons).",
+            optional=True,
+        ),
+        Metric(
+            "coefficient_ratio_control",
+            "the same, same layers",
+            1,
+            "times",
+            "neither",
+            "pruning",
+            2,
+            "As the ratio of coefficients, of as many kept neurons drawn from the same layers.",
+            optional=True,
+        ),
     )
 
 

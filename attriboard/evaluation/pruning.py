@@ -33,7 +33,7 @@ from ..statistics import Array, bootstrap_interval
 from ..task import image_hash
 from .ablation import matched_draw
 from .family import Family, Scalar, Statistic
-from .recovery import Recovery, recover
+from .recovery import Coefficients, Recovery, recover
 from .speed import timed
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Pruning(Family):
         return found | ({} if self.capability is None else self.capability.gaps())
 
     def scalars(self) -> dict[str, Scalar]:
-        """Parameters removed, the speed-up with its smallest and largest over the repeats, and capability kept."""
+        """What the slice saves and costs: parameters, speed (smallest and largest repeat), capability, coefficients."""
         if self.sliced is None:
             return {}
         slow, fast = np.array(self.sliced.seconds_before), np.array(self.sliced.seconds_after)
@@ -156,7 +156,21 @@ class Pruning(Family):
             share = math.nan if self.capability is None or after is None else kept(self.capability, after)
             if not math.isnan(share):  # as it is where no task could be measured
                 found[name] = (share, None, None)
+        for name, group in (("coefficient_ratio", "top"), ("coefficient_ratio_control", "same_layers")):
+            if self.recovery is not None and group in self.recovery.coefficients:
+                found[name] = _ratio(self.recovery.coefficients[group])
         return found
+
+
+def _ratio(coefficients: Coefficients) -> Scalar:
+    """Mean size after training over mean size before it, with its interval over neurons."""
+    before, after = np.array(coefficients.before), np.array(coefficients.after)
+
+    def ratio(index: NDArray[np.intp]) -> Array:
+        return after[index].mean(-1) / before[index].mean(-1)
+
+    low, high = bootstrap_interval(len(before), ratio) or (None, None)
+    return float(ratio(np.arange(len(before)))), low, high
 
 
 def removed(values: Tensor, sparsity: float, allocation: Allocation = "layerwise") -> Tensor:
