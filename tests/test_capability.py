@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -43,7 +44,7 @@ def text_of(length: int) -> str:
 
 def tiny(family: str = "llama", batch_size: int = 16, bos: bool = False) -> Model:
     """A model of its own, whose tokenizer has a beginning of sequence; with ``bos`` it also puts it before a text."""
-    tokens = tokenizer(bos)
+    tokens = copy.deepcopy(tokenizer(bos))  # the others share theirs
     tokens.bos_token = "w1"
     return Model(fresh(family), tokens, batch_size=batch_size, prove=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -60,7 +61,7 @@ def likelier(monkeypatch: pytest.MonkeyPatch) -> type[Likelier]:
 
 
 def tiny() -> Model:
-    tokens = tokenizer()
+    tokens = copy.deepcopy(tokenizer())
     tokens.bos_token = "w1"  # lm-eval needs one
     return Model(fresh("llama"), tokens, prove=False)
 

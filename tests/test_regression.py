@@ -254,7 +254,7 @@ def test_the_command_prints_and_writes(
     [
         (["--limit", 0], "--limit is 0, expected at least 1."),
         (["--shots", -1], "--shots is -1, expected at least 0."),
-        (["--data", "/nowhere.jsonl"], "'/nowhere.jsonl' is no file, and datasets cannot load it"),
+        (["--data", "/nowhere.jsonl"], "there is no file /nowhere.jsonl"),
     ],
 )
 def test_wrong_arguments_exit_2_with_one_sentence(
