@@ -294,7 +294,7 @@ class Workshop:
             **families,
             "speed": scored.speed,
             "not_measured": not_measured,
-            "aggregates": aggregates(families.values(), scored.speed),
+            "aggregates": aggregates(families.values(), scored.speed, [e.example.item for e in context.test]),
             "seconds": clock.laps,
             "provenance": provenance(model.device),
         }
@@ -398,12 +398,12 @@ def _scored_split(context: Context, level: Level) -> list[EncodedExample]:
     return context.test if level.inputs else context.train
 
 
-def aggregates(families: Iterable[Family], fast: speed.Speed) -> dict[str, Aggregate]:
-    """Every metric with its interval, from the families' measurements alone."""
+def aggregates(families: Iterable[Family], fast: speed.Speed, items: Sequence[str] = ()) -> dict[str, Aggregate]:
+    """Every metric with its interval, from the families' measurements and the examples' base items alone."""
     found: dict[str, Aggregate] = {}
     for family in families:
         for name, statistic in family.statistics().items():
-            low, high = bootstrap_interval(family.n, statistic) or (None, None)
+            low, high = bootstrap_interval(family.n, statistic, items=family.clusters(items)) or (None, None)
             value = float(statistic(np.arange(family.n)))
             found[name] = Aggregate(value=value, low=low, high=high, version=METRICS[name].version)
         for name, (value, low, high) in family.scalars().items():

@@ -210,7 +210,7 @@ def test_records_are_read_as_they_were_written(made: tuple[Path, Outcome, int]) 
 def test_aggregates_follow_from_the_stored_measurements(made: tuple[Path, Outcome, int]) -> None:
     for record in Folder(made[0]).read():
         assert record.speed
-        assert aggregates(record.families.values(), record.speed) == record.aggregates
+        assert aggregates(record.families.values(), record.speed, record.items) == record.aggregates
 
 
 def test_all_families_together_measure_what_they_measure_alone(made: tuple[Path, Outcome, int]) -> None:

@@ -257,7 +257,7 @@ def test_aggregates_can_be_recomputed_from_a_stored_record(toy: dict) -> None:
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
     assert stored == record
     assert stored.faithfulness and stored.ablation and stored.speed
-    assert aggregates(stored.families.values(), stored.speed) == record.aggregates
+    assert aggregates(stored.families.values(), stored.speed, stored.items) == record.aggregates
 
 
 def test_bootstrap_interval_is_reproducible_and_holds_the_mean() -> None:

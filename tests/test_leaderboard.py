@@ -144,7 +144,7 @@ def test_the_committed_aggregates_follow_from_the_per_example_measurements() -> 
     for record in _reference():
         asked = {"localization"} if get_level(record.cell.level).inputs else set(record.settings.families)
         assert record.speed and asked <= set(record.families)
-        again = aggregates(record.families.values(), record.speed)
+        again = aggregates(record.families.values(), record.speed, record.items)
         for name, stored in record.aggregates.items():
             assert again[name].value == pytest.approx(stored.value, rel=1e-9, abs=1e-12)
             for side in ("low", "high"):

@@ -578,7 +578,7 @@ def test_a_record_holds_all_that_its_aggregates_follow_from(toy: dict, told: Con
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
     assert stored == record
     assert stored.localization and stored.speed and not stored.faithfulness and not stored.ablation
-    assert aggregates(stored.families.values(), stored.speed) == record.aggregates
+    assert aggregates(stored.families.values(), stored.speed, stored.items) == record.aggregates
     families = {METRICS[name].family for name in record.aggregates}
     assert families == {"localization", "speed"}
     assert record.top == [] and record.model and record.model.n_components == 5

@@ -537,7 +537,7 @@ def test_aggregates_of_concepts_follow_from_the_stored_record(folder: Path) -> N
     record = records(folder)["multimodal_neurons"]
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
     assert stored.speed and "concepts" in stored.families
-    assert aggregates(stored.families.values(), stored.speed) == record.aggregates
+    assert aggregates(stored.families.values(), stored.speed, stored.items) == record.aggregates
     assert record.aggregates["concept_contrast"].value > 0, "neurons of one answer are alike, of two they are not"
 
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -117,6 +117,8 @@ class Editing(Family):
         capability: what the untouched model can do; None if that was not measured.
         not_measured: by metric name (or ``edit_<kind>`` for all of a kind), why it was not measured.
     """
+
+    over_kept: ClassVar[bool] = False
 
     kept: int
     wrong: int
@@ -323,6 +325,7 @@ def evaluate(
         else:
             found[kind] = bench.scaled(kind, suppress_factor if kind == "suppress" else boost_factor, wrong)
     return Editing(
+        base_items=[e.example.item for e in [*context.test, *wrong["test"]]],
         kept=len(context.test),
         wrong=len(wrong["test"]),
         kinds=found,

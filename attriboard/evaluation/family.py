@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..statistics import Array
 
@@ -17,9 +18,21 @@ Scalar = tuple[float, float | None, float | None]
 
 
 class Family(BaseModel):
-    """The measurements of one kind of evaluation in one cell; a subclass holds them, example by example."""
+    """The measurements of one kind of evaluation in one cell; a subclass holds them, example by example.
+
+    Attributes:
+        over_kept: whether its examples are the test examples kept, in the record's order.
+        base_items: where they are not, the base item of each; empty where that is not known.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    over_kept: ClassVar[bool] = True
+    base_items: list[str] = Field(default_factory=list)
+
+    def clusters(self, kept: Sequence[str]) -> Sequence[str]:
+        """The base item of each example, given those of the test examples kept; empty where they are not known."""
+        return kept if self.over_kept else self.base_items
 
     @property
     @abstractmethod

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,8 @@ class Preference(Family):
         documents: ``[D]`` the log-likelihood of each document in nats, of the untouched model.
         documents_removed: ``[K][D]`` the same with the top k removed.
     """
+
+    over_kept: ClassVar[bool] = False
 
     factor: float
     items: list[str]
@@ -211,6 +213,7 @@ def evaluate(
     return Preference(
         factor=factor,
         items=[e.example.key for e in groups[0]],
+        base_items=[e.example.item for e in groups[0]],
         sizes=ks,
         test=before[0],
         test_removed=test,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -89,6 +89,8 @@ class Pruning(Family):
         not_sliced: why there is none.
         recovery: what a little training of the sliced model brought back; None where none was asked for.
     """
+
+    over_kept: ClassVar[bool] = False
 
     allocation: Allocation
     sparsities: list[float]
@@ -250,6 +252,7 @@ def evaluate(
             f"choose another dtype."
         )
     found = Pruning(
+        base_items=[e.example.item for e in context.drawn["test"]],
         allocation=allocation,
         sparsities=list(sparsities),
         examples_sha256=_digest(examples),
