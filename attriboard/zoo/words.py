@@ -11,7 +11,7 @@ PAD, BOS, UNKNOWN = "<pad>", "<bos>", "<unk>"
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Splits at white space; ids 0, 1, 2 are :data:`PAD`, :data:`BOS` and :data:`UNKNOWN`, then come ``words`` in order.
+    """Splits at white space; ids 0, 1, 2 are :data:`PAD`, :data:`BOS`, :data:`UNKNOWN`; then come ``words`` in order.
 
     Every text begins with :data:`BOS` unless special tokens are switched off. A leading space makes no difference.
     """
