@@ -287,7 +287,7 @@ def randomized(model: Model, layers: Sequence[int], seed: int) -> Iterator[None]
 
     Every weight and bias of their projections is redrawn from a normal distribution with its own mean and standard
     deviation. Norms, embeddings and the unembedding stay. What a tensor becomes depends on the seed, its name and its
-    layer, not on the other layers.
+    layer, not on the other layers. What they were is kept in main memory meanwhile.
 
     Raises:
         ModelError: as :func:`edited`.

@@ -5,6 +5,7 @@ are replaced by noise of the same mean and spread (:func:`attriboard.edits.rando
 stages; norms, embeddings, the unembedding and the eyes of a vision-language model stay. At each stage the same examples
 are scored again. What is compared by Spearman's rank correlation are the components in the randomized layers, or all
 positions of each example at levels of inputs. A method whose scores survive does not see what the model has learned.
+The noise keeps the spread of each tensor, so what ranks layers by the size of their weights survives in part.
 
 *Label randomization*: the model stays, and the answer and foil of each example are replaced by two others, drawn from
 the answers and foils of the task's examples; prompt and counterfactual stay. A method that never looks at the answer
