@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint full acting speed board compare docs clean
+.PHONY: install quick test test-slow lint full acting sanity speed board compare docs clean
 
 install: $(INSTALLED)
 
@@ -41,6 +41,11 @@ full: install
 acting: install
 	$(BIN)/attriboard run benchmarks/acting.toml --out results/acting
 	$(BIN)/attriboard leaderboard results/acting --out results/acting/leaderboard.md
+
+# whether scores are the same on other examples, and change with the model and the answer
+sanity: install
+	$(BIN)/attriboard run benchmarks/sanity.toml --out results/sanity
+	$(BIN)/attriboard leaderboard results/sanity --out results/sanity/leaderboard.md
 
 speed: install
 	$(BIN)/python benchmarks/speed.py --out results/speed.json

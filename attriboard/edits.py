@@ -2,7 +2,8 @@
 
 An edit is described once and carried out in two ways. :func:`edited` changes the weights in place and puts them back
 bit for bit. :func:`activation_edits` leaves the weights alone and gives a pass what the changed weights would give it,
-with another edit in every row; it is how many edits are tried cheaply.
+with another edit in every row; it is how many edits are tried cheaply. :func:`randomized` takes from whole layers what
+they have learned.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import math
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -262,26 +263,76 @@ def edited(model: Model, edit: WeightEdit) -> Iterator[None]:
         ModelError: the model is being edited already; or, at the end, a weight that was touched is not what it was
             (by the SHA-256 of every touched tensor).
     """
-    if model.hf in _being_edited:
-        raise ModelError(f"the weights of {model.name} are being edited already; end that edit before the next.")
     layer_of = edit.layers(model)
     within = edit.components % (edit.level.size(model) // model.n_layers)
     layers = layer_of.unique().tolist()
-    before = _digest(model, edit.level, layers)
     saved: dict[int, Tensor] = {}
-    _being_edited.add(model.hf)
-    try:
+
+    def put_back() -> None:
+        for layer, values in saved.items():
+            _output_weights(model, edit.level, layer)[within[layer_of == layer]] = values
+
+    with _restored(model, lambda: [_output_weights(model, edit.level, layer) for layer in layers], put_back):
         for layer in layers:
             chosen = (layer_of == layer).nonzero()[:, 0]
             weights = _output_weights(model, edit.level, layer)
             saved[layer] = weights[within[chosen]].clone()
             weights[within[chosen]] = edit.changed(saved[layer].float(), chosen).to(weights.dtype)
         yield
+
+
+@contextmanager
+def randomized(model: Model, layers: Sequence[int], seed: int) -> Iterator[None]:
+    """While open, attention and FFN of ``layers`` are noise; then they are put back bit for bit, also after an error.
+
+    Every weight and bias of their projections is redrawn from a normal distribution with its own mean and standard
+    deviation. Norms, embeddings and the unembedding stay. What a tensor becomes depends on the seed, its name and its
+    layer, not on the other layers. What they were is kept in main memory meanwhile.
+
+    Raises:
+        ModelError: as :func:`edited`.
+    """
+    saved: list[tuple[Tensor, Tensor]] = []
+
+    def put_back() -> None:
+        for tensor, values in saved:
+            tensor.copy_(values)
+
+    with _restored(model, lambda: [t for layer in layers for t in _projections(model, layer).values()], put_back):
+        for layer in layers:
+            for name, tensor in _projections(model, layer).items():
+                saved.append((tensor, tensor.to("cpu", copy=True)))
+                key = hashlib.sha256(f"{seed}:{layer}:{name}".encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+                noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+                values = tensor.float()
+                tensor.copy_(values.mean() + noise * values.std(correction=0))
+        yield
+
+
+def _projections(model: Model, layer: int) -> dict[str, Tensor]:
+    """By name, the weights and biases of a layer's linear maps: the parts with a matrix, so no norms."""
+    return {
+        f"{path}.{name}": parameter.detach()
+        for path, module in model.blocks[layer].named_modules()
+        if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.dim() > 1
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+@contextmanager
+def _restored(model: Model, touched: Callable[[], list[Tensor]], put_back: Callable[[], None]) -> Iterator[None]:
+    """Calls ``put_back`` at the end, and proves that the tensors ``touched`` are then what they were."""
+    if model.hf in _being_edited:
+        raise ModelError(f"the weights of {model.name} are being edited already; end that edit before the next.")
+    before = _digest(touched())
+    _being_edited.add(model.hf)
+    try:
+        yield
     finally:
-        for layer, values in saved.items():
-            _output_weights(model, edit.level, layer)[within[layer_of == layer]] = values
+        put_back()
         _being_edited.discard(model.hf)
-        if _digest(model, edit.level, layers) != before:
+        if _digest(touched()) != before:
             raise ModelError(
                 f"the edited weights of {model.name} are not what they were before the edit, because something else "
                 f"changed them meanwhile; load the model again."
@@ -293,10 +344,9 @@ def _output_weights(model: Model, level: Level, layer: int) -> Tensor:
     return model.W_out(layer) if level.name == "neurons" else model.W_O(layer)
 
 
-def _digest(model: Model, level: Level, layers: Sequence[int]) -> str:
-    """SHA-256 of the output weights of whole layers."""
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the bytes of tensors."""
     digest = hashlib.sha256()
-    for layer in layers:
-        weights = _output_weights(model, level, layer).contiguous().cpu()
-        digest.update(weights.reshape(-1).view(torch.uint8).numpy().data)
+    for tensor in tensors:
+        digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,6 +18,10 @@ from .scores import Scores
 if TYPE_CHECKING:
     from .components import Level
     from .model import Batch, EncodedExample, Model
+
+
+EACH_BYTES = 2**27
+"""The scores of single examples are kept beside their mean up to this size."""
 
 
 @dataclass
@@ -60,6 +64,8 @@ class Method:
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         """Scores averaged over examples (not over batches), accumulated in float64.
 
+        They carry the scores of each example, as long as these take no more than :data:`EACH_BYTES`.
+
         Raises:
             MethodError: the level is not one of the method's, or ``score_batch`` returned another shape.
         """
@@ -69,9 +75,13 @@ class Method:
         if not examples:
             raise MethodError(f"{self.name} was given no examples.")
         total = torch.zeros(level.shape(model), dtype=torch.float64)
+        each: list[Tensor] | None = [] if 4 * len(examples) * level.size(model) <= EACH_BYTES else None
         for batch in model.batches(examples):
-            total += self._batch_scores(model, batch, level).double().sum(0).cpu()
-        return self.scores(total / len(examples), model, level)
+            scores = self._batch_scores(model, batch, level)
+            total += scores.double().sum(0).cpu()
+            if each is not None:
+                each += scores.to("cpu", torch.float32, copy=True)  # a view would keep alive what it looks into
+        return replace(self.scores(total / len(examples), model, level), each=each)
 
     def each(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> list[Tensor]:
         """Each example's own scores, float32: ``level.shape(model)``, or ``level.example_shape(model, example)``.

@@ -33,6 +33,8 @@ from .evaluation.metrics import METRICS
 from .evaluation.preference import SIZES as PREFERENCE_SIZES
 from .evaluation.preference import Preference
 from .evaluation.pruning import SPARSITIES, Allocation, Pruning
+from .evaluation.reliability import Reliability
+from .evaluation.sanity import STAGES, Sanity
 from .evaluation.speed import Speed
 from .interventions import InputReplacement
 
@@ -87,7 +89,8 @@ class Settings(Strict):
         train_examples, test_examples: drawn per split (before those answered wrongly are dropped).
         max_kept, min_kept: most and fewest correctly answered examples used per split.
         max_train: most of them scored by the method, if fewer than max_kept.
-        families: what is measured at levels of components; positions of the input are always judged by localization.
+        families: what is measured at levels of components; positions of the input are always judged by localization,
+            and by sanity where it is asked for.
         ablation_draws: random sets per size; of concept properties, random sets and noises per example.
         rings: see :func:`attriboard.evaluation.localization.evaluate`; 0 is measured in any case.
         pruning_sparsities: the shares of components removed, for the curve.
@@ -97,6 +100,8 @@ class Settings(Strict):
         edit_sizes: among these numbers of components the train split chooses, one for each kind of edit.
         suppress_factor, boost_factor: what edits scale output weights by; the first also for preferences.
         preference_sizes: numbers of suppressed neurons at which a preference and perplexity are measured.
+        reliability_halvings: most random halvings of the train examples.
+        sanity_stages: the shares of layers that are randomized, from the last one down.
         capability: lm-eval tasks by which pruned and edited models are judged, besides the task itself.
         capability_limit: most documents of each.
         speed_examples, speed_repeats, speed_max_seconds: see :func:`attriboard.evaluation.speed.measure`.
@@ -109,9 +114,9 @@ class Settings(Strict):
     max_kept: int = Field(64, ge=1)
     min_kept: int = Field(8, ge=1)
     max_train: int | None = Field(None, ge=1)
-    families: tuple[Literal["faithfulness", "ablation", "pruning", "editing", "preference"], ...] = Field(
-        ("faithfulness", "ablation"), min_length=1
-    )
+    families: tuple[
+        Literal["faithfulness", "ablation", "pruning", "editing", "preference", "reliability", "sanity"], ...
+    ] = Field(("faithfulness", "ablation"), min_length=1)
     ablation_draws: int = Field(5, ge=1)
     rings: tuple[Literal[0, 1], ...] = (0,)
     pruning_sparsities: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(SPARSITIES, min_length=1)
@@ -122,6 +127,8 @@ class Settings(Strict):
     suppress_factor: float = Field(0.0, ge=0, lt=1)
     boost_factor: float = Field(2.0, gt=1)
     preference_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(PREFERENCE_SIZES, min_length=1)
+    reliability_halvings: int = Field(100, ge=1)
+    sanity_stages: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(STAGES, min_length=1)
     capability: tuple[str, ...] = DEFAULT_TASKS
     capability_limit: int | None = Field(None, ge=1)
     speed_examples: int = Field(4, ge=1)
@@ -194,6 +201,7 @@ class Record(Strict):
         scores_sha256: of all scores as float32, one test example after the other at levels of inputs.
         scores_metadata: what the method says of its scores.
         faithfulness, ablation, pruning, editing, preference: measured at levels of components, as the settings ask.
+        reliability: measured at levels of components, where the settings ask; sanity: at all levels, where they ask.
         localization: measured at levels of inputs.
         concepts: measured of neurons, where every example carries a concept.
         not_measured: by family of metrics, why a family that the task and level have was not measured.
@@ -227,6 +235,8 @@ class Record(Strict):
     pruning: Pruning | None = None
     editing: Editing | None = None
     preference: Preference | None = None
+    reliability: Reliability | None = None
+    sanity: Sanity | None = None
     speed: Speed | None = None
     not_measured: dict[str, str] = Field(default_factory=dict)
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)

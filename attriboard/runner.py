@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,18 @@ from .capability import Capability
 from .components import InputLevel, Level, get_level
 from .context import Context
 from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
-from .evaluation import ablation, concepts, editing, faithfulness, localization, preference, pruning, speed
+from .evaluation import (
+    ablation,
+    concepts,
+    editing,
+    faithfulness,
+    localization,
+    preference,
+    pruning,
+    reliability,
+    sanity,
+    speed,
+)
 from .evaluation.family import Family
 from .evaluation.metrics import METRICS
 from .interventions import Replacement, check_replacement
@@ -71,6 +82,8 @@ _DETERMINING = (
     "evaluation/preference.py",
     "evaluation/pruning.py",
     "evaluation/recovery.py",
+    "evaluation/reliability.py",
+    "evaluation/sanity.py",
     "evaluation/speed.py",
 )
 """The harness' own files whose text is part of a result's identity, as the texts of the capability tasks are."""
@@ -256,7 +269,7 @@ class Workshop:
         if isinstance(scores, Scores):
             for name in s.families:
                 try:
-                    families[name] = self._family(name, context, scores, level, cell)
+                    families[name] = self._family(name, context, method, scores, level, cell)
                 except SkipCell as error:
                     not_measured[name] = str(error)
                 clock.lap(name)
@@ -269,6 +282,12 @@ class Workshop:
             found = localization.evaluate(context, scores, cast(InputLevel, level), cell.replacement, s.rings)
             families = {"localization": found}
             clock.lap("localization")
+            if "sanity" in s.families:
+                try:
+                    families["sanity"] = sanity.evaluate(context, method, scores, level, s.sanity_stages)
+                except SkipCell as error:
+                    not_measured["sanity"] = str(error)
+                clock.lap("sanity")
             values = scores
         for family in families.values():
             not_measured |= family.gaps()
@@ -299,7 +318,7 @@ class Workshop:
             "provenance": provenance(model.device),
         }
 
-    def _family(self, name: str, context: Context, scores: Scores, level: Level, cell: Cell) -> Family:
+    def _family(self, name: str, context: Context, method: Method, scores: Scores, level: Level, cell: Cell) -> Family:
         """One of the families that the settings can ask for.
 
         Raises:
@@ -311,6 +330,10 @@ class Workshop:
             return faithfulness.evaluate(context, scores, level, replacement)
         if name == "ablation":
             return ablation.evaluate(context, scores, level, replacement, s.ablation_draws)
+        if name == "reliability":
+            return reliability.evaluate(context, method, scores, level, s.reliability_halvings)
+        if name == "sanity":
+            return sanity.evaluate(context, method, scores, level, s.sanity_stages)
         if name == "preference":
             documents = capability.own_prose(s.capability_limit)
             likelihoods = capability.document_log_likelihoods
@@ -359,7 +382,9 @@ class Workshop:
         def score(chosen: Sequence[EncodedExample]) -> Scores | list[Tensor]:
             if level.inputs:
                 return checked_inputs(method.each(model, chosen, level), method)
-            return checked(method.attribute(model, chosen, level), method, model, level)
+            found = checked(method.attribute(model, chosen, level), method, model, level)
+            # scores are kept from cell to cell; those of single examples only where they are used
+            return found if "reliability" in s.families else replace(found, each=None)
 
         model.cost = Cost()
         clock = _Clock()

@@ -25,12 +25,15 @@ class Scores:
         level: the level's name.
         names: component names in row-major order.
         metadata: whatever the method wants to say of its scores, as JSON (for example which entries are exact).
+        each: the scores of each example that ``values`` is the mean of, shaped as it; None where there are none, or
+            more than should be kept in memory. Not part of the file.
     """
 
     values: Tensor
     level: str
     names: list[str]
     metadata: dict[str, Any] = field(default_factory=dict)
+    each: list[Tensor] | None = field(default=None, repr=False, compare=False)
 
     def ranking(self, absolute: bool = False) -> Tensor:
         """``[n]``: component indices from the highest (absolute, if asked) score to the lowest; ties in order."""

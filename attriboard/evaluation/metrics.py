@@ -256,6 +256,60 @@ _EDIT_TITLES = {
     "capability_kept": "capability kept",
 }
 
+_HALVINGS = (
+    "Mean over random halvings, the same for every method; brackets: the middle 95 % of the halvings, no interval. "
+    "Of a method that scores all examples together: one halving."
+)
+
+
+def _sanity_metrics() -> tuple[Metric, ...]:
+    def metric(name: str, title: str, description: str) -> Metric:
+        return Metric(name, title, 1, "rank correlation", "lower", "sanity", 3, description, True)
+
+    noise = (
+        "the projections of attention and FFN are redrawn from a normal distribution with each tensor's own mean and "
+        "standard deviation, and norms, embeddings and the unembedding stay"
+    )
+    among = "over the components in those layers, or over an example's positions, averaged over test examples"
+    return (
+        metric(
+            "model_randomisation",
+            "after randomizing the model",
+            f"Spearman's rank correlation of |score| in the model and in one whose layers are randomized (all of them, "
+            f"unless sanity_stages says otherwise): {noise}. Taken {among}. Near 0: the method sees what the model "
+            f"learned; 1: it does not.",
+        ),
+        metric(
+            "model_randomisation_signed",
+            "the same, signed scores",
+            "As after randomizing the model, of the scores themselves.",
+        ),
+        metric(
+            "model_randomisation_50",
+            "upper half",
+            "As after randomizing the model, with only the upper half of the layers randomized.",
+        ),
+        metric(
+            "model_randomisation_25",
+            "upper quarter",
+            "As after randomizing the model, with only the upper quarter of the layers randomized.",
+        ),
+        metric(
+            "label_randomisation",
+            "after changing the labels",
+            "Spearman's rank correlation of the scores for the answer (against the foil) and for another answer "
+            "(against another foil), both drawn for each example from the answers and foils of the task's examples; "
+            "prompt and counterfactual stay. Over all components, or over an example's positions, averaged over test "
+            "examples. 1: the method does not look at the answer.",
+        ),
+        metric(
+            "label_randomisation_absolute",
+            "the same, |score|",
+            "As after changing the labels, of |score|.",
+        ),
+    )
+
+
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
@@ -685,6 +739,41 @@ METRICS: dict[str, Metric] = {
             "Bias on the control subsets when those k neurons are suppressed.",
             optional=True,
         ),
+        Metric(
+            "reliability",
+            "split halves",
+            1,
+            "rank correlation",
+            "higher",
+            "reliability",
+            3,
+            f"Spearman's rank correlation over components of the scores averaged over two halves of the train "
+            f"examples, no base item torn apart. {_HALVINGS} A method that does not look at the examples has 1.",
+        ),
+        Metric(
+            "reliability_stepped_up",
+            "stepped up",
+            1,
+            "rank correlation",
+            "higher",
+            "reliability",
+            3,
+            "Spearman and Brown's estimate of what the split halves' correlation r would be of sets as large as the "
+            "whole: 2 r / (1 + |r|), of the mean r. Their formula is for sums of parallel parts; of ranks it is an "
+            "approximation.",
+        ),
+        Metric(
+            "reliability_top",
+            "top 20 in common",
+            1,
+            "share",
+            "higher",
+            "reliability",
+            3,
+            f"Share of the 20 highest-scored components that two halves of the train examples have in common (of "
+            f"fewer than 40 components, of their upper half). {_HALVINGS}",
+        ),
+        *_sanity_metrics(),
         Metric(
             "seconds_per_example",
             "s / example",
