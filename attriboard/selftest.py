@@ -464,7 +464,7 @@ def completeness(case: Case) -> None:
     kind = getattr(case.make(), "replacement", "zero")
     counts: list[dict[str, Any]] = [{"steps": n} for n in (4, 32)] if "steps" in _options(case.method) else [{}]
     for e in examples:
-        parts, directions = plain.list_parts(case.level, e), plain.directions(e, case.level, kind, examples)
+        parts, directions = plain.list_parts(case.level, e), plain.directions(e, case.level, kind, [e])
         group = [0 if case.inputs else part.site[1] for part in parts]
         paths = [_path(plain, e, [p for p, g in zip(parts, group) if g == one], directions) for one in sorted({*group})]
         lost = torch.stack([path[0] - path[-1] for path in paths])

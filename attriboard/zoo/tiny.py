@@ -25,7 +25,7 @@ from .words import word_tokenizer
 WORDS = [f"w{i}" for i in range(40)]
 LAYERS = {"gpt2": 2, "llama": 3, "llava": 3}
 D_MODEL = 16
-PATCH, GRID = 14, 2
+PATCH, GRID = 14, 3
 """Pixels along a patch, patches along a picture."""
 
 
