@@ -1,6 +1,7 @@
-"""The command line: list, validate, run, attribute, compare, regression, leaderboard, export-lm-eval.
+"""The command line: list, validate, selftest, run, attribute, compare, regression, leaderboard, export-lm-eval.
 
-Exit codes: 0 success; 1 some cells failed (after everything else ran); 2 a name, option or input that cannot be used.
+Exit codes: 0 success; 1 some cells or self-tests failed (after everything else ran); 2 a name, option or input that
+cannot be used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,6 +163,41 @@ def validate(
         for name, why in registry.broken.items():
             raise ConfigurationError(f"{registry.kind} file {name!r} cannot be imported: {why}")
         out.print(f"{len(registry.names())} {registry.kind}s can be imported.", highlight=False)
+
+
+@app.command()
+def selftest(
+    method: Annotated[list[str] | None, typer.Argument(help="Only these methods; all by default.")] = None,
+    include: Include = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Checks on tiny random models that methods have the properties that their definitions imply."""
+    from .method import methods
+    from .selftest import examine
+
+    _include(include)
+    chosen = [methods.get(name) for name in method or methods.names()]
+    if not method:
+        for name, why in methods.broken.items():
+            raise ConfigurationError(f"method file {name!r} cannot be imported: {why}")
+    found = []
+    for cls in chosen:
+        findings = examine(cls)
+        found += findings
+        if as_json:
+            continue
+        held = [f.property for f in findings if f.status == "holds"]
+        out.print(f"{cls.name}: {len(held)} of {len(findings)} properties hold", highlight=False, markup=False)
+        for finding in findings:
+            if finding.status != "holds":
+                out.print(f"  {finding.property} {finding.status}: {finding.detail}", highlight=False, markup=False)
+    failed = [f for f in found if f.status == "fails"]
+    if as_json:
+        typer.echo(json.dumps([asdict(f) for f in found], indent=1))
+    elif not failed:
+        out.print(f"all properties of {len(chosen)} methods that could be tested hold.", highlight=False)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -41,6 +41,7 @@ class Method:
         modality: "any", or "vision" if it can score only examples with an image.
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
+        properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md.
     """
 
     name: ClassVar[str] = ""
@@ -51,6 +52,14 @@ class Method:
     modality: ClassVar[str] = "any"
     uses: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[bool] = False
+    properties: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "properties" in vars(cls):
+            from .selftest import check_names  # which imports this module
+
+            check_names(cls)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         """The scores of each example of a batch, which must not depend on the other rows or on padding.
@@ -175,6 +184,30 @@ def positive(method: Method, *names: str) -> None:
         value = getattr(method, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{name} of {method.name} is {value!r}, expected a whole number of at least 1.")
+
+
+def whole_number(method: Method, *names: str) -> None:
+    """Refuses options, such as seeds, that must be whole numbers.
+
+    Raises:
+        ConfigurationError: names the option and its value.
+    """
+    for name in names:
+        value = getattr(method, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigurationError(f"{name} of {method.name} is {value!r}, expected a whole number.")
+
+
+def true_or_false(method: Method, *names: str) -> None:
+    """Refuses options that must be booleans.
+
+    Raises:
+        ConfigurationError: names the option and its value.
+    """
+    for name in names:
+        value = getattr(method, name)
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{name} of {method.name} is {value!r}, expected true or false.")
 
 
 def checked_inputs(found: Sequence[Tensor], method: Method) -> list[Tensor]:

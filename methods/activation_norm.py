@@ -23,6 +23,7 @@ class ActivationNorm(Method):
     levels = ("heads", "neurons", "nodes")
     needs = frozenset({"forward", "weights"})
     control = True
+    properties = ("zero_for_idle", "zero_for_dead", "scales_with_output", "ignores_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         sites = {"heads": ("z",), "neurons": ("post",), "nodes": ("z", "mlp_out")}[level.name]

@@ -26,6 +26,7 @@ class AttentionRollout(Method):
     description = "mean attention with the residual connection, multiplied through the layers"
     levels = ("patches", "tokens")
     needs = frozenset({"forward"})
+    properties = ("sums_to_one", "ignores_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         found: dict[str, Tensor] = {}

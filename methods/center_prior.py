@@ -23,6 +23,7 @@ class CenterPrior(Method):
     needs = frozenset()
     modality = "vision"
     control = True
+    properties = ("mirror_symmetric", "ignores_weights", "ignores_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         assert isinstance(level, InputLevel)

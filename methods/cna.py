@@ -39,6 +39,7 @@ class ComparativeNeuronAnalysis(Method):
     levels = ("neurons",)
     needs = frozenset({"forward", "weights"})
     uses = ("head_ablation",)
+    properties = ("zero_for_idle", "zero_for_dead", "uses_answer")
 
     n_heads: int = 1
     head_examples: int = 4

@@ -30,6 +30,7 @@ class ColorContrast(Method):
     needs = frozenset()
     modality = "vision"
     control = True
+    properties = ("ignores_weights", "ignores_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         assert isinstance(level, InputLevel)

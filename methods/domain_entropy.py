@@ -33,6 +33,7 @@ class DomainEntropy(Method):
     levels = ("neurons",)
     needs = frozenset({"forward", "subsets"})
     uses = ("lape",)
+    properties = ("symmetric_in_subsets", "zero_for_dead", "ignores_answer")
 
     def check_examples(self, examples: Sequence[EncodedExample]) -> None:
         super().check_examples(examples)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.errors import ConfigurationError
-from attriboard.method import Method
+from attriboard.method import Method, true_or_false
 from attriboard.model import Batch, Model
 
 
@@ -39,12 +38,12 @@ class LmHeadDecoding(Method):
     description = "z-score of the answer's logit when the neuron's output vector alone is unembedded"
     levels = ("neurons",)
     needs = frozenset({"weights"})
+    properties = ("ignores_output_scale", "zero_for_idle", "uses_answer", "ignores_foil")
 
     signed: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.signed, bool):
-            raise ConfigurationError(f"signed of {self.name} is {self.signed!r}, expected true or false.")
+        true_or_false(self, "signed")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         answers, place = batch.answer.unique(return_inverse=True)

@@ -9,7 +9,7 @@ import torch
 
 from attriboard.components import Level
 from attriboard.log_prob import FrozenUnembedding, exact_top, last_token, level_candidates
-from attriboard.method import Method, positive
+from attriboard.method import Method, positive, true_or_false
 from attriboard.model import EncodedExample, Model
 from attriboard.scores import Scores
 
@@ -36,12 +36,14 @@ class LogProbIncrease(Method):
     description = "log p(answer) gained by adding the component's output alone, final norm frozen"
     levels = ("heads", "neurons", "attn_neurons")
     needs = frozenset({"forward", "weights"})
+    properties = ("telescoping", "zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
 
     exact_top_k: int = 100
     published: bool = False
 
     def __post_init__(self) -> None:
         positive(self, "exact_top_k")
+        true_or_false(self, "published")
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)

@@ -25,6 +25,7 @@ class MeanAttention(Method):
     description = "attention from the last token, averaged over layers and heads"
     levels = ("patches", "tokens")
     needs = frozenset({"forward"})
+    properties = ("sums_to_one", "ignores_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         rows = torch.arange(len(batch), device=model.device)

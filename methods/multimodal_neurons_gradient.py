@@ -28,6 +28,7 @@ class MultimodalNeuronsGradient(Method):
     levels = ("neurons",)
     needs = frozenset({"forward", "gradients"})
     modality = "vision"
+    properties = ("picture_finite_differences", "zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         seen = batch.image_mask[..., None]

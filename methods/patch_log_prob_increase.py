@@ -11,7 +11,7 @@ from attriboard.components import InputLevel, Level
 from attriboard.errors import ConfigurationError, MethodError
 from attriboard.interventions import watched
 from attriboard.log_prob import FrozenUnembedding, last_token, position_outputs, top_heads
-from attriboard.method import Method
+from attriboard.method import Method, true_or_false
 from attriboard.model import Batch, Model, hook_name
 
 
@@ -39,6 +39,7 @@ class PatchLogProbIncrease(Method):
     description = "log p(answer) gained from each position through the best head, final norm frozen"
     levels = ("patches", "tokens")
     needs = frozenset({"forward", "weights"})
+    properties = ("zero_for_idle", "uses_answer", "ignores_foil")
 
     heads: int | str = 1
     skip_layers: int = 1
@@ -53,6 +54,7 @@ class PatchLogProbIncrease(Method):
             raise ConfigurationError(
                 f"skip_layers of {self.name} is {self.skip_layers!r}, expected a whole number of at least 0."
             )
+        true_or_false(self, "published")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         assert isinstance(level, InputLevel)

@@ -32,6 +32,7 @@ class QueryNeurons(Method):
     description = "share in activating the attention value-neurons that write the answer"
     levels = ("neurons",)
     needs = frozenset({"forward", "weights"})
+    properties = ("zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
 
     top_k: int = 30
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from attriboard.components import Level
-from attriboard.method import Method, methods
+from attriboard.errors import ConfigurationError
+from attriboard.method import Method, methods, whole_number
 from attriboard.model import EncodedExample, Model
 from attriboard.scores import Scores
 
@@ -32,9 +33,16 @@ class RandomSameLayer(Method):
     needs = frozenset({"forward", "gradients", "counterfactual"})
     uses = ("attribution_patching",)
     control = True
+    properties = ("permutes_reference", "uses_answer")
 
     reference: str = "attribution_patching"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reference, str):
+            raise ConfigurationError(f"reference of {self.name} is {self.reference!r}, expected a method's name.")
+        methods.get(self.reference)
+        whole_number(self, "seed")
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)

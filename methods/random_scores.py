@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import InputLevel, Level
-from attriboard.method import Method
+from attriboard.method import Method, whole_number
 from attriboard.model import Batch, EncodedExample, Model
 from attriboard.scores import Scores
 
@@ -28,8 +28,12 @@ class RandomScores(Method):
     levels = ("heads", "neurons", "attn_neurons", "nodes", "patches", "tokens")
     needs = frozenset()
     control = True
+    properties = ("standard_normal", "ignores_weights", "ignores_answer")
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole_number(self, "seed")
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attriboard.components import InputLevel, Level
 from attriboard.interventions import Replacement, input_replacement, replacing
-from attriboard.method import ReplacingMethod, positive
+from attriboard.method import ReplacingMethod, positive, whole_number
 from attriboard.model import Batch, EncodedExample, Model
 
 
@@ -35,6 +35,7 @@ class Shap(ReplacingMethod):
     description = "Shapley values of text tokens, sampled"
     levels = ("tokens",)
     needs = frozenset({"forward"})
+    properties = ("completeness", "exact_on_linear_model", "zero_for_idle", "uses_answer")
 
     replacement: Replacement = "mean"
     samples: int = 25
@@ -43,6 +44,7 @@ class Shap(ReplacingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "samples")
+        whole_number(self, "seed")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         assert isinstance(level, InputLevel)

@@ -30,6 +30,7 @@ class Wanda(Method):
     levels = ("heads", "neurons")
     needs = frozenset({"forward", "weights"})
     control = True
+    properties = ("scales_with_output", "zero_for_idle", "zero_for_dead", "ignores_answer")
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         """As in the class; all examples together.

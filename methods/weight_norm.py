@@ -23,6 +23,7 @@ class WeightNorm(Method):
     levels = ("heads", "neurons", "nodes")
     needs = frozenset({"weights"})
     control = True
+    properties = ("scales_with_output", "zero_for_idle", "ignores_answer")
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)
