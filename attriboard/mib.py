@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -221,7 +222,9 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _from_tensors(file: Path) -> tuple[Graph, dict[str, float]]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are then refused
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives, foreign pickles and missing files each raise their own kinds
         raise ScoresError(
             f"{file} cannot be read as tensors and plain values alone ({type(error).__name__}); no file is opened that "

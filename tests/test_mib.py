@@ -280,6 +280,8 @@ def test_what_is_no_file_of_tensors_is_not_opened(
     with pytest.raises(ScoresError, match=r"s\.pt cannot be read as tensors and plain values alone"):
         mib.load(tmp_path / "s.pt")
     assert not (tmp_path / "unpickled").exists()
+    pickle.loads(pickle.dumps(Runs()))
+    assert (tmp_path / "unpickled").exists()  # what opening it would have done
 
 
 # --- on the command line ------------------------------------------------------------------------------------------
