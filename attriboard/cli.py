@@ -543,15 +543,16 @@ def export_mib(
 
     if file.suffix != ".safetensors":
         raise ConfigurationError(f"{file} does not end in .safetensors; scores in that format are exported.")
-    if submission is not None:
-        target = mib.submission_file(target, *submission)
-    if target.suffix not in mib.SUFFIXES:
+    if submission is None and target.suffix not in mib.SUFFIXES:
         raise ConfigurationError(f"--out {target} does not end in {' or '.join(mib.SUFFIXES)}.")
     found = entered.read(file)
     mib.check_level(found.level)
     shape = entered.shape_of(model or found.model)
+    graph = mib.Graph.of(shape)
+    if submission is not None:
+        target = mib.submission_file(target, *submission, graph)
     try:
-        unscored = mib.save(found.fitting(shape), mib.Graph.of(shape), target)
+        unscored = mib.save(found.fitting(shape), graph, target)
     except OSError as error:
         raise ConfigurationError(f"cannot write {target}: {error.strerror or error}.") from error
     out.print(

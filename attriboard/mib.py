@@ -45,6 +45,8 @@ PAIRS = {
     "arc_challenge": ("llama3",),
 }
 """By task, the models that MIB's circuit track evaluates on it, under its names."""
+SHAPES = {"gpt2": (12, 12), "qwen2.5": (24, 14), "gemma2": (26, 8), "llama3": (32, 32)}
+"""Of these models: layers and heads (of interpbench's they are not published)."""
 
 
 @dataclass(frozen=True)
@@ -280,17 +282,20 @@ def _check_any(file: Path, found: Mapping[str, float], edges: bool, dimensions: 
     raise ScoresError(f"{file} holds no score of a head or an FFN layer.")
 
 
-def submission_file(folder: Path, task: str, model: str) -> Path:
+def submission_file(folder: Path, task: str, model: str, graph: Graph) -> Path:
     """Where MIB looks for the scores of a task on a model: ``folder/ioi_gpt2/importances.json``.
 
     Raises:
-        ScoresError: a pair that MIB's circuit track does not evaluate.
+        ScoresError: a pair that MIB's circuit track does not evaluate, or a graph that is not that model's.
     """
     known = {name.replace("_", "-"): models for name, models in PAIRS.items()}
     name = task.replace("_", "-")
     if model not in known.get(name, ()):
         pairs = "; ".join(f"{task} with {', '.join(models)}" for task, models in PAIRS.items())
         raise ScoresError(f"MIB does not evaluate {task!r} with {model!r}; it evaluates {pairs}.")
+    layers, heads = SHAPES.get(model, (graph.n_layers, graph.n_heads))
+    if (graph.n_layers, graph.n_heads) != (layers, heads):
+        raise ScoresError(f"MIB's {model!r} has {layers} layers and {heads} heads, but the scores are for {graph}.")
     return folder / f"{name}_{model}" / "importances.json"
 
 

@@ -315,14 +315,18 @@ def test_export_reads_no_weights(toy: dict, stored: Path, tmp_path: Path, capsys
 def test_a_submission_stands_where_mib_looks_for_it(
     stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for task, model, place in (
-        ("ioi", "gpt2", "ioi_gpt2"),
-        ("arithmetic_addition", "llama3", "arithmetic-addition_llama3"),
-        ("arc-easy", "gemma2", "arc-easy_gemma2"),
+    arguments = ["--out", tmp_path / "sub", "--submission", "ioi", "interpbench"]
+    code, _, err = _call(capsys, "export-mib", stored, *arguments)
+    assert code == 0, err
+    assert len(read_as_mib(tmp_path / "sub" / "ioi_interpbench" / "importances.json")) == 16
+    llama, gemma = Graph(32, 32, False, 4096), Graph(26, 8, False, 2304)
+    for task, model, graph, place in (
+        ("ioi", "gpt2", GPT2, "ioi_gpt2"),
+        ("mcqa", "qwen2.5", Graph(24, 14, False, 896), "mcqa_qwen2.5"),
+        ("arithmetic_addition", "llama3", llama, "arithmetic-addition_llama3"),
+        ("arc-easy", "gemma2", gemma, "arc-easy_gemma2"),
     ):
-        code, _, err = _call(capsys, "export-mib", stored, "--out", tmp_path / "sub", "--submission", task, model)
-        assert code == 0, err
-        assert len(read_as_mib(tmp_path / "sub" / place / "importances.json")) == 16
+        assert mib.submission_file(tmp_path, task, model, graph) == tmp_path / place / "importances.json"
 
 
 @pytest.mark.parametrize(
@@ -330,6 +334,7 @@ def test_a_submission_stands_where_mib_looks_for_it(
     [
         (["--out", "s.txt"], "--out s.txt does not end in .json or .pt."),
         (["--out", "x", "--submission", "arc_challenge", "gpt2"], "MIB does not evaluate 'arc_challenge' with 'gpt2'"),
+        (["--out", "x", "--submission", "ioi", "gpt2"], "MIB's 'gpt2' has 12 layers and 12 heads, but the scores are"),
         (["--out", "s.json", "--model", "smollm2"], "unknown model 'smollm2'"),
     ],
 )
