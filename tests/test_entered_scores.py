@@ -264,7 +264,7 @@ def test_a_file_without_a_model_goes_to_the_only_one_of_its_shape(suite: Suite, 
         suite.entered([read(tmp_path / "other.json")])
 
 
-def test_identity_of_other_cells_is_untouched(suite: Suite) -> None:
+def test_identity_follows_what_the_file_holds_and_not_where_it_stands(suite: Suite) -> None:
     cell = suite.cells()[0]
     entered = cell.model_copy(update={"entered": Entered(file="a", sha256="0" * 64)})
     assert identity(entered, suite.settings) != identity(cell, suite.settings)
