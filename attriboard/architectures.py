@@ -196,3 +196,8 @@ def architecture_of(config: Any) -> Architecture:
             return entry
     known = ", ".join(t for entry in ARCHITECTURES for t in entry.model_types)
     raise ModelError(f"models of type {kind!r} are not in the architecture table (known: {known}).")
+
+
+def has_parallel_blocks(config: Any) -> bool:
+    """Whether attention and FFN of a block read the same residual, so that the FFN does not see its heads."""
+    return config.model_type == "gptj" or (config.model_type == "gpt_neox" and bool(config.use_parallel_residual))

@@ -128,7 +128,7 @@ def measure(model: Model, tasks: Sequence[str] = DEFAULT, limit: int | None = No
     if not tasks:
         raise ConfigurationError(f"no lm-eval task is named; the ones that ship are {', '.join(DEFAULT)}.")
     found = Capability()
-    with _nothing_left_behind(model.device), _no_retries(any(name not in DEFAULT for name in tasks)):
+    with _nothing_left_behind(model.device), no_retries(any(name not in DEFAULT for name in tasks)):
         try:
             from lm_eval import evaluate
             from lm_eval.models.huggingface import HFLM
@@ -227,7 +227,7 @@ def _nothing_left_behind(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _no_retries(hub: bool) -> Iterator[None]:
+def no_retries(hub: bool) -> Iterator[None]:
     """Where the hub cannot be reached, its clients work from their caches instead of retrying for half a minute."""
     if not hub or _hub_answers():
         yield

@@ -1,4 +1,4 @@
-"""The command line: list, validate, selftest, run, attribute, compare, regression, leaderboard, export-lm-eval.
+"""The command line: list, validate, selftest, run, attribute, compare, regression, leaderboard, exports.
 
 Exit codes: 0 success; 1 some cells or self-tests failed (after everything else ran); 2 a name, option or input that
 cannot be used.
@@ -218,8 +218,17 @@ def run(
         typer.Option(help="lm-eval tasks by which pruned and edited models are judged too: hellaswag,arc_easy."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what is done.")] = False,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Enter scores made elsewhere: a .safetensors file, MIB's .json or .pt, or a folder of them "
+            "(repeatable). Runs these alone; name methods with --method to run them too. Records that the folder holds "
+            "already stay, so the board shows both."
+        ),
+    ] = None,
 ) -> None:
     """Runs a suite and stores one record per cell; what is done already is skipped."""
+    from .entered import read_all
     from .loading import check_device
     from .results import Folder
     from .runner import run_cells
@@ -243,7 +252,9 @@ def run(
         changes["capability"] = tuple(dict.fromkeys([*loaded.settings.capability, *named]))
     settings = loaded.settings.model_copy(update=changes)
     check_device(settings.device)
-    cells = loaded.cells(task or (), method or (), level or (), model, seed)
+    cells = loaded.entered(read_all(scores), task or (), level or (), model, seed) if scores else []
+    if method or not scores:
+        cells += loaded.cells(task or (), method or (), level or (), model, seed)
     cells = [
         c.model_copy(update={"settings": {k: v for k, v in c.settings.items() if k not in changes}}) for c in cells
     ]
@@ -380,7 +391,8 @@ def attribute(
         scores, said = attribute_prompt(request, example, overlay)
     try:
         out_file.parent.mkdir(parents=True, exist_ok=True)
-        scores.save(out_file, method=method, model=model, answer=said["answer"])
+        drawn = {} if task is None else {"task": task, "seed": str(seed)}
+        scores.save(out_file, method=method, model=model, answer=said["answer"], **drawn)
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"cannot write {out_file}: {getattr(error, 'strerror', None) or error}.") from error
     out.print(escape(said["summary"]), highlight=False)
@@ -545,6 +557,43 @@ def export_lm_eval(
     out.print(
         f"wrote {len(found.written)} tasks; evaluate a model on one with: lm-eval run --model hf --model_args "
         f"pretrained=MODEL --include_path {escape(str(folder))} --tasks attriboard_{next(iter(found.written), 'TASK')}",
+        highlight=False,
+    )
+
+
+@app.command("export-mib")
+def export_mib(
+    file: Annotated[Path, typer.Argument(metavar="SCORES", help="A .safetensors file with scores of heads or nodes.")],
+    target: Annotated[Path, typer.Option("--out", help="A .json or .pt file; with --submission, a folder.")],
+    model: Annotated[str | None, typer.Option(help="The model, if it has another name here than in the file.")] = None,
+    submission: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="TASK MODEL",
+            help="Write TASK_MODEL/importances.json, as MIB's leaderboard takes it, under MIB's names: ioi gpt2.",
+        ),
+    ] = None,
+) -> None:
+    """Writes scores in the format of MIB's circuits."""
+    from . import entered, mib
+
+    if file.suffix != ".safetensors":
+        raise ConfigurationError(f"{file} does not end in .safetensors; scores in that format are exported.")
+    if submission is None and target.suffix not in mib.SUFFIXES:
+        raise ConfigurationError(f"--out {target} does not end in {' or '.join(mib.SUFFIXES)}.")
+    found = entered.read(file)
+    mib.check_level(found.level)
+    shape = entered.shape_of(model or found.model)
+    graph = mib.Graph.of(shape)
+    if submission is not None:
+        target = mib.submission_file(target, *submission, graph)
+    try:
+        unscored = mib.save(found.fitting(shape), graph, target)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {target}: {error.strerror or error}.") from error
+    out.print(
+        f"wrote {escape(str(target))}: {len(found.scores.names)} nodes; without a score, so kept by MIB in every "
+        f"circuit: {mib.listed(unscored)}",
         highlight=False,
     )
 

@@ -45,5 +45,9 @@ class MethodError(AttriboardError):
     """A method that cannot score what it was asked to, or returned something that is not scores."""
 
 
+class ScoresError(AttriboardError):
+    """A file of scores that cannot be read, or does not fit the model or suite it is entered for."""
+
+
 class SkipCell(AttriboardError):
     """Raised when a cell does not apply (a task without the marks a method needs): recorded, not a failure."""

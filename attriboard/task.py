@@ -150,6 +150,10 @@ class Task(ABC):
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
         """An endless (or long) stream of examples of one subset; everything random comes from ``rng``."""
 
+    def split(self, candidate: Example) -> str:
+        """The split that a candidate belongs to; only data that is divided already says otherwise than its item."""
+        return split_of(candidate.item or candidate.prompt)
+
     def targets(self, candidate: Example, written: str) -> Iterator[Example]:
         """The examples in what a model wrote after a candidate's prompt; only for tasks that let it write.
 
@@ -169,7 +173,7 @@ class Task(ABC):
         """The first ``n`` distinct examples of a split that ``fits`` accepts, the subsets in turn.
 
         Args:
-            split: "train" or "test"; base items are divided between them by :func:`split_of`.
+            split: "train" or "test"; base items are divided between them by :meth:`split`.
             n: how many.
             seed: the same seed gives the same examples, and the first ones do not depend on ``n``.
             fits: returns None, or the reason why a model cannot use the example.
@@ -204,7 +208,7 @@ class Task(ABC):
         for tried, candidate in enumerate(self.candidates(subset, rng)):
             if tried > (20 if self.writes else 400) * (found + 5):
                 break
-            if split_of(candidate.item or candidate.prompt) != split:
+            if self.split(candidate) != split:
                 continue
             made = [candidate]
             if self.writes and write is not None:

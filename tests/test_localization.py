@@ -473,7 +473,7 @@ def test_declared_evidence_exists(name: str) -> None:
     task = tasks.get(name)
     for declared in (*task.evidence, *task.distractors):
         assert declared in (*task.marks, *task.regions)
-    if name in ("arithmetic", "color_tqa", "icl_sentiment"):
+    if name in ("arithmetic", "color_tqa", "icl_sentiment", "ioi"):
         assert task.evidence
         for example in tasks.make(name).examples("test", 8, 0):
             assert all(example.marks[mark] for mark in task.evidence)

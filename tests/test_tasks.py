@@ -30,6 +30,7 @@ NAMES = (
     "color_tqa_scenes",
     "color_vqa",
     "icl_sentiment",
+    "ioi",
     "misinformation_affect",
 )
 PARTS = [
