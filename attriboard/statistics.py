@@ -1,6 +1,7 @@
-"""How sure a number is, and whether two differ: bootstrap intervals, permutation tests, Holm's correction.
+"""How sure a number is, and whether two differ: bootstrap intervals, permutation tests, ranks over tables, seeds.
 
 Examples that share a base item say much the same; they are resampled, and change sides, together.
+``docs/statistics.md`` says in words what is tested and how; ``benchmarks/coverage.py`` measures how far it can be trusted.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -17,6 +20,8 @@ Array = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 1000
+ALPHA = 0.05
+"""Differences whose (adjusted) p-value is above this are not told apart."""
 
 
 def mean_of_known(values: Array) -> Callable[[NDArray[np.intp]], Array]:
@@ -49,6 +54,10 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """The 95 % bias-corrected and accelerated bootstrap interval of a statistic of ``n`` examples.
 
+    Resamples of few examples spread too little, and know no more than the normal distribution of the tails. The interval
+    is therefore taken at the level at which the interval of a mean is as wide as Student's (Hesterberg 2015, the
+    expanded percentile interval).
+
     Args:
         n: number of examples.
         statistic: from example indices ``[..., m]`` (drawn with replacement) to values ``[...]``.
@@ -76,7 +85,7 @@ def bootstrap_interval(
                 over_last_axis,
                 vectorized=True,
                 n_resamples=RESAMPLES,
-                confidence_level=LEVEL,
+                confidence_level=_expanded(len(clusters)),
                 method=method,
                 rng=np.random.default_rng(seed),
             ).confidence_interval
@@ -85,17 +94,25 @@ def bootstrap_interval(
     return None
 
 
+def _expanded(n: int) -> float:
+    """The level at which a bootstrap interval over ``n`` independent draws is to be read for :data:`LEVEL`."""
+    wide = np.sqrt(n / (n - 1)) * scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)
+    return float(1 - 2 * scipy.stats.norm.sf(wide))
+
+
 def _of_clusters(
     drawn: NDArray[np.intp], clusters: Sequence[NDArray[np.intp]], statistic: Callable[[NDArray[np.intp]], Array]
 ) -> Array:
     """A statistic of the examples of drawn clusters ``[..., C]``; clusters may differ in size."""
+    sizes = np.array([len(cluster) for cluster in clusters])
+    padded = np.array([np.pad(cluster, (0, sizes.max() - len(cluster)), constant_values=-1) for cluster in clusters])
     rows = drawn.reshape(-1, drawn.shape[-1])
-    members = [np.concatenate([clusters[c] for c in row]) for row in rows]
-    lengths = np.array([len(row) for row in members])
+    lengths = sizes[rows].sum(1)
     values = np.empty(len(rows))
     for length in np.unique(lengths):  # rows of one length are one call
         at = np.nonzero(lengths == length)[0]
-        values[at] = statistic(np.stack([members[i] for i in at]))
+        members = padded[rows[at]].reshape(len(at), -1)
+        values[at] = statistic(members[members >= 0].reshape(len(at), length))
     return values.reshape(drawn.shape[:-1])
 
 
@@ -128,11 +145,26 @@ def paired_test(differences: Array, items: Sequence[Hashable] = (), seed: int = 
         return 1.0
     observed = abs(sums.sum())
     slack = 1e-9 * np.abs(sums).sum()  # sums of the same numbers in another order count as equal
-    if 2 ** len(sums) <= FLIPS:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(sums))))
-        return float((np.abs(signs @ sums) >= observed - slack).mean())
-    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(FLIPS, len(sums)))
-    return float((1 + (np.abs(signs @ sums) >= observed - slack).sum()) / (1 + FLIPS))
+    signs = _signs(len(sums), seed)
+    extreme = int((np.abs(signs @ sums) >= observed - slack).sum())
+    return extreme / len(signs) if _all_flips(len(sums)) else (1 + extreme) / (1 + len(signs))
+
+
+def smallest_p(n_items: int) -> float:
+    """The smallest p-value that :func:`paired_test` can give for ``n_items`` base items: all differ in one direction."""
+    return 2.0 ** min(1 - n_items, 0) if _all_flips(n_items) else 1 / (1 + FLIPS)
+
+
+def _all_flips(n_items: int) -> bool:
+    return 2**n_items <= FLIPS
+
+
+@lru_cache(maxsize=4)
+def _signs(n_items: int, seed: int) -> Array:
+    """``[flips, n_items]`` of 1 and -1: all of them where there are few, else random ones."""
+    if _all_flips(n_items):
+        return np.array(list(itertools.product((1.0, -1.0), repeat=n_items)))
+    return np.random.default_rng(seed).choice((1.0, -1.0), size=(FLIPS, n_items))
 
 
 def unpaired_test(
@@ -173,3 +205,74 @@ def holm(p_values: Sequence[float]) -> list[float]:
     found = np.empty_like(p)
     found[order] = np.minimum(adjusted, 1.0)
     return [float(x) for x in found]
+
+
+class RankTest(NamedTuple):
+    """Whether methods differ in rank over tables, and by how much mean ranks must differ.
+
+    Attributes:
+        mean_ranks: ``[k]``, 1 is best.
+        statistic: Friedman's chi-squared, corrected for ties; NaN where all are tied in every table.
+        p: of the statistic, from permutations of the ranks within every table.
+        critical_difference: Nemenyi's, of two mean ranks, at :data:`ALPHA`.
+    """
+
+    mean_ranks: Array
+    statistic: float
+    p: float
+    critical_difference: float
+
+
+def rank_test(values: Array, seed: int = 0) -> RankTest:
+    """Friedman's test (1937) of ``values`` ``[tables, k]``, lower is better, and Nemenyi's critical difference.
+
+    The chi-squared approximation is poor for the few tables there are here, so the p-value comes from permuting the
+    ranks within each table: all permutations where they are no more than :data:`FLIPS`, else that many random ones.
+
+    Raises:
+        ValueError: fewer than 2 tables or 3 methods, or a value that is not finite.
+    """
+    values = np.asarray(values, dtype=float)
+    n, k = values.shape
+    if n < 2 or k < 3 or not np.isfinite(values).all():
+        raise ValueError(f"a rank test needs 2 tables and 3 methods with finite values, not {n} and {k}.")
+    ranks = scipy.stats.rankdata(values, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = float(scipy.stats.friedmanchisquare(*ranks.T).statistic)
+    p = scipy.stats.permutation_test(
+        tuple(ranks.T),
+        # within a table the same ranks are shuffled, so the spread of rank sums orders permutations as the statistic
+        lambda *columns, axis: np.stack([c.sum(axis) for c in columns]).var(0),
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=FLIPS,
+        rng=np.random.default_rng(seed),
+    ).pvalue
+    return RankTest(ranks.mean(0), statistic, float(p), critical_difference(k, n))
+
+
+def critical_difference(methods: int, tables: int) -> float:
+    """Nemenyi's critical difference of two mean ranks at :data:`ALPHA` (Demsar 2006, section 3.2.2)."""
+    q = scipy.stats.studentized_range.ppf(1 - ALPHA, methods, np.inf) / np.sqrt(2)
+    return float(q * np.sqrt(methods * (methods + 1) / (6 * tables)))
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1 in the denominator) of one number under several seeds; NaN for one alone."""
+    found = np.asarray(values, dtype=float)
+    return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's correlation of two lists of scores; NaN where one has no spread or fewer than two entries.
+
+    Raises:
+        ValueError: they differ in length.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"scores of {len(a)} and {len(b)} components cannot be correlated.")
+    ranks = [scipy.stats.rankdata(values) for values in (a, b)]
+    if len(a) < 2 or not all(np.ptp(r) for r in ranks):
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])
