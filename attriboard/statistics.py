@@ -1,7 +1,8 @@
 """How sure a number is, and whether two differ: bootstrap intervals, permutation tests, ranks over tables, seeds.
 
 Examples that share a base item say much the same; they are resampled, and change sides, together.
-``docs/statistics.md`` says in words what is tested and how; ``benchmarks/coverage.py`` measures how far it can be trusted.
+``docs/statistics.md`` says in words what is tested and how; ``benchmarks/coverage.py`` measures how far it can be
+trusted.
 """
 
 from __future__ import annotations
@@ -49,13 +50,33 @@ def clusters_of(items: Sequence[Hashable], n: int) -> list[NDArray[np.intp]]:
     return [np.array(group) for group in groups.values()]
 
 
+def alone(n: int, statistic: Callable[[NDArray[np.intp]], Array]) -> Array:
+    """The statistic of each example alone ``[n]``: NaN where :func:`mean_of_known` has nothing to average."""
+    with np.errstate(all="ignore"):
+        return np.asarray(statistic(np.arange(n)[:, None]), dtype=float) if n else np.zeros(0)
+
+
+def heeded(n: int, statistic: Callable[[NDArray[np.intp]], Array]) -> NDArray[np.intp]:
+    """The indices of the examples that a statistic does not pass over for want of a value; all of them as a rule.
+
+    An example without a value must neither be drawn in the place of one that has, nor be taken for one that agrees.
+    """
+    everyone = np.arange(n)
+    having = everyone[~np.isnan(alone(n, statistic))]
+    if len(having) in (0, n):
+        return everyone
+    with np.errstate(all="ignore"):
+        same = np.isclose(statistic(having), statistic(everyone), rtol=1e-9, atol=1e-12)
+    return having if same else everyone  # the statistic puts together means over different examples
+
+
 def bootstrap_interval(
     n: int, statistic: Callable[[NDArray[np.intp]], Array], seed: int = 0, items: Sequence[Hashable] = ()
 ) -> tuple[float, float] | None:
     """The 95 % bias-corrected and accelerated bootstrap interval of a statistic of ``n`` examples.
 
-    Resamples of few examples spread too little, and know no more than the normal distribution of the tails. The interval
-    is therefore taken at the level at which the interval of a mean is as wide as Student's (Hesterberg 2015, the
+    Resamples of few examples spread too little, and their tails are no wider than the normal distribution's. The
+    interval is therefore taken at the level at which that of a mean is as wide as Student's (Hesterberg 2015, the
     expanded percentile interval).
 
     Args:
@@ -66,8 +87,12 @@ def bootstrap_interval(
 
     Returns:
         (low, high); the percentile interval where the correction is undefined (equal values); None for fewer than two
-        base items or where resamples give no finite value.
+        base items or where resamples give no finite value. Examples without a value are left out (:func:`heeded`).
     """
+    having = heeded(n, statistic)
+    if len(having) < n:
+        known = [items[i] for i in having.tolist()] if len(items) == n else ()
+        return bootstrap_interval(len(having), lambda index: statistic(having[index]), seed, known)
     clusters = clusters_of(items, n)
     if len(clusters) < 2:
         return None
@@ -119,14 +144,17 @@ def _of_clusters(
 def pseudo_values(n: int, statistic: Callable[[NDArray[np.intp]], Array]) -> Array:
     """Jackknife pseudo-values ``[n]``: each example's share in a statistic; for a mean, the values themselves.
 
-    ``n * statistic(all) - (n - 1) * statistic(all but i)`` (Tukey 1958). They make a ratio or an area of means a mean
-    over examples, to first order, so that two methods can be compared example by example.
+    ``n * statistic(all) - (n - 1) * statistic(all but i)`` (Tukey 1958), moved together so that their mean is the
+    statistic itself. They make a ratio or an area of means a mean over examples, to first order, so that two methods
+    can be compared example by example. Examples that the statistic passes over belong left out before; see
+    :func:`heeded`.
     """
     everyone = np.arange(n)
     if n < 2:
         return np.asarray(statistic(everyone), dtype=float).reshape(1).repeat(n)
     rest = np.array([np.delete(everyone, i) for i in range(n)])
-    return n * np.asarray(statistic(everyone)) - (n - 1) * np.asarray(statistic(rest))
+    shares = -(n - 1) * np.asarray(statistic(rest))
+    return shares - shares.mean() + np.asarray(statistic(everyone))
 
 
 FLIPS = 9999
@@ -151,8 +179,8 @@ def paired_test(differences: Array, items: Sequence[Hashable] = (), seed: int = 
 
 
 def smallest_p(n_items: int) -> float:
-    """The smallest p-value that :func:`paired_test` can give for ``n_items`` base items: all differ in one direction."""
-    return 2.0 ** min(1 - n_items, 0) if _all_flips(n_items) else 1 / (1 + FLIPS)
+    """What no p-value of :func:`paired_test` is below, for ``n_items`` base items: all differ in one direction."""
+    return max(2.0 ** min(1 - n_items, 0), 1 / (1 + FLIPS))
 
 
 def _all_flips(n_items: int) -> bool:

@@ -1,9 +1,9 @@
 """How often our 95 % intervals hold the true value, and how often our paired test cries wolf, on simulated data.
 
 The data look like what records hold: means of skewed differences, shares of right answers, f(k) at one size and its
-area, of 24, 48 or 96 examples that stand alone or share a base item by twos and threes, with correlated values. The truth
-is known because the data are drawn; intervals and p-values come from :mod:`attriboard.statistics`, statistics of f from
-the family that records store.
+area, of 24, 48 or 96 examples that stand alone or share a base item by twos and threes, with correlated values. The
+truth is known because the data are drawn; intervals and p-values come from :mod:`attriboard.statistics`, statistics of
+f from the family that records store.
 
     python benchmarks/coverage.py --out results/coverage.json
 """
@@ -138,7 +138,7 @@ def simulate(case: str, n: int, clustered: bool, simulations: int, seed: int = 0
     Returns:
         ``coverage``: share of data sets whose interval holds the truth; ``too_low`` and ``too_high``: share in which
         the whole interval lies below or above it; ``independent``: coverage where shared items are not heeded (None
-        where there are none); ``false_alarms``: share in which the paired test tells two methods with equal truth apart.
+        where there are none); ``false_alarms``: share in which the paired test tells equal methods apart.
     """
     rng = np.random.default_rng([seed, list(CASES).index(case), n, clustered])
     low, high, independent, alarms, items = 0, 0, 0, 0, []
