@@ -892,6 +892,7 @@ def _tex(text: str) -> str:
         ("|", r"\textbar{}"),
         ("#", r"\#"),
         ("−", "$-$"),
+        ("±", r"$\pm$"),
     ):
         text = text.replace(raw, escaped)
     return text

@@ -234,8 +234,8 @@ def test_seeds_of_one_cell_are_summed_up_in_one_table(tmp_path: Path) -> None:
     assert f"| a | 3 | {np.mean(means):.3f} ± {np.std(means, ddof=1):.3f} |" in text
     assert text.index("## Over seeds") > text.index("## Tables")
     assert "one draw for each seed" in text
-    for form in ("html", "latex"):
-        assert f"{np.mean(means):.3f} ± {np.std(means, ddof=1):.3f}" in render(found, form)
+    for form, sign in (("html", "±"), ("latex", r"$\pm$")):
+        assert f"{np.mean(means):.3f} {sign} {np.std(means, ddof=1):.3f}" in render(found, form)
 
 
 def test_one_seed_has_no_summary_and_other_settings_are_not_seeds(tmp_path: Path) -> None:
