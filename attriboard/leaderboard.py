@@ -289,8 +289,8 @@ class Board:
             for table, metrics in tables:
                 ranks = [pd.Series({m: table.ranks(metric)[m] for m in methods}).rank() for metric in metrics]
                 blocks[table.task, table.model].append(np.mean(ranks, axis=0))
-            enough = len(blocks) >= 2 and len(methods) >= 3
-            test = rank_test(np.array([np.mean(rows, axis=0) for rows in blocks.values()])) if enough else None
+            means = np.array([np.mean(rows, axis=0) for rows in blocks.values()]).round(9)  # ties stay ties
+            test = rank_test(means) if len(blocks) >= 2 and len(methods) >= 3 else None
             found[level] = LevelTest(len(tables), len(blocks), methods, test)
         return found
 
@@ -769,8 +769,8 @@ def _rank_words(test: LevelTest) -> str:
     """The rank test of a level in words."""
     if test.found is None:
         return (
-            f"No test of the ranks: it needs three methods in every table and two tasks or models; here "
-            f"{len(test.methods)} stand in every table, of {test.blocks}."
+            f"No test of the ranks: it needs three methods that stand in every table, and two tasks or models; there "
+            f"{'is' if len(test.methods) == 1 else 'are'} {len(test.methods)} and {test.blocks}."
         )
     over = f"{test.tables} tables"
     if test.blocks < test.tables:
