@@ -157,7 +157,7 @@ def simulate(case: str, n: int, clustered: bool, simulations: int, seed: int = 0
             independent += naive[0] <= pair.truth <= naive[1]
         gap = pseudo_values(n, pair.first) - pseudo_values(n, pair.second)
         alarms += paired_test(gap, names) <= ALPHA
-    covered = 1 - (low + high) / simulations
+    covered = (simulations - low - high) / simulations
     return {
         "data": case,
         "examples": n,
