@@ -11,6 +11,8 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,15 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .agreement import Overlap, between_methods, between_seeds, between_tasks, seedless
 from .components import INPUTS
 from .errors import ConfigurationError, UnknownNameError
 from .evaluation.metrics import EDITS, METRICS, Metric
 from .evaluation.preference import LARGEST_RISE
 from .pictures import SheetRow, contact_sheet
 from .results import Aggregate, Folder, Record, Settings, digest, newest
+from .significance import Comparison, compare
+from .statistics import ALPHA, RankTest, over_seeds, rank_test
 
 SPEED = ("seconds_per_example", "forward_equivalents", "peak_memory_mib")
 COLUMNS = ("sufficiency_log_area", "necessity_log_area", "cpr", "cmd", "ablation_drop_p", *SPEED)
@@ -131,6 +136,15 @@ class Table:
             found[:2] = [(found[1][0] + self.columns, found[1][1])]
         return found
 
+    @cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """By metric shown, the tests of all pairs of records that have it; without those that cannot be tested."""
+        return {m: found for shown, records in self.parts for m, found in compare(records, shown).items()}
+
+    def marks(self, record: Record) -> set[str]:
+        """The metrics in which a record is the best, or not significantly worse than it."""
+        return {m for m, comparison in self.comparisons.items() if record.filename in comparison.marked}
+
     def ranks(self, metric: str) -> dict[str, float]:
         """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean.
 
@@ -144,6 +158,61 @@ class Table:
         rank = pd.Series(ordered).rank(method="average").to_numpy()
         relative = (rank - 1) / (len(values) - 1)
         return {r.cell.method_label: float(x) for r, x in zip(self.records, relative)}
+
+
+@dataclass(frozen=True)
+class LevelTest:
+    """Do the methods that stand in all of a level's tables differ in rank?
+
+    Attributes:
+        tables: how many tables there are.
+        blocks: how many tasks and models; tables that share both are averaged, since they are no new evidence.
+        methods: labels, in the order of ``found.mean_ranks``.
+        found: None where there are fewer than two blocks or three methods.
+    """
+
+    tables: int
+    blocks: int
+    methods: tuple[str, ...]
+    found: RankTest | None
+
+
+@dataclass(frozen=True)
+class SeedTable:
+    """What tables that differ in the seed alone say together.
+
+    Attributes:
+        tables: one for each seed (of the examples, or of a model that was built from a seed).
+    """
+
+    tables: tuple[Table, ...]
+
+    @property
+    def seeds(self) -> list[str]:
+        """What the tables differ in, for people."""
+        models = {t.model for t in self.tables}
+        return [t.model if len(models) > 1 else str(t.seed) for t in self.tables]
+
+    @property
+    def title(self) -> str:
+        first = self.tables[0]
+        extra = "" if first.replacement == "counterfactual" else f", {first.replacement} replacement"
+        return f"{first.task}, {first.level}, {seedless(first.model)}{extra}, seeds {', '.join(self.seeds)}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every metric that any of the tables shows."""
+        return tuple(dict.fromkeys(m for t in self.tables for shown, _ in t.parts for m in shown))
+
+    @property
+    def rows(self) -> list[tuple[str, tuple[Record, ...]]]:
+        """Methods with their record under each seed, the best mean standing first."""
+        found: dict[str, list[Record]] = defaultdict(list)
+        for table in self.tables:
+            for record in table.records:
+                found[record.cell.method_label].append(record)
+        ordered = sorted(found, key=lambda m: (float(np.mean([_standing(r)[0] for r in found[m]])), m))
+        return [(method, tuple(found[method])) for method in ordered]
 
 
 @dataclass(frozen=True)
@@ -207,6 +276,53 @@ class Board:
         frame = pd.DataFrame(rows)
         return frame if frame.empty else frame.sort_values(["level", "mean_rank", "method"], ignore_index=True)
 
+    def rank_tests(self) -> dict[str, LevelTest]:
+        """By level, the rank test of the methods that stand in all of the tables behind its overall ranks.
+
+        In each table the methods are ranked by every metric that ranks the level, and by the mean of these ranks.
+        """
+        found = {}
+        for level in dict.fromkeys(t.level for t in self.tables):
+            ranked_by = [
+                (t, [m for m in ranked(level) if t.ranks(m) and np.isfinite(list(t.ranks(m).values())).all()])
+                for t in self.tables
+                if t.level == level
+            ]
+            tables = [(t, metrics) for t, metrics in ranked_by if metrics]
+            if not tables:
+                continue
+            everywhere = set.intersection(*({r.cell.method_label for r in t.records} for t, _ in tables))
+            methods = tuple(sorted(everywhere))
+            blocks: dict[tuple[str, str], list[Any]] = defaultdict(list)
+            for table, metrics in tables:
+                ranks = [pd.Series({m: table.ranks(metric)[m] for m in methods}).rank() for metric in metrics]
+                blocks[table.task, table.model].append(np.mean(ranks, axis=0))
+            means = np.array([np.mean(rows, axis=0) for rows in blocks.values()]).round(9)  # ties stay ties
+            test = rank_test(means) if len(blocks) >= 2 and len(methods) >= 3 else None
+            found[level] = LevelTest(len(tables), len(blocks), methods, test)
+        return found
+
+    def over_seeds(self) -> list[SeedTable]:
+        """Summaries of the tables that differ in the seed alone.
+
+        Models that are built from a seed, and differ in it alone, are one model under several seeds.
+        """
+        built: dict[str, set[str]] = defaultdict(set)
+        for table in self.tables:
+            built[seedless(table.model)].add(table.model)
+        groups: dict[str, list[Table]] = defaultdict(list)
+        for table in self.tables:
+            first = table.records[0]
+            model = seedless(table.model)
+            weights = first.model.weights_sha256 if first.model and len(built[model]) == 1 else ""
+            settings = first.settings.model_dump(exclude={"batch_size"})
+            groups[digest([table.task, table.level, model, table.replacement, settings, weights])].append(table)
+        return [SeedTable(tuple(tables)) for tables in groups.values() if len(tables) > 1]
+
+    def overlaps(self) -> list[Overlap]:
+        """How alike the scores of every method are on every two tasks."""
+        return between_tasks([r for t in self.tables for r in t.records])
+
     def frame(self) -> pd.DataFrame:
         """One row per record that ran, every aggregate with its interval; empty where a record lacks one."""
         held = {name for table in self.tables for r in table.records for name in r.aggregates}
@@ -261,7 +377,7 @@ def markdown(board: Board) -> str:
     if board.about:
         lines += [f"Suite `{board.about.get('suite')}`. {board.about.get('description', '')}".rstrip(), ""]
     lines += [_how_it_ran(board), "", _legend(board), ""]
-    overall = board.overall()
+    overall, tests = board.overall(), board.rank_tests()
     if not overall.empty:
         lines += ["## Overall", ""]
         lines += [
@@ -280,14 +396,22 @@ def markdown(board: Board) -> str:
                 ]
                 for row in part.to_dict(orient="records")
             ]
-            lines += [f"### {level}", "", *_markdown_table(head, body), ""]
+            lines += [f"### {level}", "", *_markdown_table(head, body), "", _rank_words(tests[str(level)]), ""]
     lines += ["## Tables", ""]
     for table in board.tables:
         lines += [f"### {table.title}", "", _examples_line(table), ""]
         for held, records in table.parts:
             head = ["method", *(METRICS[m].title for m in held)]
-            body = [[_name(r.cell.method_label, r.control), *_cells(r, held)] for r in records]
+            body = [[_name(r.cell.method_label, r.control), *_cells(table, r, held, "**{}**")] for r in records]
             lines += [*_markdown_table(head, body), ""]
+    if summaries := board.over_seeds():
+        lines += ["## Over seeds", "", SEEDS_LINE, ""]
+    for summary in summaries:
+        rows = [
+            [_name(label, records[0].control), *_seed_cells(records, summary.columns)]
+            for label, records in summary.rows
+        ]
+        lines += [f"### {summary.title}", "", *_markdown_table(_seed_head(summary), rows), ""]
     lines += _not_run(board)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -303,17 +427,23 @@ def latex(board: Board) -> str:
     for table in board.tables:
         caption = _tex(f"{table.title}. {_examples_line(table)}")
         body = "\\medskip\n".join(
-            _frame(shown, records)
-            .map(_tex)
-            .rename(columns=_tex)
-            .to_latex(index=False, escape=False, column_format="l" + "r" * len(shown))
-            for shown, records in table.parts
+            _tex_body(_frame(table, shown, records, r"\textbf{{{}}}", _tex)) for shown, records in table.parts
         )
-        label = "".join(ch if ch.isalnum() else "-" for ch in table.title)
-        parts.append(
-            f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{label}}}\n{body}\\end{{table}}\n"
-        )
+        parts.append(_tex_table(table.title, caption, body))
+    for summary in board.over_seeds():
+        body = _tex_body(_seed_frame(summary, _tex))
+        parts.append(_tex_table(summary.title, _tex(f"{summary.title}. {SEEDS_LINE}"), body))
     return "\n".join(parts)
+
+
+def _tex_body(frame: pd.DataFrame) -> str:
+    """A tabular of cells that are LaTeX already."""
+    return frame.to_latex(index=False, escape=False, column_format="l" + "r" * (len(frame.columns) - 1))
+
+
+def _tex_table(title: str, caption: str, body: str) -> str:
+    label = "".join(ch if ch.isalnum() else "-" for ch in title)
+    return f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{label}}}\n{body}\\end{{table}}\n"
 
 
 def html(board: Board) -> str:
@@ -326,13 +456,19 @@ def html(board: Board) -> str:
         "{text-align:left}</style></head><body><h1>Leaderboard</h1>",
     ]
     for table in board.tables:
-        parts.append(f"<h2>{table.title}</h2><p>{_examples_line(table)}</p>")
-        parts += [_frame(shown, records).to_html(index=False, border=0) for shown, records in table.parts]
+        parts.append(f"<h2>{escape(table.title)}</h2><p>{escape(_examples_line(table))}</p>")
+        parts += [
+            _frame(table, shown, records, "<b>{}</b>", escape).to_html(index=False, border=0, escape=False)
+            for shown, records in table.parts
+        ]
+    for summary in board.over_seeds():
+        parts.append(f"<h2>{escape(summary.title)}</h2><p>{escape(SEEDS_LINE)}</p>")
+        parts.append(_seed_frame(summary, escape).to_html(index=False, border=0, escape=False))
     return "\n".join([*parts, "</body></html>"]) + "\n"
 
 
 def as_json(board: Board) -> str:
-    """Tables, overall ranks and what was not run, values unrounded."""
+    """Tables, overall ranks, tests, agreement of scores and what was not run, values unrounded."""
     content = {
         "about": board.about,
         "metrics": {name: _metric_fields(metric) for name, metric in METRICS.items()},
@@ -340,6 +476,11 @@ def as_json(board: Board) -> str:
             {key: value for key, value in row.items() if pd.notna(value)}  # a level's own metrics only
             for row in board.overall().to_dict(orient="records")
         ],
+        "rank_tests": {level: _rank_fields(test) for level, test in board.rank_tests().items()},
+        "comparisons": [fields for table in board.tables for fields in _comparison_fields(table)],
+        "over_seeds": [_seed_fields(summary) for summary in board.over_seeds()],
+        "agreement": [fields for table in board.tables for fields in _agreement_fields(table)],
+        "between_tasks": [overlap._asdict() for overlap in board.overlaps()],
         "rows": json.loads(board.frame().to_json(orient="records", double_precision=15)),
         "not_run": [{"cell": str(r.cell), "status": r.status, "reason": r.reason} for r in board.left_out],
         "not_records": board.foreign,
@@ -373,7 +514,10 @@ def render(board: Board, form: str = "md") -> str:
 
 
 def figures(board: Board, out: Path) -> list[Path]:
-    """What every table's records hold as PNG files: curves, pruning, preference, maps of pictures; returns their paths.
+    """What the records hold as PNG files; returns their paths.
+
+    Of every table curves, pruning, preference, agreement of scores between methods and maps of pictures; of every level
+    the agreement of scores between tasks.
 
     Raises:
         OSError: a file cannot be written.
@@ -384,7 +528,12 @@ def figures(board: Board, out: Path) -> list[Path]:
     for i, (table, stem) in enumerate(zip(board.tables, stems)):
         if before := stems[:i].count(stem):  # tables that differ in settings that the title does not name
             stem = f"{stem}-{before + 1}"
-        for kind, figure in (("", _curves(table)), (".pruning", _pruning(table)), (".preference", _preference(table))):
+        for kind, figure in (
+            ("", _curves(table)),
+            (".pruning", _pruning(table)),
+            (".preference", _preference(table)),
+            (".agreement", _agreement(table)),
+        ):
             if figure is not None:
                 figure.suptitle(table.title)
                 made.append(out / f"{stem}{kind}.png")
@@ -393,6 +542,10 @@ def figures(board: Board, out: Path) -> list[Path]:
             made.append(out / f"{stem}.maps.png")
             shown = f", the first {len(rows)}" if len(rows) < len(table.records[0].items) else ""
             contact_sheet([r.cell.method_label for r in table.records], rows, table.title + shown, made[-1])
+    overlaps = board.overlaps()
+    for level in dict.fromkeys(o.level for o in overlaps):
+        made.append(out / f"{level}.tasks.png")
+        _tasks([o for o in overlaps if o.level == level]).savefig(made[-1], dpi=120)
     return made
 
 
@@ -473,6 +626,60 @@ def _preference(table: Table) -> Figure | None:
     return figure
 
 
+def _agreement(table: Table) -> Figure | None:
+    """The rank correlation of every two methods' scores; None where fewer than two records have a sketch."""
+    held, matrix = between_methods(table.records)
+    if not held:
+        return None
+    labels = [r.cell.method_label for r in held]
+    side = 2.5 + 0.4 * len(labels)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axis = figure.subplots()
+    _heat(axis, matrix, labels, labels, [[_short(value) for value in row] for row in matrix])
+    axis.set_title("rank correlation of scores", fontsize=9)
+    return figure
+
+
+def _tasks(overlaps: Sequence[Overlap]) -> Figure:
+    """Methods by pairs of tasks: rank correlation of scores (color, first number) and share of the top in common.
+
+    Means over models and seeds.
+    """
+    methods = list(dict.fromkeys(o.method for o in sorted(overlaps, key=lambda o: (o.control, o.method))))
+    pairs = list(dict.fromkeys((o.first, o.second) for o in sorted(overlaps, key=lambda o: (o.first, o.second))))
+    matrix = np.full((len(methods), len(pairs)), np.nan)
+    texts = [[""] * len(pairs) for _ in methods]
+    for i, method in enumerate(methods):
+        for j, pair in enumerate(pairs):
+            own = [o for o in overlaps if o.method == method and (o.first, o.second) == pair]
+            known = [o.correlation for o in own if o.correlation is not None]
+            if known:
+                matrix[i, j] = np.mean(known)
+            if own:
+                texts[i][j] = f"{_short(matrix[i, j])}\n{100 * np.mean([o.shared for o in own]):.0f} %"
+    figure = Figure(figsize=(4 + 0.9 * len(pairs), 3 + 0.45 * len(methods)), layout="constrained")
+    axis = figure.subplots()
+    _heat(axis, matrix, [f"{a} - {b}" for a, b in pairs], methods, texts)
+    figure.suptitle(f"{overlaps[0].level}: one method on two tasks")
+    axis.set_title("rank correlation of scores; share of the top 20 in common", fontsize=9)
+    return figure
+
+
+def _heat(axis: Any, matrix: Any, columns: Sequence[str], rows: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+    """Correlations as colors, with a text in each field."""
+    axis.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)
+    axis.set_yticks(range(len(rows)), rows, fontsize=7)
+    for i, line in enumerate(texts):
+        for j, text in enumerate(line):
+            strong = np.isfinite(matrix[i][j]) and abs(matrix[i][j]) > 0.6
+            axis.text(j, i, text, ha="center", va="center", fontsize=6, color="white" if strong else "black")
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "n/a"
+
+
 def _color(i: int) -> Any:
     return colormaps["tab20"]((2 * i + i // 10) % 20)  # the ten strong colors first, then their pale ones
 
@@ -507,22 +714,104 @@ def number(metric: Metric, value: float) -> str:
     return text.replace("-", "−") if float(text) else text.lstrip("-")
 
 
-def _with_interval(metric: Metric, a: Aggregate) -> str:
-    text = number(metric, a.value)
+def _with_interval(metric: Metric, a: Aggregate, mark: str = "{}", escaped: Callable[[str], str] = str) -> str:
+    """The value, in ``mark`` where it belongs to the best, and its interval."""
+    text = mark.format(escaped(number(metric, a.value)))
     if a.low is None or a.high is None:
         return text
-    return f"{text} [{number(metric, a.low)}, {number(metric, a.high)}]"
+    return f"{text} {escaped(f'[{number(metric, a.low)}, {number(metric, a.high)}]')}"
 
 
-def _cells(record: Record, shown: Sequence[str]) -> list[str]:
-    return [_with_interval(METRICS[m], record.aggregates[m]) if m in record.aggregates else "" for m in shown]
+def _cells(
+    table: Table, record: Record, shown: Sequence[str], mark: str, escaped: Callable[[str], str] = str
+) -> list[str]:
+    """A record's row; ``mark`` is what goes around the value of the best and of those not told apart from it."""
+    marked = table.marks(record)
+    return [
+        _with_interval(METRICS[m], record.aggregates[m], mark if m in marked else "{}", escaped)
+        if m in record.aggregates
+        else ""
+        for m in shown
+    ]
 
 
-def _frame(shown: Sequence[str], records: Sequence[Record]) -> pd.DataFrame:
+def _frame(
+    table: Table, shown: Sequence[str], records: Sequence[Record], mark: str, escaped: Callable[[str], str]
+) -> pd.DataFrame:
+    """One part of a table, its cells in the language of ``escaped``."""
     return pd.DataFrame(
-        [[r.cell.method_label, *_cells(r, shown)] for r in records],
-        columns=["method", *(METRICS[m].title for m in shown)],
+        [[escaped(r.cell.method_label), *_cells(table, r, shown, mark, escaped)] for r in records],
+        columns=[escaped(title) for title in ("method", *(METRICS[m].title for m in shown))],
     )
+
+
+SEEDS_LINE = (
+    "Mean ± standard deviation over seeds; the last column is the mean rank correlation of a method's scores under two "
+    "seeds, on the same weights."
+)
+
+
+def _seed_head(summary: SeedTable) -> list[str]:
+    return ["method", "seeds", *(METRICS[m].title for m in summary.columns), "rank correlation"]
+
+
+def _seed_cells(records: Sequence[Record], shown: Sequence[str]) -> list[str]:
+    """One method's row, without its name; empty where no seed has the metric, a plain value where only one has."""
+    cells = [str(len(records))]
+    for metric in (METRICS[m] for m in shown):
+        values = [r.aggregates[metric.name].value for r in records if metric.name in r.aggregates]
+        mean, deviation = over_seeds(values) if values else (np.nan, np.nan)
+        spread = f" ± {number(metric, deviation)}" if np.isfinite(deviation) else ""
+        cells.append(f"{number(metric, mean)}{spread}" if values else "")
+    correlation = between_seeds(records)
+    return [*cells, "" if correlation is None else _short(correlation)]
+
+
+def _seed_frame(summary: SeedTable, escaped: Callable[[str], str]) -> pd.DataFrame:
+    rows = [[label, *_seed_cells(records, summary.columns)] for label, records in summary.rows]
+    return pd.DataFrame(
+        [[escaped(cell) for cell in row] for row in rows], columns=[escaped(head) for head in _seed_head(summary)]
+    )
+
+
+def _rank_words(test: LevelTest) -> str:
+    """The rank test of a level in words."""
+    if test.found is None:
+        return (
+            f"No test of the ranks: it needs three methods that stand in every table, and two tasks or models; there "
+            f"{'is' if len(test.methods) == 1 else 'are'} {len(test.methods)} and {test.blocks}."
+        )
+    over = f"{test.tables} tables"
+    if test.blocks < test.tables:
+        over += f" of {test.blocks} tasks and models (tables that share both are averaged)"
+    ordered = sorted(zip(test.found.mean_ranks, test.methods))
+    ranks = ", ".join(f"{method} {rank:.2f}" for rank, method in ordered)
+    chi = "undefined" if np.isnan(test.found.statistic) else f"{test.found.statistic:.2f}"
+    return (
+        f"Mean rank over {over} of the {len(test.methods)} methods that stand in all of them (1 = best, "
+        f"{len(test.methods)} = last): {ranks}. Friedman's test: chi-squared {chi}, p = {test.found.p:.2g}. Mean "
+        f"ranks closer than {test.found.critical_difference:.2f} (Nemenyi's critical difference at {ALPHA:g}) are not "
+        "told apart."
+    )
+
+
+def _blind(table: Table) -> str:
+    """What the examples are too few for, in words; empty where every column could tell."""
+    found: dict[tuple[int, int, int], list[Comparison]] = defaultdict(list)
+    for comparison in table.comparisons.values():
+        if not comparison.can_tell:
+            found[comparison.examples, comparison.items, comparison.methods].append(comparison)
+    said = ""
+    for (n, items, methods), columns in found.items():
+        of = "" if items == n else f" ({items} base items)"
+        where = ", ".join(METRICS[c.metric].title for c in columns)
+        first = columns[0]
+        times = f"times {len(first.pairs)} pairs," if len(first.pairs) > 1 else "which"
+        said += (
+            f" n = {n}{of} cannot tell {methods} methods apart ({where}): the smallest p-value of a paired test on so "
+            f"few, {first.smallest:.2g}, {times} is above {ALPHA:g}."
+        )
+    return said
 
 
 def _name(method: str, control: bool) -> str:
@@ -545,7 +834,7 @@ def _examples_line(table: Table) -> str:
     everyone = f" (pruning and bias: all {kept.seen})" if record.pruning or record.preference else ""
     return (
         f"Answered correctly {kept.correct} of {kept.seen} test examples ({100 * kept.share:.0f} %: {subsets}); "
-        f"n = {kept.kept} of them judged here{everyone}, {scored}.{chance}"
+        f"n = {kept.kept} of them judged here{everyone}, {scored}.{chance}{_blind(table)}"
     )
 
 
@@ -571,11 +860,16 @@ def _legend(board: Board) -> str:
     )
     outside = any(r.cell.entered for table in board.tables for r in table.records)
     entered = " (entered): scores from a file; no method was run, so its cost is empty." if outside else ""
+    halves = "; for halves: the middle 95 % of the halvings" if "reliability" in held else ""
+    draws = "one draw for each seed" if len({t.seed for t in board.tables}) > 1 else "one draw"
     return (
-        f"{shown}. Brackets: 95 % bootstrap interval over the test examples, taken as independent (for seconds: "
-        "smallest and largest repeat, where there were several). *Italic*: controls; the random ones are one draw."
-        f"{entered} "
-        "Definitions: [docs/metrics.md](docs/metrics.md)."
+        f"{shown}. Brackets: 95 % bootstrap interval over the test examples; those that share a base item are "
+        f"resampled together (for seconds: smallest and largest repeat, where there were several{halves}). **Bold** in "
+        "a table: the best value of the column, and all that are not significantly worse on the same examples (paired "
+        f"permutation tests, Holm-corrected over all pairs of the column, p > {ALPHA:g}); where examples are too few "
+        "to tell any two apart, nothing is bold, and the line above the table says so. *Italic*: controls; the random "
+        f"ones are {draws}.{entered} Definitions: [docs/metrics.md](docs/metrics.md); tests: "
+        "[docs/statistics.md](docs/statistics.md)."
     )
 
 
@@ -610,6 +904,7 @@ def _tex(text: str) -> str:
         ("|", r"\textbar{}"),
         ("#", r"\#"),
         ("−", "$-$"),
+        ("±", r"$\pm$"),
     ):
         text = text.replace(raw, escaped)
     return text
@@ -617,3 +912,89 @@ def _tex(text: str) -> str:
 
 def _metric_fields(metric: Metric) -> dict[str, Any]:
     return {k: getattr(metric, k) for k in ("title", "version", "unit", "better", "family", "description")}
+
+
+def _known(value: float) -> float | None:
+    """A number as JSON has it."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _table_fields(table: Table) -> dict[str, Any]:
+    return {k: getattr(table, k) for k in ("task", "level", "model", "replacement", "seed", "title")}
+
+
+def _rank_fields(test: LevelTest) -> dict[str, Any]:
+    found = test.found
+    return {
+        "tables": test.tables,
+        "tasks_and_models": test.blocks,
+        "methods": list(test.methods),
+        "mean_ranks": None if found is None else found.mean_ranks.tolist(),
+        "friedman_chi_squared": None if found is None else _known(found.statistic),
+        "p": None if found is None else found.p,
+        "critical_difference": None if found is None else found.critical_difference,
+    }
+
+
+def _comparison_fields(table: Table) -> list[dict[str, Any]]:
+    labels = {r.filename: r.cell.method_label for r in table.records}
+    return [
+        {
+            **_table_fields(table),
+            "metric": metric,
+            "examples": found.examples,
+            "base_items": found.items,
+            "can_tell": found.can_tell,
+            "marked": [labels[r.filename] for r in table.records if r.filename in found.marked],
+            "pairs": [
+                {
+                    "first": labels[pair.first],
+                    "second": labels[pair.second],
+                    "difference": _known(pair.difference),
+                    "p": pair.p,
+                    "p_adjusted": pair.adjusted,
+                }
+                for pair in found.pairs
+            ],
+        }
+        for metric, found in table.comparisons.items()
+    ]
+
+
+def _seed_fields(summary: SeedTable) -> dict[str, Any]:
+    rows = []
+    for method, records in summary.rows:
+        held: dict[str, list[float]] = {}
+        for metric in summary.columns:
+            if values := [r.aggregates[metric].value for r in records if metric in r.aggregates]:
+                held[metric] = values
+        rows.append(
+            {
+                "method": method,
+                "seeds": len(records),
+                "rank_correlation": between_seeds(records),
+                "metrics": {
+                    metric: {"mean": _known(mean), "standard_deviation": _known(deviation), "seeds": len(values)}
+                    for metric, values in held.items()
+                    for mean, deviation in [over_seeds(values)]
+                },
+            }
+        )
+    first = summary.tables[0]
+    return {
+        "task": first.task,
+        "level": first.level,
+        "model": seedless(first.model),
+        "replacement": first.replacement,
+        "seeds": summary.seeds,
+        "rows": rows,
+    }
+
+
+def _agreement_fields(table: Table) -> list[dict[str, Any]]:
+    """One entry where the table's records have sketches, none otherwise."""
+    held, matrix = between_methods(table.records)
+    if not held:
+        return []
+    rows = [[_known(value) for value in row] for row in matrix]
+    return [{**_table_fields(table), "methods": [r.cell.method_label for r in held], "rank_correlation": rows}]

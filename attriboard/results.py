@@ -207,6 +207,8 @@ class Record(Strict):
         items: the base item of each test example, in the order of the per-example measurements.
         top: the twenty highest components with their scores; empty at levels of inputs, where scores belong to examples
             and stand in ``localization``.
+        sketch: the scores of some or all components, by which records are compared; see
+            :meth:`attriboard.scores.Scores.sketch`. Empty at levels of inputs and in older records.
         scores_sha256: of all scores as float32, one test example after the other at levels of inputs.
         scores_metadata: what the method says of its scores.
         faithfulness, ablation, pruning, editing, preference: measured at levels of components, as the settings ask.
@@ -235,6 +237,7 @@ class Record(Strict):
     subsets: list[str] = Field(default_factory=list)
     control: bool = False
     top: list[tuple[str, float]] = Field(default_factory=list)
+    sketch: list[float] = Field(default_factory=list)
     scores_sha256: str = ""
     scores_metadata: dict[str, Any] = Field(default_factory=dict)
     faithfulness: Faithfulness | None = None

@@ -319,6 +319,7 @@ class Workshop:
             "subsets": [e.example.subset for e in context.test],
             "control": method is not None and method.control,
             "top": scores.top(20) if isinstance(scores, Scores) else [],
+            "sketch": scores.sketch() if isinstance(scores, Scores) else [],
             "scores_sha256": hashlib.sha256(b"".join(v.numpy().tobytes() for v in values)).hexdigest(),
             "scores_metadata": _brief(scores.metadata) if isinstance(scores, Scores) else {},
             **families,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import MethodError
+
+SKETCH = 1024
+"""The most scores that a sketch holds."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,18 @@ class Scores:
         """The ``k`` best components with their scores."""
         flat = self.values.flatten()
         return [(self.names[i], float(flat[i])) for i in self.ranking()[:k].tolist()]
+
+    def sketch(self) -> list[float]:
+        """The scores of every component where there are at most :data:`SKETCH`, else of so many, in row-major order.
+
+        Which ones depends on the level and its size alone, so sketches of one model and level are comparable. Rounded
+        to 6 significant digits.
+        """
+        flat = self.values.flatten()
+        if len(flat) > SKETCH:
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{self.level} {len(flat)}".encode()))
+            flat = flat[torch.randperm(len(flat), generator=generator)[:SKETCH].sort().values]
+        return [float(f"{value:.6g}") for value in flat.tolist()]
 
     def save(self, path: Path, **metadata: str) -> None:
         """Writes one tensor named ``scores`` and metadata ``names`` (JSON), ``level`` and whatever is given.

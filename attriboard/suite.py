@@ -41,7 +41,7 @@ class Group(BaseModel):
     """Every listed method on every listed task at every listed level.
 
     Attributes:
-        models: the suite's if empty.
+        models, seeds: the suite's if empty.
         settings: what differs from the suite's settings, but for :data:`WHOLE_RUN`.
     """
 
@@ -52,6 +52,7 @@ class Group(BaseModel):
     levels: list[str] = Field(min_length=1)
     replacements: tuple[InputReplacement, ...] = ("counterfactual",)
     models: list[str] = Field(default_factory=list)
+    seeds: list[int] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("tasks", "methods", mode="before")
@@ -180,7 +181,10 @@ class Suite(BaseModel):
             get_level(name)
         for name in [model] if model else []:
             check_model_name(name)
-        seeds = self.seeds if seed is None else [seed]
+
+        def seeds(group: Group) -> list[int]:
+            return [seed] if seed is not None else group.seeds or self.seeds
+
         found = [
             Cell(
                 task=spec_task.name,
@@ -199,14 +203,14 @@ class Suite(BaseModel):
             for at in group.levels
             for replacement in group.replacements
             for on in ([model] if model else group.models or self.models)
-            for s in seeds
+            for s in seeds(group)
             if (not task or spec_task.name in task)
             and (not method or spec_method.name in method)
             and (not level or at in level)
         ]
         if not found:
             raise ConfigurationError(self._nothing(task, method, level))
-        return _in_order(found, seeds)
+        return _in_order(found)
 
     def entered(
         self,
@@ -328,10 +332,11 @@ class Suite(BaseModel):
         return f"suite {self.name!r} has no cell with {asked}."
 
 
-def _in_order(cells: Iterable[Cell], seeds: Sequence[int]) -> list[Cell]:
+def _in_order(cells: Iterable[Cell]) -> list[Cell]:
     """Each cell once, by model, seed, task, then level, so that what cells share is in memory when they come."""
     once = list({repr(cell): cell for cell in cells}.values())
     models = list(dict.fromkeys(cell.model for cell in once))
+    seeds = list(dict.fromkeys(cell.seed for cell in once))
     tasks_asked = list(dict.fromkeys(_task_of(cell) for cell in once))
     levels = list(LEVELS)
     return sorted(

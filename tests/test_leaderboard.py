@@ -115,7 +115,8 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_figures_are_drawn_for_every_table(folder: Path, tmp_path: Path) -> None:
     made = leaderboard.figures(Board.read(folder), tmp_path)
-    assert len(made) == 1 and made[0].stat().st_size > 10_000
+    assert len(made) == 2 and made[1].name == made[0].name.replace(".png", ".agreement.png")
+    assert all(path.stat().st_size > 10_000 for path in made)
 
 
 def test_small_and_missing_numbers_are_printed_honestly() -> None:

@@ -682,7 +682,7 @@ def test_overall_ranks_are_per_level_and_by_its_own_metrics(mixed: Path) -> None
 
 def test_curves_and_sheets_are_drawn_from_records_alone(mixed: Path, tmp_path: Path) -> None:
     made = leaderboard.figures(Board.read(mixed), tmp_path)
-    assert len(made) == 4 + 2  # a figure for every table, and a sheet for both of patches
+    assert len(made) == 4 + 2 + 1  # a figure for every table, a sheet for both of patches, agreement for that of heads
     sheets = [file for file in made if file.name.endswith(".maps.png")]
     assert len(sheets) == 2 and all("patches" in file.name for file in sheets)
     for file in made:
