@@ -182,9 +182,6 @@ class Suite(BaseModel):
         for name in [model] if model else []:
             check_model_name(name)
 
-        def seeds(group: Group) -> list[int]:
-            return [seed] if seed is not None else group.seeds or self.seeds
-
         found = [
             Cell(
                 task=spec_task.name,
@@ -203,7 +200,7 @@ class Suite(BaseModel):
             for at in group.levels
             for replacement in group.replacements
             for on in ([model] if model else group.models or self.models)
-            for s in seeds(group)
+            for s in self._seeds(group, seed)
             if (not task or spec_task.name in task)
             and (not method or spec_method.name in method)
             and (not level or at in level)
@@ -211,6 +208,9 @@ class Suite(BaseModel):
         if not found:
             raise ConfigurationError(self._nothing(task, method, level))
         return _in_order(found)
+
+    def _seeds(self, group: Group, asked: int | None) -> list[int]:
+        return [asked] if asked is not None else group.seeds or self.seeds
 
     def entered(
         self,
@@ -237,7 +237,6 @@ class Suite(BaseModel):
         unplaced: list[str] = []
         for file in files:
             on = self._model_of(file, model)
-            seeds = [s for s in (self.seeds if seed is None else [seed]) if file.seed in (None, s)]
             placed = [
                 Cell(
                     task=spec.name,
@@ -254,7 +253,8 @@ class Suite(BaseModel):
                 if file.level in group.levels and on in ([model] if model else group.models or self.models)
                 for spec in group.tasks
                 for replacement in group.replacements
-                for s in seeds
+                for s in self._seeds(group, seed)
+                if file.seed in (None, s)
                 if (not task or spec.name in task)
                 and (not level or file.level in level)
                 and file.task in ("", spec.name)
@@ -268,7 +268,7 @@ class Suite(BaseModel):
         if unplaced and not (found and (task or level or model or seed is not None)):
             raise ScoresError(unplaced[0])
         self._check_rows(found)
-        return _in_order(found, self.seeds if seed is None else [seed])
+        return _in_order(found)
 
     def _model_of(self, file: ScoreFile, asked: str | None) -> str:
         """The model a file's scores are of: the one it names, else the only one of the run that has its shape."""
