@@ -23,10 +23,7 @@ from attriboard.evaluation.faithfulness import Faithfulness
 from attriboard.evaluation.metrics import METRICS
 from attriboard.evaluation.speed import Speed
 from attriboard.results import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings
-from attriboard.runner import run_cells
 from attriboard.statistics import holm, paired_test
-from attriboard.suite import Suite
-from attriboard.task import tasks
 
 ROOT = Path(__file__).parent.parent
 S, N = "sufficiency_log_area", "necessity_log_area"
@@ -218,9 +215,9 @@ def test_what_is_gone_is_named_and_fails() -> None:
     new = [made(GOOD, method="here"), failed, made(GOOD, method="other", settings={"max_kept": 9})]
     report = compare(new, old)
     assert report.failed
-    assert report.failures() == [
-        "missing: t / heads / gone on m, seed 0: there before, and no record now",
+    assert sorted(report.failures()) == [
         "missing: t / heads / broken on m, seed 0: failed now: It is.",
+        "missing: t / heads / gone on m, seed 0: there before, and no record now",
         "missing: t / heads / other on m, seed 0: there before, and no record now: other settings (max_kept 64 -> 9)",
     ]
     assert "3 missing; 1 new cells" in report.summary()
@@ -331,22 +328,13 @@ def test_times_are_per_example() -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(toy: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The toy suite's real records of two methods, and the same with one method's scores turned upside down."""
-    tasks.include(toy["task"])
-    suite = Suite.load(toy["suite"])
-    settings = suite.settings.changed({"test_examples": 32, "max_kept": 16, "speed_repeats": 3})
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two methods' records, and the same with one method worse."""
     good, bad = (Folder(tmp_path_factory.mktemp(name)) for name in ("good", "bad"))
-    cells = suite.cells(method=["attribution_patching", "random"])
-    assert not run_cells("toy", cells, settings, good).failed
-    bad.claim("toy")
-    first, last = good.read()
-    assert (first.cell.method, last.cell.method) == ("attribution_patching", "random")
-    worse = first.model_copy(
-        update={"faithfulness": last.faithfulness, "ablation": last.ablation, "provenance": last.provenance}
-    )
-    bad.write(worse)
-    bad.write(last)
+    for folder, values in ((good, GOOD), (bad, GOOD - 0.2)):
+        folder.claim("s")
+        folder.write(made(values, method="mine"))
+        folder.write(made(GOOD, method="other"))
     return good.path, bad.path
 
 
@@ -361,12 +349,14 @@ def test_the_command_fails_on_what_became_worse(folders: tuple[Path, Path]) -> N
     same = _check(good, "--against", good)
     assert same.returncode == 0, same.stderr
     (line,) = same.stdout.splitlines()
-    assert line.startswith("compared 2 cells, 6 tests (6 paired, 0 unpaired), n = 16: 0 worse, 0 better, 0 not differ")
+    assert line == (
+        "compared 2 cells, 4 tests (4 paired, 0 unpaired), n = 10: 0 worse, 0 better, 0 not different, 4 unchanged, "
+        "0 not detectable; times of 2 cells: 0 slower."
+    )
     worse = _check(bad, "--against", good, "--no-speed")
     assert worse.returncode == 1
-    assert "worse: repeat / heads / attribution_patching on" in worse.stdout and "after Holm (paired, n = 16)" in (
-        worse.stdout
-    )
+    assert worse.stdout.startswith("worse: t / heads / mine on m, seed 0: S (sufficiency_log_area) 0.7")
+    assert "difference -0.200 [-0.200, -0.200], p = 0.002 after Holm (paired, n = 10)" in worse.stdout
     assert check_folders(good, bad, speed=False).found("better")
 
 
