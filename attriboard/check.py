@@ -302,7 +302,7 @@ def compare(new: Sequence[Record], old: Sequence[Record], metrics: Sequence[str]
         seen |= {*held, *had}
         for name in wanted:
             if name in held and name in had:
-                versions = [r.aggregates[name].version for r in (now, before)]
+                versions = [_version(r, name) for r in (now, before)]
                 if versions[0] != versions[1]:
                     raise ConfigurationError(
                         f"{now.cell} has version {versions[0]} of metric {name} and had version {versions[1]} before, "
@@ -428,6 +428,12 @@ def _measured(record: Record) -> dict[str, _Side]:
         for family in record.families.values()
         for name, statistic in family.statistics().items()
     }
+
+
+def _version(record: Record, name: str) -> int:
+    """Of a metric; this version's own where the record is older than the metric, which follows from what it holds."""
+    held = record.aggregates.get(name)
+    return METRICS[name].version if held is None else held.version
 
 
 def _shared(now: Record, before: Record, a: _Side, b: _Side) -> tuple[_Side, _Side] | None:

@@ -499,7 +499,8 @@ def check(
 
     report = check_folders(folder, against, metric or (), speed)
     if as_json:
-        typer.echo(json.dumps({"failed": report.failed, **report.model_dump(mode="json")}, indent=1))
+        said = {"failed": report.failed, "lines": report.lines(), **report.model_dump(mode="json")}
+        typer.echo(json.dumps(said, indent=1))
     else:
         for line in report.lines():
             out.print(line, highlight=False, markup=False)

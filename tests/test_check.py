@@ -275,6 +275,12 @@ def test_metrics_are_known_have_a_direction_and_were_measured() -> None:
     assert all(METRICS[m].better != "neither" for m in HEADLINES)
 
 
+def test_a_metric_that_is_younger_than_a_record_follows_from_its_measurements() -> None:
+    records = [made(GOOD), made(GOOD)]
+    records[1] = records[1].model_copy(update={"aggregates": {}})
+    assert only(compare(*[[r] for r in records])).verdict == "unchanged"
+
+
 # --- times ----------------------------------------------------------------------------------------------------------
 
 
@@ -365,7 +371,8 @@ def test_the_command_speaks_json(folders: tuple[Path, Path]) -> None:
     done = _check(bad, "--against", good, "--no-speed", "--json", "--metric", S)
     said = json.loads(done.stdout)
     assert done.returncode == 1 and said["failed"] and said["cells"] == 2 and not said["times"]
-    assert Report.model_validate({k: v for k, v in said.items() if k != "failed"}) == check_folders(
+    assert said["lines"][0].startswith("worse: t / heads / mine on m")
+    assert Report.model_validate({k: v for k, v in said.items() if k not in ("failed", "lines")}) == check_folders(
         bad, good, [S], speed=False
     )
 
