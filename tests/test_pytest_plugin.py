@@ -29,7 +29,8 @@ class {name}(AttributionPatching):
 
 TESTS = """
 def test_mine(attriboard_check):
-    report = attriboard_check("methods/mine.py", suite="toy.toml", include="toy_task.py")
+    metric = "sufficiency_log_area"
+    report = attriboard_check("methods/mine.py", suite="toy.toml", include="toy_task.py", metric=metric)
     assert report.cells == 1
 """
 
@@ -54,7 +55,7 @@ def project(toy: dict, tmp_path: Path) -> Path:
 
 
 def run_pytest(project: Path, *arguments: str) -> tuple[int, str]:
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=env, check=False)
     return done.returncode, done.stdout + done.stderr
