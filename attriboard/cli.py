@@ -1,7 +1,7 @@
-"""The command line: list, validate, selftest, run, attribute, compare, regression, leaderboard, exports.
+"""The command line: list, validate, selftest, run, attribute, compare, regression, leaderboard, check, exports.
 
-Exit codes: 0 success; 1 some cells or self-tests failed (after everything else ran); 2 a name, option or input that
-cannot be used.
+Exit codes: 0 success; 1 some cells or self-tests failed (after everything else ran), or a check found something worse,
+slower or missing; 2 a name, option or input that cannot be used.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def run(
     from .loading import check_device
     from .results import Folder
     from .runner import run_cells
-    from .suite import Suite
+    from .suite import Suite, limited, without_settings
 
     _include(include)
     loaded = Suite.load(suite)
@@ -240,9 +240,7 @@ def run(
         raise UnknownNameError("executor", executor, ("local", "ray"))
     changes: dict[str, Any] = {}
     if limit is not None:
-        if limit < 1:
-            raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
-        changes |= {"train_examples": limit, "test_examples": limit, "min_kept": 1}
+        changes |= limited(limit)
     if device is not None:
         changes["device"] = device
     if capability is not None:
@@ -255,9 +253,7 @@ def run(
     cells = loaded.entered(read_all(scores), task or (), level or (), model, seed) if scores else []
     if method or not scores:
         cells += loaded.cells(task or (), method or (), level or (), model, seed)
-    cells = [
-        c.model_copy(update={"settings": {k: v for k, v in c.settings.items() if k not in changes}}) for c in cells
-    ]
+    cells = without_settings(cells, changes)
     folder = Folder(out_dir or Path("results") / loaded.name)
     folder.claim(loaded.name, **_about(loaded))
     try:
@@ -534,6 +530,30 @@ def leaderboard(
     except OSError as error:
         raise ConfigurationError(f"cannot write {out_file}: {error.strerror}.") from error
     err.print(f"wrote {escape(str(out_file))}", highlight=False)
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records.")],
+    against: Annotated[Path, typer.Option(metavar="DIR", help="The folder of records it is held against.")],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Compare this metric (repeatable); the headlines by default.")
+    ] = None,
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Also compare times.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Fails if a method became significantly worse, slower, or is missing in DIR, cell by cell."""
+    from .check import check_folders
+
+    report = check_folders(folder, against, metric or (), speed)
+    if as_json:
+        said = {"failed": report.failed, "lines": report.lines(), **report.model_dump(mode="json")}
+        typer.echo(json.dumps(said, indent=1))
+    else:
+        for line in report.lines():
+            out.print(line, highlight=False, markup=False)
+    if report.failed:
+        raise typer.Exit(1)
 
 
 @app.command("export-lm-eval")

@@ -374,6 +374,23 @@ def check_families(families: Iterable[str], task: Task, level: str) -> None:
             )
 
 
+def limited(limit: int) -> dict[str, Any]:
+    """The settings that a trial run with ``limit`` examples per split changes.
+
+    Raises:
+        ConfigurationError: fewer than one example.
+    """
+    if limit < 1:
+        raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
+    return {"train_examples": limit, "test_examples": limit, "min_kept": 1}
+
+
+def without_settings(cells: Iterable[Cell], names: Iterable[str]) -> list[Cell]:
+    """The cells, whose groups no longer change the settings of these names: what is asked of a whole run goes first."""
+    held = set(names)
+    return [c.model_copy(update={"settings": {k: v for k, v in c.settings.items() if k not in held}}) for c in cells]
+
+
 def _task_of(cell: Cell) -> str:
     return repr((cell.task, cell.task_options))
 

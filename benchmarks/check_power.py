@@ -1,0 +1,299 @@
+"""How often `attriboard check` cries wolf, and how many examples it needs to see a method that became 20 % worse.
+
+Heads found by attribution patching on arithmetic are judged on a pool of test examples, three times: with scores from
+some train examples, with scores from others, and with the first scores mixed with noise until S (the headline) is about
+20 % lower. All three are measured, example by example; then samples of the pool become records, and pairs of records go
+through the very function behind the command. Every rerun's pair is drawn at random, 100 of each kind and size:
+
+- ``false_alarms_other_examples``: the same scores on two samples without a common base item (unpaired);
+- ``false_alarms_other_train``: as a run with another seed, other train examples too (unpaired);
+- ``false_alarms_exchanged``: the same examples, good and degraded exchanged by a coin for each base item (paired);
+- ``caught_paired``: good before, degraded now, on the same examples;
+- ``caught_unpaired``: the same on samples without a common base item.
+
+    python benchmarks/check_power.py --out results/check_power.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from attriboard.check import HEADLINES, compare
+from attriboard.components import get_level
+from attriboard.context import Context, Kept
+from attriboard.evaluation import faithfulness
+from attriboard.evaluation.faithfulness import Faithfulness
+from attriboard.evaluation.metrics import METRICS
+from attriboard.evaluation.speed import Speed
+from attriboard.loading import load_model
+from attriboard.method import methods
+from attriboard.model import Cost
+from attriboard.results import Aggregate, Cell, ModelFacts, Record, Settings, Strict, digest
+from attriboard.runner import provenance
+from attriboard.scores import Scores
+from attriboard.statistics import clusters_of
+from attriboard.task import tasks
+
+MODEL, TASK, METHOD, LEVEL = "smollm2-135m", "arithmetic", "attribution_patching", "heads"
+HEADLINE = "sufficiency_log_area"
+DROP = 0.2
+PAIRS = 100
+Index = NDArray[np.intp]
+
+
+class Pool(Strict):
+    """The three measurements over the same examples, and what a record says besides."""
+
+    good: Faithfulness
+    other_train: Faithfulness
+    degraded: Faithfulness
+    items: list[str]
+    subsets: list[str]
+    facts: ModelFacts
+    task_version: int
+    speed: Speed
+    planted: dict[str, Any]
+
+
+def some(family: Faithfulness, index: Index) -> Faithfulness:
+    """The measurements of some examples."""
+    rows = {
+        name: [[row[i] for i in index] for row in getattr(family, name)]
+        for name in ("sufficiency", "necessity", "mib_signed", "mib_absolute")
+    }
+    columns = {name: [getattr(family, name)[i] for i in index] for name in ("full", "empty")}
+    return family.model_copy(update={**rows, **columns})
+
+
+def exchanged(a: Faithfulness, b: Faithfulness, swap: NDArray[np.bool_]) -> Faithfulness:
+    """``a``, with the examples of ``b`` where ``swap`` ``[N]`` says so; both are of the same examples."""
+    rows = {
+        name: np.where(swap, getattr(b, name), getattr(a, name)).tolist()
+        for name in ("sufficiency", "necessity", "mib_signed", "mib_absolute")
+    }
+    return a.model_copy(update=rows)
+
+
+def value(family: Faithfulness, metric: str = HEADLINE) -> float:
+    return float(family.statistics()[metric](np.arange(family.n)))
+
+
+def record(pool: Pool, family: Faithfulness, index: Index, seed: int) -> Record:
+    """What a run with these examples would have stored; one seed stands for one sample of examples."""
+    values = {name: float(statistic(np.arange(family.n))) for name, statistic in family.statistics().items()}
+    values |= {
+        "seconds_per_example": pool.speed.seconds[0] / pool.speed.examples,
+        "forward_equivalents": pool.speed.forward_equivalents,
+        "peak_memory_mib": pool.speed.peak_memory_mib,
+    }
+    return Record(
+        suite="check_power",
+        identity=digest([seed, values]),
+        cell=Cell(task=TASK, method=METHOD, model=MODEL, level=LEVEL, seed=seed),
+        settings=Settings(families=("faithfulness",)),
+        status="ok",
+        task_version=pool.task_version,
+        model=pool.facts,
+        data_sha256=digest([seed, index.tolist()]),
+        kept={"test": Kept(seen=len(index), correct=len(index), kept=len(index), by_subset={})},
+        items=[pool.items[i] for i in index],
+        subsets=[pool.subsets[i] for i in index],
+        faithfulness=family,
+        speed=pool.speed,
+        aggregates={name: Aggregate(value=v, version=METRICS[name].version) for name, v in values.items()},
+        provenance=provenance(torch.device("cpu")),
+    )
+
+
+def degraded(scores: Scores, share: float) -> Scores:
+    """Scores mixed with noise of equal spread."""
+    noise = torch.randn(scores.values.shape, generator=torch.Generator().manual_seed(0))
+    mixed = (1 - share) * scores.values / scores.values.std() + share * noise / noise.std()
+    return replace(scores, values=mixed)
+
+
+def sufficiency(context: Context, scores: Scores) -> float:
+    """S alone, which needs fewer passes than the whole family."""
+    level = get_level(LEVEL)
+    n = level.size(context.model)
+    ks, ranking = faithfulness.sizes(n), scores.ranking()
+    masks = torch.ones(2 + len(ks), n, dtype=torch.bool)
+    masks[0] = False
+    for row, k in enumerate(ks):
+        masks[2 + row, ranking[:k]] = False
+    metric = context.measure(level, "counterfactual", masks)[:, :, 0].tolist()
+    rows = dict.fromkeys(("necessity", "mib_signed", "mib_absolute"), metric[2:])
+    return value(Faithfulness(sizes=ks, full=metric[0], empty=metric[1], sufficiency=metric[2:], mib_sizes=ks, **rows))
+
+
+def share_of_noise(context: Context, scores: Scores, steps: int = 6) -> float:
+    """The share of noise at which S is lower by :data:`DROP`, by bisection."""
+    aim = (1 - DROP) * sufficiency(context, scores)
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        reached = sufficiency(context, degraded(scores, middle))
+        print(f"noise {middle:.3f}: S {reached:.3f}, wanted {aim:.3f}", flush=True)
+        low, high = (middle, high) if reached > aim else (low, middle)
+    return (low + high) / 2
+
+
+def measured(size: int, train: int, calibration: int) -> Pool:
+    """The pool, measured."""
+    start = time.perf_counter()
+    model, level, task = load_model(MODEL, batch_size=32), get_level(LEVEL), tasks.make(TASK)
+    small = Context(model, task, 0, 4 * train, 2 * calibration, calibration, calibration, 2 * train)
+    method = methods.make(METHOD)
+    began = time.perf_counter()
+    model.cost = Cost()
+    good = method.attribute(model, small.train[::2], level)
+    speed = Speed(
+        examples=len(small.train[::2]),
+        seconds=[time.perf_counter() - began],
+        forward_equivalents=model.cost.total / len(small.train[::2]),
+        peak_memory_mib=0.0,
+    )
+    other = method.attribute(model, small.train[1::2], level)
+    share = share_of_noise(small, good)
+    context = Context(model, task, 0, 4 * train, 3 * size // 2, size, size, 2 * train)
+    families = []
+    for scores in (good, other, degraded(good, share)):
+        families.append(faithfulness.evaluate(context, scores, level, "counterfactual"))
+        print(f"pool measured after {time.perf_counter() - start:.0f} s: S {value(families[-1]):.3f}", flush=True)
+    good_values, *_, bad_values = ({m: value(f, m) for m in f.statistics()} for f in families)
+    return Pool(
+        good=families[0],
+        other_train=families[1],
+        degraded=families[2],
+        items=[e.example.item for e in context.test],
+        subsets=[e.example.subset for e in context.test],
+        facts=ModelFacts(
+            source=model.source,
+            weights_sha256=model.weights_sha256,
+            n_layers=model.n_layers,
+            n_heads=model.n_heads,
+            n_components=level.size(model),
+        ),
+        task_version=task.version,
+        speed=speed,
+        planted={
+            "examples": len(context.test),
+            "base_items": len({e.example.item for e in context.test}),
+            "train_examples": len(small.train[::2]),
+            "share_of_noise": share,
+            "good": good_values,
+            "other_train": {m: value(families[1], m) for m in families[1].statistics()},
+            "degraded": bad_values,
+            "drop": {m: 1 - bad_values[m] / good_values[m] for m in good_values},
+            "seconds": time.perf_counter() - start,
+        },
+    )
+
+
+Pair = Callable[[np.random.Generator, int], tuple[Record, Record]]
+
+
+def kinds(pool: Pool) -> dict[str, tuple[int, Pair]]:
+    """By name: how many samples it needs at once, and how a pair (now, before) is drawn."""
+    everyone = len(pool.items)
+    clusters = clusters_of(pool.items, everyone)
+
+    def apart(before: Faithfulness, now: Faithfulness) -> Pair:
+        def draw(rng: np.random.Generator, n: int) -> tuple[Record, Record]:
+            mixed = [clusters[c] for c in rng.permutation(len(clusters))]
+            ends = np.cumsum([len(cluster) for cluster in mixed])
+            used = ends[np.searchsorted(ends, n)]  # the second sample begins with an item that the first has not
+            drawn = np.concatenate(mixed)
+            first, second = np.sort(drawn[:n]), np.sort(drawn[used : used + n])
+            return record(pool, some(now, second), second, 1), record(pool, some(before, first), first, 0)
+
+        return draw
+
+    def together(rng: np.random.Generator, n: int) -> tuple[Record, Record]:
+        at = np.sort(rng.permutation(everyone)[:n])
+        return record(pool, some(pool.degraded, at), at, 0), record(pool, some(pool.good, at), at, 0)
+
+    def coin(rng: np.random.Generator, n: int) -> tuple[Record, Record]:
+        at = np.sort(rng.permutation(everyone)[:n])
+        swap = np.zeros(n, dtype=bool)
+        for cluster in clusters_of([pool.items[i] for i in at], n):
+            swap[cluster] = rng.random() < 0.5
+        good, bad = some(pool.good, at), some(pool.degraded, at)
+        return record(pool, exchanged(good, bad, swap), at, 0), record(pool, exchanged(bad, good, swap), at, 0)
+
+    return {
+        "false_alarms_other_examples": (2, apart(pool.good, pool.good)),
+        "false_alarms_other_train": (2, apart(pool.good, pool.other_train)),
+        "false_alarms_exchanged": (1, coin),
+        "caught_paired": (1, together),
+        "caught_unpaired": (2, apart(pool.good, pool.degraded)),
+    }
+
+
+def counted(pool: Pool, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Of :data:`PAIRS` pairs of each kind and size, how many make the check fail."""
+    rows = []
+    for kind, (samples, pair) in kinds(pool).items():
+        for n in sizes:
+            if samples * n > len(pool.items):
+                continue
+            rng = np.random.default_rng(n)
+            reports = [compare([now], [before], speed=False) for now, before in (pair(rng, n) for _ in range(PAIRS))]
+            failed = sum(report.failed for report in reports)
+            improved = sum(bool(report.found("better")) for report in reports)
+            rows.append({"kind": kind, "n": n, "pairs": PAIRS, "failed": failed, "improved": improved})
+            print(f"{kind}, n = {n}: {failed} of {PAIRS} fail, {improved} improve", flush=True)
+    return rows
+
+
+def smallest(rows: Sequence[dict[str, Any]], kind: str) -> int | None:
+    """The smallest size from which on at least 95 of 100 are caught."""
+    found = None
+    for row in sorted((r for r in rows if r["kind"] == kind), key=lambda r: -r["n"]):
+        if row["failed"] < 0.95 * row["pairs"]:
+            break
+        found = row["n"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pool", type=int, default=200, help="test examples measured")
+    parser.add_argument("--train", type=int, default=8, help="train examples behind each set of scores")
+    parser.add_argument("--calibration", type=int, default=48, help="test examples on which the noise is chosen")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 24, 48, 96])
+    parser.add_argument("--measured", type=Path, help="keep the pool's measurements in this file, or take them from it")
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    if arguments.measured is not None and arguments.measured.exists():
+        pool = Pool.model_validate_json(arguments.measured.read_text())
+    else:
+        pool = measured(arguments.pool, arguments.train, arguments.calibration)
+        if arguments.measured is not None:
+            arguments.measured.write_text(pool.model_dump_json() + "\n")
+    rows = counted(pool, arguments.sizes)
+    said = {
+        "metrics": [m for m in HEADLINES if m in pool.good.statistics()],
+        "planted": pool.planted,
+        "rows": rows,
+        "smallest_n_caught": {kind: smallest(rows, kind) for kind in ("caught_paired", "caught_unpaired")},
+        "seconds": time.perf_counter() - start,
+        "provenance": provenance(torch.device("cpu")).model_dump(),
+    }
+    arguments.out.write_text(json.dumps(said, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
