@@ -32,12 +32,14 @@ from .evaluation.metrics import METRICS
 from .leaderboard import INPUT_RANKED, RANKED, STANDING
 from .results import Cell, Folder, Record, Strict, digest, newest
 from .statistics import (
+    ALPHA,
     FLIPS,
     LEVEL,
     RESAMPLES,
     Array,
     bootstrap_interval,
     clusters_of,
+    heeded,
     holm,
     paired_test,
     pseudo_values,
@@ -49,7 +51,6 @@ HEADLINES = tuple(dict.fromkeys((*RANKED, *INPUT_RANKED, *itertools.chain.from_i
 of them weaker, and the others mostly say the same again."""
 ASIDE = ("batch_size", "device", "speed_examples", "speed_repeats", "speed_max_seconds")
 """Settings in which matching cells may differ."""
-ALPHA = 0.05
 SLOWER = 1.5
 """The least ratio of medians that counts as slower: between runs of the same code on one shared machine it reached 1.45
 in the worst of 89 cells, far beyond the spread of repeats made within a second."""
@@ -325,7 +326,9 @@ def compare(new: Sequence[Record], old: Sequence[Record], metrics: Sequence[str]
 
 def cell_key(record: Record) -> str:
     """Equal for records whose cells match, whatever their seeds."""
-    return digest([record.cell.model_dump(exclude={"settings", "seed"}), _compared_settings(record)])
+    cell = record.cell  # of scores from a file the name counts, not the file, which is what may have become worse
+    asked = cell.model_dump(exclude={"settings", "seed", "entered"})
+    return digest([asked, cell.entered is not None, _compared_settings(record)])
 
 
 def _compared_settings(record: Record) -> dict[str, object]:
@@ -416,11 +419,6 @@ class _Side:
     def value(self) -> float:
         return float(self.statistic(np.arange(self.n)))
 
-    def shares(self) -> Array:
-        """``[n]``: pseudo-values, moved together so that their mean is the value."""
-        shares = pseudo_values(self.n, self.statistic)
-        return shares - shares.mean() + self.value()
-
 
 def _measured(record: Record) -> dict[str, _Side]:
     return {
@@ -461,7 +459,11 @@ def _test(name: str, now: Record, before: Record, held: _Side, had: _Side) -> Co
     """One metric of a matched cell, not yet adjusted."""
     shared = _shared(now, before, held, had)
     a, b = shared or (held, had)
-    x, y = a.shares(), b.shares()
+    known = [set(heeded(side.n, side.statistic).tolist()) for side in (a, b)]
+    if shared:  # an example without a value on either side is no evidence that nothing changed
+        known = [known[0] & known[1]] * 2
+    a, b = (s if len(k) in (0, s.n) else s.at(np.array(sorted(k))) for s, k in zip((a, b), known))
+    x, y = (pseudo_values(side.n, side.statistic) for side in (a, b))
     if shared:
         differences = x - y
         p = paired_test(differences, a.items)

@@ -5,11 +5,14 @@ some train examples, with scores from others, and with the first scores mixed wi
 20 % lower. All three are measured, example by example; then samples of the pool become records, and pairs of records go
 through the very function behind the command. Every rerun's pair is drawn at random, 100 of each kind and size:
 
-- ``false_alarms_other_examples``: the same scores on two samples without a common base item (unpaired);
-- ``false_alarms_other_train``: as a run with another seed, other train examples too (unpaired);
+- ``false_alarms_other_examples``: the same scores on two samples of base items (unpaired);
+- ``false_alarms_other_train``: the same with scores from other train examples, which really differ a little (unpaired);
 - ``false_alarms_exchanged``: the same examples, good and degraded exchanged by a coin for each base item (paired);
 - ``caught_paired``: good before, degraded now, on the same examples;
-- ``caught_unpaired``: the same on samples without a common base item.
+- ``caught_unpaired``: the same on two samples of base items.
+
+Two samples are drawn independently and with replacement, so that the pool stands for all examples there could be:
+samples without a common base item would lie further apart than two runs do.
 
     python benchmarks/check_power.py --out results/check_power.json
 """
@@ -88,8 +91,12 @@ def value(family: Faithfulness, metric: str = HEADLINE) -> float:
     return float(family.statistics()[metric](np.arange(family.n)))
 
 
-def record(pool: Pool, family: Faithfulness, index: Index, seed: int) -> Record:
-    """What a run with these examples would have stored; one seed stands for one sample of examples."""
+def record(pool: Pool, family: Faithfulness, index: Index, seed: int, items: Sequence[str] = ()) -> Record:
+    """What a run with these examples would have stored; one seed stands for one sample of examples.
+
+    Args:
+        items: the base item of each example, where one that was drawn twice counts as two.
+    """
     values = {name: float(statistic(np.arange(family.n))) for name, statistic in family.statistics().items()}
     values |= {
         "seconds_per_example": pool.speed.seconds[0] / pool.speed.examples,
@@ -106,7 +113,7 @@ def record(pool: Pool, family: Faithfulness, index: Index, seed: int) -> Record:
         model=pool.facts,
         data_sha256=digest([seed, index.tolist()]),
         kept={"test": Kept(seen=len(index), correct=len(index), kept=len(index), by_subset={})},
-        items=[pool.items[i] for i in index],
+        items=list(items) or [pool.items[i] for i in index],
         subsets=[pool.subsets[i] for i in index],
         faithfulness=family,
         speed=pool.speed,
@@ -203,19 +210,23 @@ def measured(size: int, train: int, calibration: int) -> Pool:
 Pair = Callable[[np.random.Generator, int], tuple[Record, Record]]
 
 
-def kinds(pool: Pool) -> dict[str, tuple[int, Pair]]:
-    """By name: how many samples it needs at once, and how a pair (now, before) is drawn."""
+def kinds(pool: Pool) -> dict[str, Pair]:
+    """By name, how a pair (now, before) is drawn."""
     everyone = len(pool.items)
     clusters = clusters_of(pool.items, everyone)
 
     def apart(before: Faithfulness, now: Faithfulness) -> Pair:
+        def sample(rng: np.random.Generator, n: int) -> tuple[Index, list[str]]:
+            drawn = rng.integers(len(clusters), size=n)  # each has an example at least
+            at = np.concatenate([clusters[c] for c in drawn])[:n]
+            return at, [f"{i}" for i, c in enumerate(drawn) for _ in clusters[c]][:n]
+
         def draw(rng: np.random.Generator, n: int) -> tuple[Record, Record]:
-            mixed = [clusters[c] for c in rng.permutation(len(clusters))]
-            ends = np.cumsum([len(cluster) for cluster in mixed])
-            used = ends[np.searchsorted(ends, n)]  # the second sample begins with an item that the first has not
-            drawn = np.concatenate(mixed)
-            first, second = np.sort(drawn[:n]), np.sort(drawn[used : used + n])
-            return record(pool, some(now, second), second, 1), record(pool, some(before, first), first, 0)
+            (first, first_items), (second, second_items) = sample(rng, n), sample(rng, n)
+            return (
+                record(pool, some(now, second), second, 1, second_items),
+                record(pool, some(before, first), first, 0, first_items),
+            )
 
         return draw
 
@@ -232,20 +243,20 @@ def kinds(pool: Pool) -> dict[str, tuple[int, Pair]]:
         return record(pool, exchanged(good, bad, swap), at, 0), record(pool, exchanged(bad, good, swap), at, 0)
 
     return {
-        "false_alarms_other_examples": (2, apart(pool.good, pool.good)),
-        "false_alarms_other_train": (2, apart(pool.good, pool.other_train)),
-        "false_alarms_exchanged": (1, coin),
-        "caught_paired": (1, together),
-        "caught_unpaired": (2, apart(pool.good, pool.degraded)),
+        "false_alarms_other_examples": apart(pool.good, pool.good),
+        "false_alarms_other_train": apart(pool.good, pool.other_train),
+        "false_alarms_exchanged": coin,
+        "caught_paired": together,
+        "caught_unpaired": apart(pool.good, pool.degraded),
     }
 
 
 def counted(pool: Pool, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Of :data:`PAIRS` pairs of each kind and size, how many make the check fail."""
     rows = []
-    for kind, (samples, pair) in kinds(pool).items():
+    for kind, pair in kinds(pool).items():
         for n in sizes:
-            if samples * n > len(pool.items):
+            if n > len(pool.items):
                 continue
             rng = np.random.default_rng(n)
             reports = [compare([now], [before], speed=False) for now, before in (pair(rng, n) for _ in range(PAIRS))]
