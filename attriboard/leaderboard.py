@@ -49,6 +49,7 @@ BLOCKS = (
     tuple(name for name, metric in METRICS.items() if metric.family == "pruning"),
     *(tuple(name for name in METRICS if name.startswith(f"edit_{kind}_")) for kind in EDITS),
     tuple(name for name, metric in METRICS.items() if metric.family == "preference"),
+    tuple(name for name, metric in METRICS.items() if metric.family == "ground_truth"),
 )
 """The columns of further tables below the first, each where a record has any of them."""
 RANKED = ("sufficiency_log_area", "necessity_log_area", "ablation_drop_p")
@@ -230,6 +231,7 @@ STANDING = (
     ("pruning_accuracy_area",),
     ("edit_suppress_score",),
     ("bias_removed",),
+    ("truth_auroc",),
 )
 """What the rows of a table are sorted by: the mean of the first of these that a record has."""
 

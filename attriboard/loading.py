@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from .architectures import VISION, architecture_of
 from .errors import ConfigurationError, ModelError, UnknownNameError
 from .model import Model
-from .truth import read_truth
+from .truth import FILE, read_truth
 from .zoo import planted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -139,6 +139,11 @@ def check_model_name(name: str) -> None:
     if name in MODELS or planted.is_planted(name) or Path(name).is_dir() or name.count("/") == 1:
         return
     raise UnknownNameError("model", name, [*MODELS, *planted.NAMES], "A folder or a Hugging Face id (owner/name) works too.")
+
+
+def has_truth(name: str) -> bool:
+    """Whether the mechanism of the model of that name is known."""
+    return planted.is_planted(name) or (Path(name) / FILE).is_file()
 
 
 def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> Model:

@@ -28,6 +28,7 @@ from .evaluation.editing import SIZES as EDIT_SIZES
 from .evaluation.editing import Editing
 from .evaluation.faithfulness import Faithfulness
 from .evaluation.family import Family
+from .evaluation.ground_truth import GroundTruth
 from .evaluation.localization import Localization
 from .evaluation.metrics import METRICS
 from .evaluation.preference import SIZES as PREFERENCE_SIZES
@@ -109,7 +110,7 @@ class Settings(Strict):
     max_kept: int = Field(64, ge=1)
     min_kept: int = Field(8, ge=1)
     max_train: int | None = Field(None, ge=1)
-    families: tuple[Literal["faithfulness", "ablation", "pruning", "editing", "preference"], ...] = Field(
+    families: tuple[Literal["faithfulness", "ablation", "pruning", "editing", "preference", "ground_truth"], ...] = Field(
         ("faithfulness", "ablation"), min_length=1
     )
     ablation_draws: int = Field(5, ge=1)
@@ -196,6 +197,7 @@ class Record(Strict):
         faithfulness, ablation, pruning, editing, preference: measured at levels of components, as the settings ask.
         localization: measured at levels of inputs.
         concepts: measured of neurons, where every example carries a concept.
+        ground_truth: measured of models with a known mechanism: of components as the settings ask, of tokens always.
         not_measured: by family of metrics, why a family that the task and level have was not measured.
         aggregates: by metric name.
         seconds: wall time of the cell's parts.
@@ -227,6 +229,7 @@ class Record(Strict):
     pruning: Pruning | None = None
     editing: Editing | None = None
     preference: Preference | None = None
+    ground_truth: GroundTruth | None = None
     speed: Speed | None = None
     not_measured: dict[str, str] = Field(default_factory=dict)
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)

@@ -30,7 +30,17 @@ from .capability import Capability
 from .components import InputLevel, Level, get_level
 from .context import Context
 from .errors import AttriboardError, ConfigurationError, ModelError, SkipCell
-from .evaluation import ablation, concepts, editing, faithfulness, localization, preference, pruning, speed
+from .evaluation import (
+    ablation,
+    concepts,
+    editing,
+    faithfulness,
+    ground_truth,
+    localization,
+    preference,
+    pruning,
+    speed,
+)
 from .evaluation.family import Family
 from .evaluation.metrics import METRICS
 from .interventions import Replacement, check_replacement
@@ -60,12 +70,14 @@ _DETERMINING = (
     "slicing.py",
     "statistics.py",
     "task.py",
+    "truth.py",
     "vision.py",
     "evaluation/ablation.py",
     "evaluation/concepts.py",
     "evaluation/editing.py",
     "evaluation/faithfulness.py",
     "evaluation/family.py",
+    "evaluation/ground_truth.py",
     "evaluation/localization.py",
     "evaluation/metrics.py",
     "evaluation/preference.py",
@@ -267,8 +279,13 @@ class Workshop:
             values = [scores.values]
         else:
             found = localization.evaluate(context, scores, cast(InputLevel, level), cell.replacement, s.rings)
-            families = {"localization": found}
+            families["localization"] = found
             clock.lap("localization")
+            if model.truth is not None:
+                try:
+                    families["ground_truth"] = ground_truth.evaluate(context, scores, level)
+                except SkipCell as error:
+                    not_measured["ground_truth"] = str(error)
             values = scores
         for family in families.values():
             not_measured |= family.gaps()
@@ -311,6 +328,8 @@ class Workshop:
             return faithfulness.evaluate(context, scores, level, replacement)
         if name == "ablation":
             return ablation.evaluate(context, scores, level, replacement, s.ablation_draws)
+        if name == "ground_truth":
+            return ground_truth.evaluate(context, scores, level)
         if name == "preference":
             documents = capability.own_prose(s.capability_limit)
             likelihoods = capability.document_log_likelihoods
