@@ -138,7 +138,9 @@ def check_model_name(name: str) -> None:
     """Raises UnknownNameError for a name that is neither a short name, nor a folder, nor shaped like a hub id."""
     if name in MODELS or planted.is_planted(name) or Path(name).is_dir() or name.count("/") == 1:
         return
-    raise UnknownNameError("model", name, [*MODELS, *planted.NAMES], "A folder or a Hugging Face id (owner/name) works too.")
+    raise UnknownNameError(
+        "model", name, [*MODELS, *planted.NAMES], "A folder or a Hugging Face id (owner/name) works too."
+    )
 
 
 def has_truth(name: str) -> bool:

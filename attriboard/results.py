@@ -110,8 +110,8 @@ class Settings(Strict):
     max_kept: int = Field(64, ge=1)
     min_kept: int = Field(8, ge=1)
     max_train: int | None = Field(None, ge=1)
-    families: tuple[Literal["faithfulness", "ablation", "pruning", "editing", "preference", "ground_truth"], ...] = Field(
-        ("faithfulness", "ablation"), min_length=1
+    families: tuple[Literal["faithfulness", "ablation", "pruning", "editing", "preference", "ground_truth"], ...] = (
+        Field(("faithfulness", "ablation"), min_length=1)
     )
     ablation_draws: int = Field(5, ge=1)
     rings: tuple[Literal[0, 1], ...] = (0,)

@@ -102,8 +102,8 @@ class Truth(BaseModel):
             known = set(COMPONENTS[level].names(model))
             for part in parts:
                 if part.name not in known:
-                    wrong = UnknownNameError(f"component of {model.name} in its truth, level {level}:", part.name, known)
-                    raise ModelError(str(wrong))
+                    place = f"component of {model.name} in its truth, level {level}:"
+                    raise ModelError(str(UnknownNameError(place, part.name, known)))
 
     def save(self, folder: Path) -> None:
         """Writes :data:`FILE` into a model's folder."""

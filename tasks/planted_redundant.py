@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from attriboard.tasks.planted_copy import PlantedCopy
+from .planted_copy import PlantedCopy
 
 
 @dataclass

@@ -154,9 +154,7 @@ def evaluate(context: Context, scores: Scores | Sequence[Tensor], level: Level) 
     return GroundTruth(cases=[case], each_example=False)
 
 
-def _token_cases(
-    context: Context, scores: Sequence[Tensor], level: InputLevel, marks: Sequence[str]
-) -> list[Case]:
+def _token_cases(context: Context, scores: Sequence[Tensor], level: InputLevel, marks: Sequence[str]) -> list[Case]:
     model = context.model
     if level.name != "tokens" or not marks:
         raise SkipCell(f"the truth of {model.name} says nothing about {level.name}.")

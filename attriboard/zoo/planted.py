@@ -28,9 +28,9 @@ Why it is exact:
   3e-8 of the attention goes elsewhere and the mechanism holds to better than 1e-5. The price is wanted: the gradient
   through such a pattern is about 20 * 3e-8 of the head's effect, nothing in single precision, and methods that rest on
   that gradient cannot see what the pattern rests on. In redundant models the margin is twice that.
-- Llama rotates queries and keys. Heads that look a fixed number of tokens back have constant queries and keys
-  in the three fastest pairs of dimensions, with phases that peak at that distance; heads that match content use
-  pairs that turn by less than 1e-3 over the whole context (``rope_theta`` is 1e12). GPT-2 has one-hot positions instead.
+- Llama rotates queries and keys. Heads that look a fixed number of tokens back have constant queries and keys in the
+  three fastest pairs of dimensions, with phases that peak at that distance; heads that match content use pairs that
+  turn by less than 1e-3 over the whole context (``rope_theta`` is 1e12). GPT-2 has one-hot positions instead.
 - A neuron reads axes that hold 0 or 1 so that its gate is +20 or at most -20: on or, but for 4e-8, off.
 
 Why distractors do nothing: they write distractor axes alone, and those are read by distractors alone: by no real part
@@ -240,7 +240,7 @@ def _head(at: tuple[int, int], dimension: int | None = None) -> str:
     return f"a{at[0]}.h{at[1]}" + ("" if dimension is None else f".d{dimension}")
 
 
-# --- copy, redundant, suppressor ---------------------------------------------------------------------------------------
+# --- copy, redundant, suppressor -----------------------------------------------------------------------------------
 
 _ALIKE = 9
 """Neurons that read the same thing, in the FFNs of these three."""
@@ -349,14 +349,14 @@ def _others(taken: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return [(layer, h) for layer in range(N_LAYERS) for h in range(N_HEADS) if (layer, h) not in taken]
 
 
-# --- arithmetic --------------------------------------------------------------------------------------------------------
+# --- arithmetic ----------------------------------------------------------------------------------------------------
 
 _SUM_PROOF = (
-    "At the last token {first} looks three tokens back and {second} one token back (by {margin:.0f} nats or more), and "
-    "each writes the number it finds there on an axis of its own for that number. A neuron of {table} reads one axis of "
-    "each and is on only where both hold 1, which is so for one pair of operands; it writes the axis of the pair's "
-    "sum, and the unembedding reads these axes alone. Without either operand no neuron is on, and all sums get the "
-    "same logit. "
+    "At the last token {first} looks three tokens back and {second} one token back (by {margin:.0f} nats or more), "
+    "and each writes the number it finds there on an axis of its own for that number. A neuron of {table} that belongs "
+    "to a pair of operands reads one axis of each head and is on only where both hold 1; it writes the axis of the "
+    "pair's sum, and the unembedding reads these axes alone. Without either operand no such neuron is on, and all sums "
+    "get the same logit. "
 )
 
 
@@ -390,7 +390,7 @@ def _arithmetic(mechanism: str, seed: int) -> Blueprint:
     for layer in range(N_LAYERS):
         first, second = real if layer == table else false
         pools = [draft.free[i::4] for i in range(4)]  # so that what is on together writes different axes
-        neurons = []
+        neurons: list[Neuron] = []
         for reads, pool in (
             *(([first[a], second[b]], pools[0]) for a, b in pairs),
             *(([first[a]], pools[1]) for a in numbers),
@@ -430,7 +430,7 @@ _BLUEPRINTS: dict[str, Callable[[str, int], Blueprint]] = {
 }
 
 
-# --- from a blueprint to weights ---------------------------------------------------------------------------------------
+# --- from a blueprint to weights -----------------------------------------------------------------------------------
 
 
 def _put(weight: torch.Tensor, column: int, vector: Mapping[int, float]) -> None:
