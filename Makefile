@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint full acting speed board compare docs clean
+.PHONY: install quick test test-slow lint full acting planted speed board compare docs clean
 
 install: $(INSTALLED)
 
@@ -41,6 +41,12 @@ full: install
 acting: install
 	$(BIN)/attriboard run benchmarks/acting.toml --out results/acting
 	$(BIN)/attriboard leaderboard results/acting --out results/acting/leaderboard.md
+
+# models whose mechanism is known: what each method finds of it
+planted: install
+	$(BIN)/attriboard run benchmarks/planted.toml --out results/planted
+	$(BIN)/attriboard leaderboard results/planted --out results/planted/leaderboard.md
+	$(BIN)/python benchmarks/ground_truth.py
 
 speed: install
 	$(BIN)/python benchmarks/speed.py --out results/speed.json

@@ -472,6 +472,87 @@ def test_parts_that_no_scored_example_needs_are_not_judged() -> None:
     assert len(found.cases[0].scores) == 256 - found.cases[0].left_out
 
 
+# --- what methods miss is the model's own doing ---------------------------------------------------------------------
+
+
+def at_head(model: Model, head: str) -> tuple[str, int]:
+    layer, h = head[1:].split(".h")
+    return hook_name("z", int(layer)), int(h)
+
+
+@pytest.mark.parametrize("name", [n for n in PLACED if "arithmetic" not in n])
+def test_a_little_of_what_gradients_do_not_see_really_changes_nothing(name: str) -> None:
+    """The gradient through a saturated pattern is zero, though all of the head decides the answer."""
+    model, examples = model_of(name), context_of(name).train[:4]
+    batch = model.batch(examples)
+    clean = model.metric(model.run(batch).logits, batch)
+    heads = [part.name for part in truth_of(name).levels["heads"]]
+    previous, match = heads[0], heads[2 if "redundant" in name else 1]
+    for method in ("attribution_patching", "gradient_x_activation"):
+        scores = make_method(method, {}, 0).attribute(model, examples, get_level("heads"))
+        found = dict(zip(scores.names, scores.values.flatten().tolist()))
+        assert abs(found[previous]) < EXACT and found[match] > MATTERS
+        for head, slope in ((previous, 0.0), (match, None)):
+            site, h = at_head(model, head)
+            for share in (0.9, 1.1):
+
+                def scaled(z: Tensor, h: int = h, share: float = share) -> Tensor:
+                    return torch.cat([z[..., :h, :], share * z[..., h : h + 1, :], z[..., h + 1 :, :]], -2)
+
+                change = clean - model.metric(model.run(batch, edits={site: scaled}).logits, batch)
+                assert (float(change.abs().max()) < 1e-4) == (slope == 0.0), (head, share)
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_what_direct_effects_do_not_see_is_not_read_by_the_unembedding(name: str) -> None:
+    model = model_of(name)
+    batch = model.batch(context_of(name).train[:4])
+    heads = [part.name for part in truth_of(name).levels["heads"]]
+    movers = heads[: 1 if "copy" in name or "suppressor" in name else 2]
+    found, resid = last_token(model, batch, ("z",))
+    for head in movers:
+        layer, h = (int(n) for n in head[1:].split(".h"))
+        written_there = model.head_outputs(layer, found["z"][:, layer])[:, h]
+        assert (written_there.norm(dim=-1) > 1).all()
+        assert torch.allclose(model._unembed(resid - written_there), model._unembed(resid), atol=EXACT)
+    scores = make_method("direct_logit_attribution", {}, 0).attribute(
+        model, context_of(name).train[:4], get_level("heads")
+    )
+    direct = dict(zip(scores.names, scores.values.flatten().tolist()))
+    assert all(abs(direct[head]) < EXACT for head in movers)
+
+
+@pytest.mark.parametrize("name", ["planted-arithmetic", "planted-arithmetic-seed2"])
+def test_a_distractor_may_know_what_a_real_neuron_knows(name: str) -> None:
+    model = model_of(name)
+    found, _ = last_token(model, model.batch(context_of(name).train), ("post",))
+    active = dict(zip(get_level("neurons").names(model), found["post"].flatten(1).T > planted.ACTIVE / 2))
+    real = {part.name for part in truth_of(name).levels["neurons"]}
+    needed = [n for n in real if active[n].any()]
+    assert needed
+    for neuron in needed:
+        twins = [n for n, on in active.items() if n not in real and torch.equal(on, active[neuron])]
+        assert len(twins) == model.n_layers - 1  # one in every other layer
+
+
+@pytest.mark.parametrize("name", ["planted-copy", "planted-suppressor-gpt2"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_answers_do_not_depend_on_padding_or_neighbors(name: str, side: str) -> None:
+    model = load_model(name)
+    model.padding_side = side
+    texts = (
+        "the cup red . the cup",
+        "the ball red . the cup blue . the box green . the box",
+        "the key gray . the pen red . the key",
+    )
+    examples = [model.encode(Example(text, answer)) for text, answer in zip(texts, (" red", " green", " gray"))]
+    together = model.run(model.batch(examples)).logits
+    for row, example in zip(together, examples):
+        (alone,) = model.run(model.batch([example])).logits
+        assert torch.allclose(row, alone, atol=EXACT)
+        assert int(row.argmax()) == example.answer
+
+
 # --- in records and on the board -----------------------------------------------------------------------------------
 
 SETTINGS = Settings(
