@@ -522,6 +522,14 @@ def test_what_direct_effects_do_not_see_is_not_read_by_the_unembedding(name: str
     assert all(abs(direct[head]) < EXACT for head in movers)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_integrated_gradients_see_both_backups_where_they_share_a_layer(seed: int) -> None:
+    name = f"planted-redundant-seed{seed}"
+    one_layer = len({head.split(".")[0] for head in previous_heads(name)}) == 1
+    found = values(scored(name, "integrated_gradients", "heads"))["truth_auroc"]
+    assert found == pytest.approx(1.0 if one_layer else 5 / 6)
+
+
 @pytest.mark.parametrize("name", ["planted-arithmetic", "planted-arithmetic-seed2"])
 def test_a_distractor_may_know_what_a_real_neuron_knows(name: str) -> None:
     model = model_of(name)
