@@ -522,6 +522,13 @@ def test_what_direct_effects_do_not_see_is_not_read_by_the_unembedding(name: str
     assert all(abs(direct[head]) < EXACT for head in movers)
 
 
+@pytest.mark.parametrize("name", ["planted-arithmetic", "planted-suppressor"])
+def test_value_neurons_that_nothing_activates_have_no_shares_of_query_neurons(name: str) -> None:
+    scores = make_method("query_neurons", {}, 0).attribute(model_of(name), context_of(name).train, get_level("neurons"))
+    assert torch.isfinite(scores.values).all()
+    assert values(scored(name, "query_neurons", "neurons"))["truth_auroc"] == 0.5
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_integrated_gradients_see_both_backups_where_they_share_a_layer(seed: int) -> None:
     name = f"planted-redundant-seed{seed}"
