@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint full acting sanity speed board compare docs clean
+.PHONY: install quick test test-slow lint full acting planted sanity speed board compare docs clean
 
 install: $(INSTALLED)
 
@@ -46,6 +46,12 @@ acting: install
 sanity: install
 	$(BIN)/attriboard run benchmarks/sanity.toml --out results/sanity
 	$(BIN)/attriboard leaderboard results/sanity --out results/sanity/leaderboard.md
+
+# models whose mechanism is known: what each method finds of it
+planted: install
+	$(BIN)/attriboard run benchmarks/planted.toml --out results/planted
+	$(BIN)/attriboard leaderboard results/planted --out results/planted/leaderboard.md
+	$(BIN)/python benchmarks/ground_truth.py
 
 speed: install
 	$(BIN)/python benchmarks/speed.py --out results/speed.json

@@ -115,6 +115,7 @@ def _listing(kind: str) -> list[dict[str, Any]]:
         ] + _broken(methods)
     if kind == "models":
         from .loading import MODELS
+        from .zoo import planted
 
         return [
             {
@@ -125,6 +126,9 @@ def _listing(kind: str) -> list[dict[str, Any]]:
                 "licence": m.licence,
             }
             for name, m in MODELS.items()
+        ] + [
+            {"name": name, "installed": "yes", "wheel": "none: built at load", "hub": "", "licence": "Apache-2.0"}
+            for name in planted.NAMES
         ]
     from .suite import Suite, suites
 

@@ -56,6 +56,7 @@ BLOCKS = (
     tuple(name for name, metric in METRICS.items() if metric.family == "preference"),
     tuple(name for name, metric in METRICS.items() if metric.family == "reliability"),
     tuple(name for name, metric in METRICS.items() if metric.family == "sanity"),
+    tuple(name for name, metric in METRICS.items() if metric.family == "ground_truth"),
 )
 """The columns of further tables below the first, each where a record has any of them."""
 RANKED = ("sufficiency_log_area", "necessity_log_area", "ablation_drop_p")
@@ -355,6 +356,7 @@ STANDING = (
     ("edit_suppress_score",),
     ("bias_removed",),
     ("reliability",),
+    ("truth_auroc",),
 )
 """What the rows of a table are sorted by: the mean of the first of these that a record has."""
 

@@ -30,6 +30,8 @@ from transformers.utils import logging as transformers_logging
 from .architectures import VISION, architecture_of
 from .errors import ConfigurationError, ModelError, UnknownNameError
 from .model import Model
+from .truth import FILE, read_truth
+from .zoo import planted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -134,16 +136,25 @@ def check_device(device: str) -> None:
 
 def check_model_name(name: str) -> None:
     """Raises UnknownNameError for a name that is neither a short name, nor a folder, nor shaped like a hub id."""
-    if name in MODELS or Path(name).is_dir() or name.count("/") == 1:
+    if name in MODELS or planted.is_planted(name) or Path(name).is_dir() or name.count("/") == 1:
         return
-    raise UnknownNameError("model", name, MODELS, "A folder or a Hugging Face id (owner/name) works too.")
+    raise UnknownNameError(
+        "model", name, [*MODELS, *planted.NAMES], "A folder or a Hugging Face id (owner/name) works too."
+    )
+
+
+def has_truth(name: str) -> bool:
+    """Whether the mechanism of the model of that name is known."""
+    return planted.is_planted(name) or (Path(name) / FILE).is_file()
 
 
 def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> Model:
     """A model by short name, local folder or Hugging Face id, proven and ready.
 
     Args:
-        name: a key of :data:`MODELS`, a folder written by ``save_pretrained``, or a hub id.
+        name: a key of :data:`MODELS`, a planted model (:data:`attriboard.zoo.planted.NAMES`, with or without
+            ``-seedN``), a folder written by ``save_pretrained``, or a hub id. Of a planted model, and of a folder that
+            holds one's ``truth.json``, the mechanism is known (:attr:`Model.truth`).
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" or "float16".
         batch_size: most rows in one forward pass.
@@ -157,11 +168,16 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_siz
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
     check_model_name(name)
+    if planted.is_planted(name):
+        built, words, truth = planted.build(name)
+        hf = built.to(device, DTYPES[dtype])
+        return Model(hf, words, name, source="built by attriboard.zoo.planted", batch_size=batch_size, truth=truth)
     with quiet():
         hf, reader, source = _load(name, DTYPES[dtype])
     tokenizer = getattr(reader, "tokenizer", reader)
     processor = None if reader is tokenizer else reader
-    return Model(hf.to(device), tokenizer, name=name, source=source, batch_size=batch_size, processor=processor)
+    found = read_truth(Path(name))
+    return Model(hf.to(device), tokenizer, name, source, batch_size, processor=processor, truth=found)
 
 
 def outline(name: str) -> Model:
@@ -306,6 +322,8 @@ def quiet() -> Any:
 
 def fingerprint(name: str) -> str:
     """What identifies a model's weights without loading it: a file's hash, or a hub id with its commit if cached."""
+    if planted.is_planted(name):
+        return hashlib.sha256("".join([name, *map(hash_file, planted.SOURCES)]).encode()).hexdigest()
     if name in MODELS:
         pretrained = MODELS[name]
         eyes = ""

@@ -28,6 +28,7 @@ from .evaluation.editing import SIZES as EDIT_SIZES
 from .evaluation.editing import Editing
 from .evaluation.faithfulness import Faithfulness
 from .evaluation.family import Family
+from .evaluation.ground_truth import GroundTruth
 from .evaluation.localization import Localization
 from .evaluation.metrics import METRICS
 from .evaluation.preference import SIZES as PREFERENCE_SIZES
@@ -38,6 +39,9 @@ from .evaluation.sanity import STAGES, Sanity
 from .evaluation.speed import Speed
 from .interventions import InputReplacement
 
+FamilyName = Literal[
+    "faithfulness", "ablation", "pruning", "editing", "preference", "reliability", "sanity", "ground_truth"
+]
 SCHEMA = 1
 MARKER = "suite.json"
 
@@ -123,9 +127,7 @@ class Settings(Strict):
     max_kept: int = Field(64, ge=1)
     min_kept: int = Field(8, ge=1)
     max_train: int | None = Field(None, ge=1)
-    families: tuple[
-        Literal["faithfulness", "ablation", "pruning", "editing", "preference", "reliability", "sanity"], ...
-    ] = Field(("faithfulness", "ablation"), min_length=1)
+    families: tuple[FamilyName, ...] = Field(("faithfulness", "ablation"), min_length=1)
     ablation_draws: int = Field(5, ge=1)
     rings: tuple[Literal[0, 1], ...] = (0,)
     pruning_sparsities: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(SPARSITIES, min_length=1)
@@ -215,6 +217,7 @@ class Record(Strict):
         reliability: measured at levels of components, where the settings ask; sanity: at all levels, where they ask.
         localization: measured at levels of inputs.
         concepts: measured of neurons, where every example carries a concept.
+        ground_truth: measured of models with a known mechanism: of components as the settings ask, of tokens always.
         not_measured: by family of metrics, why a family that the task and level have was not measured.
         aggregates: by metric name.
         seconds: wall time of the cell's parts.
@@ -249,6 +252,7 @@ class Record(Strict):
     preference: Preference | None = None
     reliability: Reliability | None = None
     sanity: Sanity | None = None
+    ground_truth: GroundTruth | None = None
     speed: Speed | None = None
     not_measured: dict[str, str] = Field(default_factory=dict)
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)

@@ -35,6 +35,7 @@ from .evaluation import (
     concepts,
     editing,
     faithfulness,
+    ground_truth,
     localization,
     preference,
     pruning,
@@ -71,12 +72,14 @@ _DETERMINING = (
     "slicing.py",
     "statistics.py",
     "task.py",
+    "truth.py",
     "vision.py",
     "evaluation/ablation.py",
     "evaluation/concepts.py",
     "evaluation/editing.py",
     "evaluation/faithfulness.py",
     "evaluation/family.py",
+    "evaluation/ground_truth.py",
     "evaluation/localization.py",
     "evaluation/metrics.py",
     "evaluation/preference.py",
@@ -291,7 +294,7 @@ class Workshop:
             values = [scores.values]
         else:
             found = localization.evaluate(context, scores, cast(InputLevel, level), cell.replacement, s.rings)
-            families = {"localization": found}
+            families["localization"] = found
             clock.lap("localization")
             if "sanity" in s.families and method is not None:  # scores from files are of components
                 try:
@@ -299,6 +302,11 @@ class Workshop:
                 except SkipCell as error:
                     not_measured["sanity"] = str(error)
                 clock.lap("sanity")
+            if model.truth is not None:
+                try:
+                    families["ground_truth"] = ground_truth.evaluate(context, scores, level)
+                except SkipCell as error:
+                    not_measured["ground_truth"] = str(error)
             values = scores
         for family in families.values():
             not_measured |= family.gaps()
@@ -350,6 +358,8 @@ class Workshop:
             if name == "reliability":
                 return reliability.evaluate(context, method, scores, level, s.reliability_halvings)
             return sanity.evaluate(context, method, scores, level, s.sanity_stages)
+        if name == "ground_truth":
+            return ground_truth.evaluate(context, scores, level)
         if name == "preference":
             documents = capability.own_prose(s.capability_limit)
             likelihoods = capability.document_log_likelihoods

@@ -13,7 +13,7 @@ from .components import COMPONENTS, LEVELS, get_level
 from .entered import ScoreFile, shape_of
 from .errors import ConfigurationError, ScoresError, UnknownNameError
 from .interventions import InputReplacement, check_replacement
-from .loading import check_model_name
+from .loading import check_model_name, has_truth
 from .method import methods
 from .mib import Graph
 from .results import Cell, Entered, Settings
@@ -125,6 +125,12 @@ class Suite(BaseModel):
                 for replacement in group.replacements:
                     check_replacement(replacement, level)
             families = self.settings.changed(group.settings).families
+            for model in group.models or self.models:
+                if "ground_truth" in families and not has_truth(model):
+                    raise ConfigurationError(
+                        f"suite {self.name!r} asks for ground_truth of {model}, of which no mechanism is known; choose "
+                        f"a planted model, or take ground_truth out of the families."
+                    )
             for spec in group.tasks:
                 task = tasks.make(spec.name, spec.options)
                 for level in group.levels:

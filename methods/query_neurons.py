@@ -83,7 +83,9 @@ class QueryNeurons(Method):
                 for at, h, i in zip(layer.tolist(), head.tolist(), dimension.tolist())
             ]
         )  # [K, d_model]
-        share = increase[top].float() / (resid[layer, position] * keys).sum(-1)
+        activation = (resid[layer, position] * keys).sum(-1)
+        # a value-neuron that nothing activates adds nothing, and there is nothing to share
+        share = torch.where(activation == 0, 0.0, increase[top].float() / activation)
         scores = torch.zeros(model.n_layers, model.d_mlp, device=model.device)
         for source in layers:
             reached = layer > source

@@ -113,7 +113,7 @@ def test_validate_accepts_the_shipped_suites_and_a_file(toy: dict, capsys: pytes
     ("arguments", "message"),
     [
         (["run", "quikc"], "unknown suite 'quikc': did you mean 'quick'?"),
-        (["run", "quick", "--task", "arithmetics"], "unknown task 'arithmetics': did you mean 'arithmetic'?"),
+        (["run", "quick", "--task", "arithmetics"], "unknown task 'arithmetics': did you mean 'arithmetic'"),
         (["run", "quick", "--method", "cnaa"], "unknown method 'cnaa': did you mean 'cna'?"),
         (["run", "quick", "--level", "head"], "unknown level 'head': did you mean 'heads'?"),
         (["run", "quick", "--model", "smollm"], "unknown model 'smollm': did you mean 'smollm2-135m' or"),

@@ -310,6 +310,70 @@ def _sanity_metrics() -> tuple[Metric, ...]:
     )
 
 
+_TIED = "Scores closer than 1e-5 of the largest in size are ties. Parts that no scored example needs are not judged."
+
+
+def _truth_metrics() -> tuple[Metric, ...]:
+    found = []
+    for suffix, title, what in (
+        ("", "", "the parts that help the answer against all others, by signed scores"),
+        (
+            "_absolute",
+            " (|score|)",
+            "the parts that help or hurt the answer against those that do nothing, by size of the scores",
+        ),
+    ):
+        for name, head, said in (
+            (
+                "auroc",
+                "AUROC",
+                "Area under the ROC curve of {what}: the share of pairs ordered right, ties counted half; chance is "
+                "one half.",
+            ),
+            (
+                "average_precision",
+                "AP",
+                "Average precision of {what}; ties come together. By chance about the share of true parts.",
+            ),
+            (
+                "precision_at_size",
+                "P at size",
+                "Precision of {what}, among as many of the highest as there are true parts; ties broken at random, in "
+                "expectation. By chance the share of true parts.",
+            ),
+        ):
+            described = f"{said.format(what=what)} {_TIED}"
+            key = f"truth_{name}{suffix}"
+            found.append(Metric(key, f"{head}{title}", 1, "share", "higher", "ground_truth", 3, described, True))
+    return (
+        *found,
+        Metric(
+            "suppressor_auroc",
+            "AUROC of suppressors",
+            1,
+            "share",
+            "higher",
+            "ground_truth",
+            3,
+            f"Area under the ROC curve of the parts that work against the answer, against all others, by lowest signed "
+            f"score; only where the model has such parts. {_TIED}",
+            optional=True,
+        ),
+        Metric(
+            "truth_share",
+            "share of true parts",
+            1,
+            "share of components",
+            "neither",
+            "ground_truth",
+            3,
+            "Share of the judged components or positions that help the answer: the chance level of average precision "
+            "and of precision at size.",
+            optional=True,
+        ),
+    )
+
+
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
@@ -673,6 +737,7 @@ METRICS: dict[str, Metric] = {
         ),
         *_pruning_metrics(),
         *_edit_metrics(),
+        *_truth_metrics(),
         Metric(
             "bias_removed",
             "bias removed",
@@ -835,6 +900,9 @@ def page() -> str:
         "with every position of the level replaced, and the sizes are those nearest to 1, 2, 5, 10, 20, 50 and 100 %",
         "of each example's own n positions. Areas belong to an example; like the metric itself they are averaged over",
         "examples before the division. *Evidence* and *distractors* are marks or regions that the task declares.",
+        "",
+        "Metrics of the family *ground_truth* are measured of models whose mechanism is known",
+        "([ground_truth.md](ground_truth.md)); components are judged once, on the train examples that were scored.",
         "",
     ]
     for metric in METRICS.values():

@@ -5,4 +5,7 @@
 - ``llava``: builds and loads the model, an ordinary ``LlavaForConditionalGeneration``.
 - ``train``: makes its weights from nothing but the language model; one command.
 - ``evaluate``: measures it and writes its record and model card.
+
+And models that are not trained: ``planted`` constructs them so that their mechanism is known, with a tokenizer of whole
+words (``words``).
 """
