@@ -277,6 +277,18 @@ def smallest(rows: Sequence[dict[str, Any]], kind: str) -> int | None:
     return found
 
 
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """How many of the pairs failed, by kind and n, as it stands in ``docs/regression.md``."""
+    sizes = sorted({row["n"] for row in rows})
+    by_kind: dict[str, dict[int, int]] = {}
+    for row in rows:
+        by_kind.setdefault(row["kind"], {})[row["n"]] = row["failed"]
+    lines = [f"| of {PAIRS} pairs, n = | {' | '.join(map(str, sizes))} |", "| --- |" + " ---: |" * len(sizes)]
+    for kind, failed in by_kind.items():
+        lines.append(f"| {kind.replace('_', ' ')} | {' | '.join(str(failed.get(n, '')) for n in sizes)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
