@@ -66,6 +66,19 @@ def test_what_is_said_of_pairs_follows_from_the_stored_records() -> None:
     assert runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))["paired"](records) in README
 
 
+def test_the_tables_of_planted_models_are_those_of_the_stored_records() -> None:
+    space = runpy.run_path(str(ROOT / "benchmarks" / "ground_truth.py"))
+    records = [r for r in Folder(ROOT / "results" / "planted").read() if r.status == "ok"]
+    shown = {}
+    for page, marks in (
+        (ROOT / "docs" / "ground_truth.md", space["MARKS"]),
+        (ROOT / "README.md", space["README_MARKS"]),
+    ):
+        shown[page.name] = page.read_text().split(marks[0])[1].split(marks[1])[0].strip()
+    assert shown["ground_truth.md"] == space["tables"](records).strip()
+    assert shown["README.md"] == space["tables"](records, ("heads",)).strip()
+
+
 def test_the_example_of_acting_runs(toy: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README.split("## Acting on")[1].split("\n## ")[0], flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
