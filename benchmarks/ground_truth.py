@@ -27,7 +27,7 @@ SUPPRESSORS = ("suppressor", "suppressors of suppressor", "suppressor_auroc")
 
 
 def tables(records: Sequence[Record], levels: Sequence[str] = tuple(LEVELS)) -> str:
-    """One table for each of the levels: AUROC by method and mechanism, the mean over the models that have the mechanism.
+    """A table for each of the levels: AUROC by method and mechanism, the mean over the models that have the mechanism.
 
     Where models differ, the smallest and the largest stand behind the mean.
     """
