@@ -119,6 +119,8 @@ def pearson_r(predicted: Sequence[float], gold: Sequence[float]) -> tuple[float 
         return None, None
 
     def over(index: NDArray[np.intp]) -> NDArray[np.float64]:
+        if index.shape[-1] < 2:  # one item has no correlation
+            return np.full(index.shape[:-1], np.nan)
         return scipy.stats.pearsonr(x[index], y[index], axis=-1).statistic
 
     return float(over(np.arange(len(x)))), bootstrap_interval(len(x), over) if len(x) > 2 else None

@@ -195,7 +195,7 @@ def test_the_command_in_a_real_process(toy: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "arithmetics"], "unknown task 'arithmetics': did you mean 'arithmetic'?"),
+        (["--task", "arithmetics"], "unknown task 'arithmetics': did you mean 'arithmetic'"),
         (["--limit", "0"], "--limit is 0, expected at least 1."),
         (["--split", "validation"], "--split is 'validation', expected 'train' or 'test'."),
         (["--task", "color_vqa"], "task 'color_vqa' asks about pictures; only text tasks can be exported."),
