@@ -6,7 +6,8 @@ seed. Its statistics over examples are compared by permutation: paired where bot
 unpaired where they did not. A statistic that is no mean is taken apart into its examples' shares (jackknife
 pseudo-values). The p-values of the whole check are adjusted together, by Holm's procedure over the tests that could
 reject anything at all (Tarone 1990): a test of four examples, whose smallest p-value is 0.125, costs the others
-nothing, and is reported as one that could not have detected anything.
+nothing, and is reported as one that could not have detected anything. A quantity without a spread over examples (how
+well scores of components agree with a known mechanism) is compared as it is: on the same data any difference is one.
 
 Times are compared by a rule, not by a test, since repeats of one run are not independent: see :class:`Times`.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ from pydantic import Field
 from .errors import ConfigurationError, UnknownNameError
 from .evaluation.family import Statistic
 from .evaluation.metrics import METRICS
-from .leaderboard import INPUT_RANKED, RANKED, STANDING
+from .leaderboard import INPUT_RANKED, RANKED, SPEED, STANDING
 from .results import Cell, Folder, Record, Strict, digest, newest
 from .statistics import (
     ALPHA,
@@ -46,14 +47,20 @@ from .statistics import (
     unpaired_test,
 )
 
-HEADLINES = tuple(dict.fromkeys((*RANKED, *INPUT_RANKED, *itertools.chain.from_iterable(STANDING))))
+UNTESTED = ("reliability",)
+"""Metrics by which the board sorts that are no statistics over examples."""
+HEADLINES = tuple(
+    name
+    for name in dict.fromkeys((*RANKED, *INPUT_RANKED, *itertools.chain.from_iterable(STANDING)))
+    if name not in UNTESTED
+)
 """What is compared unless metrics are named: those by which the board ranks and sorts. Every further test makes all
 of them weaker, and the others mostly say the same again."""
 ASIDE = ("batch_size", "device", "speed_examples", "speed_repeats", "speed_max_seconds")
 """Settings in which matching cells may differ."""
 SLOWER = 1.5
-"""The least ratio of medians that counts as slower: between runs of the same code on one shared machine it reached 1.45
-in the worst of 89 cells, far beyond the spread of repeats made within a second."""
+"""The least ratio of medians that counts as slower. Repeats made within a second differ less than runs do, so their
+spread alone would call too many cells slower."""
 REPEATS = 3
 """The fewest repeats of which a spread is taken."""
 SHORTEST = 0.01
@@ -69,7 +76,9 @@ class Comparison(Strict):
         cell: the cell now; ``seed_before`` is the other side's seed.
         metric: its name in :data:`METRICS`.
         old, new: its values, over the shared examples where the test is paired.
-        low, high: 95 % bootstrap interval of ``new - old``; None for fewer than two base items.
+        difference: what was tested: ``new - old``; where other examples are compared, of the means over base items,
+            each of which counts alike.
+        low, high: its 95 % bootstrap interval; None for fewer than two base items.
         paired: whether the same examples were compared with each other.
         n_old, n_new: examples.
         p: of the permutation test.
@@ -83,6 +92,7 @@ class Comparison(Strict):
     metric: str
     old: float
     new: float
+    difference: float
     low: float | None
     high: float | None
     paired: bool
@@ -95,8 +105,8 @@ class Comparison(Strict):
 
     @property
     def worse(self) -> bool:
-        """Whether the new value is the worse one, significant or not."""
-        return self.new < self.old if METRICS[self.metric].better == "higher" else self.new > self.old
+        """Whether the new side is the worse one, significant or not."""
+        return self.difference < 0 if METRICS[self.metric].better == "higher" else self.difference > 0
 
     def __str__(self) -> str:
         metric = METRICS[self.metric]
@@ -104,11 +114,16 @@ class Comparison(Strict):
         interval = "" if self.low is None else f" [{self.low:+.{d}f}, {self.high:+.{d}f}]"
         seed = "" if self.cell.seed == self.seed_before else f" (seed {self.seed_before} before)"
         n = f"n = {self.n_new}" if self.n_new == self.n_old else f"n = {self.n_old} -> {self.n_new}"
-        how = "paired" if self.paired else "unpaired"
-        return (
-            f"{self.cell}{seed}: {metric.title} ({self.metric}) {self.old:.{d}f} -> {self.new:.{d}f}, difference "
-            f"{self.new - self.old:+.{d}f}{interval}, p = {self.adjusted:.2g} after Holm ({how}, {n})"
-        )
+        said = f"{self.cell}{seed}: {metric.title} ({self.metric}) {self.old:.{d}f} -> {self.new:.{d}f}, difference"
+        if self.exact:
+            return f"{said} {self.difference:+.{d}f} (one value, no test)"
+        how = "paired" if self.paired else "unpaired, base items alike"
+        return f"{said} {self.difference:+.{d}f}{interval}, p = {self.adjusted:.2g} after Holm ({how}, {n})"
+
+    @property
+    def exact(self) -> bool:
+        """Whether there is one value by definition on either side, which the same data make comparable as it is."""
+        return self.paired and self.n_old == self.n_new == 1 and METRICS[self.metric].family == "ground_truth"
 
 
 class Times(Strict):
@@ -294,6 +309,7 @@ def compare(new: Sequence[Record], old: Sequence[Record], metrics: Sequence[str]
     """
     wanted = check_metrics(metrics)
     pairs, missing, added = _match(newest(new)[0], newest(old)[0])
+    todo = []
     tests: list[Comparison] = []
     times = []
     seen: set[str] = set()
@@ -309,18 +325,29 @@ def compare(new: Sequence[Record], old: Sequence[Record], metrics: Sequence[str]
                         f"{now.cell} has version {versions[0]} of metric {name} and had version {versions[1]} before, "
                         f"which is another quantity; run the suite again for the folder it is held against."
                     )
-                tests.append(_test(name, now, before, held[name], had[name]))
-            elif name in had:
-                why = "; ".join(now.not_measured.values())
-                missing.append(f"{now.cell}: metric {name} was measured before and is not now{why and f': {why}'}")
+                todo.append((name, now, before, held[name], had[name]))
+        gone = (set(before.aggregates) - set(now.aggregates) - set(SPEED)) | (set(wanted) & set(had) - set(held))
+        for name in sorted(gone, key=lambda name: (name not in wanted, name)):
+            why = "; ".join(now.not_measured.values())
+            missing.append(f"{now.cell}: metric {name} was measured before and is not now{why and f': {why}'}")
         if speed:
             times += _times(now, before)
+    for asked in todo:
+        test, lost = _test(*asked, len(todo))
+        tests.append(test)
+        if lost:
+            missing.append(f"{test.cell}: metric {test.metric} has no value now for {lost} examples that had one")
+    able = ", ".join(sorted(m for m in seen if METRICS[m].better != "neither")) or "none"
     for name in metrics:
         if pairs and name not in seen:
             raise ConfigurationError(
-                f"no matched cell has metric {name!r} example by example; those that have are "
-                f"{', '.join(sorted(m for m in seen if METRICS[m].better != 'neither'))}."
+                f"no matched cell has metric {name!r} example by example; those that have: {able}."
             )
+    if pairs and not tests and not missing:
+        raise ConfigurationError(
+            f"none of the {len(pairs)} matched cells has a metric that is compared; name one that it has example by "
+            f"example with --metric: {able}."
+        )
     return Report(comparisons=_judged(tests), missing=missing, times=times, cells=len(pairs), added=added)
 
 
@@ -328,10 +355,11 @@ def cell_key(record: Record) -> str:
     """Equal for records whose cells match, whatever their seeds."""
     cell = record.cell  # of scores from a file the name counts, not the file, which is what may have become worse
     asked = cell.model_dump(exclude={"settings", "seed", "entered"})
-    return digest([asked, cell.entered is not None, _compared_settings(record)])
+    return digest([asked, cell.entered is not None, compared_settings(record)])
 
 
-def _compared_settings(record: Record) -> dict[str, object]:
+def compared_settings(record: Record) -> dict[str, object]:
+    """The settings in which matching cells agree."""
     return record.settings.model_dump(mode="json", exclude=set(ASIDE))
 
 
@@ -375,7 +403,7 @@ def _near(new: Sequence[Record], before: dict[str, dict[int, Record]]) -> str:
         for old in seeds.values():
             for record in new:
                 if record.cell.model_dump(exclude={"settings"}) == old.cell.model_dump(exclude={"settings"}):
-                    was, now = _compared_settings(old), _compared_settings(record)
+                    was, now = compared_settings(old), compared_settings(record)
                     changes = [f"{name} {was[name]} -> {now[name]}" for name in was if was[name] != now[name]]
                     return f": other settings ({', '.join(changes)})" if changes else ""
     return ""
@@ -455,34 +483,39 @@ def _shared(now: Record, before: Record, a: _Side, b: _Side) -> tuple[_Side, _Si
     return a.at(first), b.at(second)
 
 
-def _test(name: str, now: Record, before: Record, held: _Side, had: _Side) -> Comparison:
-    """One metric of a matched cell, not yet adjusted."""
+def _test(name: str, now: Record, before: Record, held: _Side, had: _Side, tests: int) -> tuple[Comparison, int]:
+    """One metric of a matched cell among so many tests, not yet adjusted, and how many examples lost their value."""
     shared = _shared(now, before, held, had)
     a, b = shared or (held, had)
-    known = [set(heeded(side.n, side.statistic).tolist()) for side in (a, b)]
+    now_known, before_known = known = [set(heeded(side.n, side.statistic).tolist()) for side in (a, b)]
     if shared:  # an example without a value on either side is no evidence that nothing changed
-        known = [known[0] & known[1]] * 2
+        known = [now_known & before_known] * 2
     a, b = (s if len(k) in (0, s.n) else s.at(np.array(sorted(k))) for s, k in zip((a, b), known))
+    lost = max(0, len(before_known) - len(now_known)) if shared else 0
     x, y = (pseudo_values(side.n, side.statistic) for side in (a, b))
     if shared:
         differences = x - y
-        p = paired_test(differences, a.items)
         sums = np.array([differences[c].sum() for c in clusters_of(a.items, a.n)])
-        smallest = _smallest_paired(sums)
+        p = _finer(lambda seed: paired_test(differences, a.items, seed), tests, 2 ** len(sums) > FLIPS)
+        smallest = _smallest_paired(sums, tests)
+        gap = a.value() - b.value()
         interval = bootstrap_interval(a.n, lambda i: a.statistic(i) - b.statistic(i), items=a.items)
         unchanged = bool(np.isfinite(sums).all()) and not differences.any()
     else:
-        p = unpaired_test(x, y, a.items, b.items)
-        smallest = _smallest_unpaired(x, y, a.items, b.items)
-        interval = _interval_of_gap(x, y, a.items, b.items)
+        x, y = _of_items(x, a.items), _of_items(y, b.items)
+        p = _finer(lambda seed: unpaired_test(x, y, seed=seed), tests)
+        smallest = _smallest_unpaired(x, y, tests)
+        gap = float(x.mean() - y.mean()) if len(x) and len(y) else math.nan
+        interval = _interval_of_gap(x, y)
         unchanged = False
     low, high = interval or (None, None)
-    return Comparison(
+    found = Comparison(
         cell=now.cell,
         seed_before=before.cell.seed,
         metric=name,
         old=b.value(),
         new=a.value(),
+        difference=gap,
         low=low,
         high=high,
         paired=shared is not None,
@@ -492,40 +525,56 @@ def _test(name: str, now: Record, before: Record, held: _Side, had: _Side) -> Co
         smallest_p=smallest,
         verdict="unchanged" if unchanged else "not different",
     )
+    return found, lost
 
 
-def _smallest_paired(sums: Array) -> float:
-    """The smallest p-value that :func:`paired_test` can give for such sizes of differences, whatever their signs."""
+def _finer(p_value: Callable[[int], float], tests: int, random: bool = True) -> float:
+    """A p-value from as many random permutations as it takes among so many tests.
+
+    :data:`FLIPS` permutations give no p-value below 1e-4, which Holm's correction over more than 500 tests puts above
+    0.05; a p-value that could be smaller is made of several times as many.
+    """
+    p = p_value(0)
+    rounds = _rounds(tests)
+    if rounds == 1 or not random or p > 20 / (1 + FLIPS):
+        return p
+    as_extreme = sum(round(p_value(seed) * (1 + FLIPS)) - 1 for seed in range(rounds))
+    return (1 + as_extreme) / (1 + rounds * FLIPS)
+
+
+def _rounds(tests: int) -> int:
+    """How many times :data:`FLIPS` permutations can tell among so many tests."""
+    return max(1, math.ceil(2 * tests / (ALPHA * FLIPS)))
+
+
+def _of_items(values: Array, items: Sequence[str]) -> Array:
+    """The mean of each base item's values."""
+    return np.array([values[c].mean() for c in clusters_of(items, len(values))])
+
+
+def _smallest_paired(sums: Array, tests: int) -> float:
+    """The smallest p-value that a paired test can give for such sizes of differences, whatever their signs."""
     if not np.isfinite(sums).all():
         return 1.0
-    return min(1.0, max(2.0 ** (1 - np.count_nonzero(sums)), 1 / (1 + FLIPS)))
+    return min(1.0, max(2.0 ** (1 - np.count_nonzero(sums)), 1 / (1 + _rounds(tests) * FLIPS)))
 
 
-def _smallest_unpaired(x: Array, y: Array, items_x: Sequence[str], items_y: Sequence[str]) -> float:
-    """The smallest p-value that :func:`unpaired_test` can give for so many base items."""
-    m, n = len(clusters_of(items_x, len(x))), len(clusters_of(items_y, len(y)))
+def _smallest_unpaired(x: Array, y: Array, tests: int) -> float:
+    """The smallest p-value that an unpaired test can give for so many base items."""
+    m, n = len(x), len(y)
     if min(m, n) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()):
         return 1.0
     # of two samples of equal size, the two exchanged as wholes are as far apart
-    return max((2 if m == n else 1) / math.comb(m + n, m), 1 / (1 + FLIPS))
+    return max((2 if m == n else 1) / math.comb(m + n, m), 1 / (1 + _rounds(tests) * FLIPS))
 
 
-def _interval_of_gap(x: Array, y: Array, items_x: Sequence[str], items_y: Sequence[str]) -> tuple[float, float] | None:
-    """The 95 % bootstrap interval of ``mean(x) - mean(y)`` of two samples, each drawn anew by base item."""
-    sides = []
-    for values, items in ((x, items_x), (y, items_y)):
-        clusters = clusters_of(items, len(values))
-        sides += [np.array([values[c].sum() for c in clusters]), np.array([len(c) for c in clusters])]
-    if min(len(sides[0]), len(sides[2])) < 2 or not all(np.isfinite(side).all() for side in sides):
+def _interval_of_gap(x: Array, y: Array) -> tuple[float, float] | None:
+    """The 95 % bootstrap interval of ``mean(x) - mean(y)``, the means of two samples' base items."""
+    if min(len(x), len(y)) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()):
         return None
-
-    def gap(i: NDArray[np.intp], j: NDArray[np.intp], axis: int = -1) -> Array:
-        now, before = (sides[at][k].sum(axis) / sides[at + 1][k].sum(axis) for at, k in ((0, i), (2, j)))
-        return now - before
-
     found = scipy.stats.bootstrap(
-        (np.arange(len(sides[0])), np.arange(len(sides[2]))),
-        gap,
+        (x, y),
+        lambda a, b, axis: a.mean(axis) - b.mean(axis),
         vectorized=True,
         n_resamples=RESAMPLES,
         confidence_level=LEVEL,
@@ -537,13 +586,16 @@ def _interval_of_gap(x: Array, y: Array, items_x: Sequence[str], items_y: Sequen
 
 def _judged(tests: Sequence[Comparison]) -> list[Comparison]:
     """The same tests with adjusted p-values and verdicts."""
-    counted = _able([t.smallest_p for t in tests])
+    counted = _able([1.0 if t.exact else t.smallest_p for t in tests])
     adjusted = dict(zip(counted, holm([tests[i].p for i in counted])))
     found = []
     for i, test in enumerate(tests):
         p = adjusted.get(i, 1.0)
         verdict: Verdict = test.verdict
-        if p <= ALPHA:
+        if test.exact:
+            if verdict != "unchanged" and not math.isclose(test.new, test.old, rel_tol=1e-6, abs_tol=1e-9):
+                verdict = "worse" if test.worse else "better"
+        elif p <= ALPHA:
             verdict = "worse" if test.worse else "better"
         elif i not in adjusted and verdict != "unchanged":
             verdict = "cannot detect"

@@ -318,7 +318,11 @@ class Board:
             weights = first.model.weights_sha256 if first.model and len(built[model]) == 1 else ""
             settings = first.settings.model_dump(exclude={"batch_size"})
             groups[digest([table.task, table.level, model, table.replacement, settings, weights])].append(table)
-        return [SeedTable(tuple(tables)) for tables in groups.values() if len(tables) > 1]
+        found = []
+        for tables in groups.values():
+            of_seed = {(table.model, table.seed): table for table in tables}  # the same seed on other data is no seed
+            found += [SeedTable(tuple(of_seed.values()))] if len(of_seed) > 1 else []
+        return found
 
     def overlaps(self) -> list[Overlap]:
         """How alike the scores of every method are on every two tasks."""
@@ -801,7 +805,7 @@ def _blind(table: Table) -> str:
     """What the examples are too few for, in words; empty where every column could tell."""
     found: dict[tuple[int, int, int], list[Comparison]] = defaultdict(list)
     for comparison in table.comparisons.values():
-        if not comparison.can_tell:
+        if comparison.examples > 1 and not comparison.can_tell:  # one value has no spread to tell anything from
             found[comparison.examples, comparison.items, comparison.methods].append(comparison)
     said = ""
     for (n, items, methods), columns in found.items():

@@ -198,8 +198,9 @@ def _from_json(file: Path) -> tuple[Graph, dict[str, float]]:
     for name, score in found.items():
         if isinstance(score, bool) or not isinstance(score, (int, float)):
             raise ScoresError(f"{file} has {score!r} as the score of {name}, expected a number.")
-    _check_any(file, found, bool(edges), any("neurons_scores" in node for node in nodes.values()))
-    return graph, {name: _float(score) for name, score in found.items()}
+    numbers = {name: _float(score) for name, score in found.items()}
+    _check_any(file, numbers, bool(edges), any("neurons_scores" in node for node in nodes.values()))
+    return graph, numbers
 
 
 def _float(number: float) -> float:
@@ -242,9 +243,14 @@ def _from_tensors(file: Path) -> tuple[Graph, dict[str, float]]:
     n_src, edges = len(graph.src_nodes), (len(graph.src_nodes), len(graph.dst_nodes))
     shapes = {"edges_scores": edges, "edges_in_graph": edges, "nodes_in_graph": (n_src,), "nodes_scores": (n_src,)}
     for key in (*tensors, *(["nodes_scores"] if content.get("nodes_scores") is not None else [])):
-        shape = tuple(content[key].shape) if isinstance(content[key], Tensor) else None
+        value = content[key]
+        shape = tuple(value.shape) if isinstance(value, Tensor) else None
         if shape != shapes[key]:
             raise ScoresError(f"{file} has {key} of shape {shape}, expected {shapes[key]}.")
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise ScoresError(f"{file} has {key} as a tensor without plain values; save the scores anew, dense.")
+        if key.endswith("_scores") and not value.is_floating_point():
+            raise ScoresError(f"{file} has {key} of type {value.dtype}, expected floating-point numbers.")
     scores = content.get("nodes_scores")
     found = {} if scores is None else dict(zip(graph.src_nodes, scores.float().tolist()))
     known = {name: score for name, score in found.items() if not math.isnan(score)}

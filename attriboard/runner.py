@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from . import capability, entered, mib
+from .agreement import TOP
 from .capability import Capability
 from .components import InputLevel, Level, get_level
 from .context import Context
@@ -326,7 +327,7 @@ class Workshop:
             "items": [e.example.item for e in context.test],
             "subsets": [e.example.subset for e in context.test],
             "control": method is not None and method.control,
-            "top": scores.top(20) if isinstance(scores, Scores) else [],
+            "top": scores.top(TOP) if isinstance(scores, Scores) else [],
             "sketch": scores.sketch() if isinstance(scores, Scores) else [],
             "scores_sha256": hashlib.sha256(b"".join(v.numpy().tobytes() for v in values)).hexdigest(),
             "scores_metadata": _brief(scores.metadata) if isinstance(scores, Scores) else {},

@@ -114,8 +114,6 @@ FRAMES = (
     "Since {first} and {second} both liked the {place}, {giver} lent a {object} to",
     "Inside the {place}, {first} and {second} were laughing while {giver} showed the {object} to",
 )
-
-
 """What is said of both people, and what one of them then does with the object.
 
 The names stand behind a space everywhere, so that a name is cut into the same tokens wherever it stands.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import datasets
+
 from attriboard.capability import no_retries
-from attriboard.errors import TaskError
+from attriboard.errors import ConfigurationError, TaskError
 from attriboard.instructions import open_dataset
 from attriboard.task import SPLITS, Example, Task, split_of
 
@@ -48,13 +51,19 @@ class Mib(Task):
 
     source: str = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.source, str):
+            raise ConfigurationError(f"source of task mib is {self.source!r}, expected 'hub' or a folder.")
+
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
         rows = read_rows(subset, self.source)
         for split, row, place in rng.sample(rows, len(rows)):
             example = READERS[subset](Row(row, place), subset)
             if example is not None:
                 prompt, answer, foil, counterfactual = example
-                yield Example(prompt, answer, foil, counterfactual, item=f"{split}:{place}", subset=subset)
+                item = f"{split}:{subset}:{place.partition(' in ')[0]}"  # wherever the copy stands
+                yield Example(prompt, answer, foil, counterfactual, item=item, subset=subset)
 
     def split(self, candidate: Example) -> str:
         said = candidate.item.partition(":")[0]
@@ -81,6 +90,17 @@ class Row:
                 raise TaskError(f"{self.place} lacks the field {path!r} of MIB's data sets.")
         return value
 
+    def text(self, path: str) -> str:
+        """A field that has to be a text.
+
+        Raises:
+            TaskError: the row lacks it, or it is something else.
+        """
+        value = self.get(path)
+        if not isinstance(value, str) or not value:
+            raise TaskError(f"{self.place} has {value!r} as {path}, expected a text.")
+        return value
+
     def chosen(self, at: str = "") -> str:
         """The letter of the right choice, of the row or of what stands ``at`` it.
 
@@ -88,7 +108,9 @@ class Row:
             TaskError: the row lacks the choices, or its answer is none of them.
         """
         labels, key = self.get(f"{at}choices.label"), self.get(f"{at}answerKey")
-        if not isinstance(key, int) or not 0 <= key < len(labels):
+        if not isinstance(labels, (list, tuple)):
+            raise TaskError(f"{self.place} has {labels!r} as {at}choices.label, expected a list.")
+        if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < len(labels):
             raise TaskError(f"{self.place} has {key!r} as {at}answerKey, expected the index of a choice.")
         return str(labels[key])
 
@@ -99,15 +121,15 @@ Parts = tuple[str, str, str, str]
 
 def _indirect_object(row: Row, subset: str) -> Parts:
     answer, foil = (f" {row.get(f'metadata.{role}')}" for role in ("indirect_object", "subject"))
-    return row.get("prompt"), answer, foil, row.get("s2_io_flip_counterfactual.prompt")
+    return row.text("prompt"), answer, foil, row.text("s2_io_flip_counterfactual.prompt")
 
 
 def _choice(row: Row, subset: str) -> Parts:
     """A letter follows the prompt behind a space, unless the prompt ends in one."""
-    prompt = row.get("prompt")
+    prompt = row.text("prompt")
     space = "" if prompt[-1:].isspace() else " "
     answer, foil = row.chosen(), row.chosen("symbol_counterfactual.")
-    return prompt, space + answer, space + foil, row.get("symbol_counterfactual.prompt")
+    return prompt, space + answer, space + foil, row.text("symbol_counterfactual.prompt")
 
 
 def _arithmetic(row: Row, subset: str) -> Parts | None:
@@ -115,7 +137,7 @@ def _arithmetic(row: Row, subset: str) -> Parts | None:
     if row.get("operator") != SIGNS[subset] or row.fields.get("random_counterfactual") is None:
         return None
     labels = (str(row.get("label")), str(row.get("random_counterfactual.label")))
-    return row.get("prompt"), *labels, row.get("random_counterfactual.prompt")
+    return row.text("prompt"), *labels, row.text("random_counterfactual.prompt")
 
 
 READERS: dict[str, Callable[[Row, str], Parts | None]] = {
@@ -126,6 +148,17 @@ READERS: dict[str, Callable[[Row, str], Parts | None]] = {
     "arithmetic_addition": _arithmetic,
     "arithmetic_subtraction": _arithmetic,
 }
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 @functools.cache
@@ -143,7 +176,7 @@ def read_rows(subset: str, source: str) -> list[tuple[str, Mapping[str, Any], st
         raise TaskError(f"there is no folder {folder}; task 'mib' looks for a copy of {HUB}/{subset} there.")
     name = f"{HUB}/{subset}" if on_hub else str(folder)
     try:
-        with no_retries(on_hub):
+        with no_retries(on_hub), _no_bars():
             dataset = open_dataset(name, CONFIGS.get(subset) if on_hub else None)
     except Exception as error:  # the hub, its client and the file readers each raise their own kinds
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -20,6 +20,7 @@ from attriboard.check import HEADLINES, Report, Times, check_folders, compare
 from attriboard.context import Kept
 from attriboard.errors import ConfigurationError, UnknownNameError
 from attriboard.evaluation.faithfulness import Faithfulness
+from attriboard.evaluation.ground_truth import Case, GroundTruth
 from attriboard.evaluation.metrics import METRICS
 from attriboard.evaluation.speed import Speed
 from attriboard.results import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings
@@ -149,7 +150,7 @@ def test_false_alarms_of_a_whole_check_stay_within_the_level() -> None:
     alarms = 0
     for _ in range(400):
         differences = [RNG.standard_t(3, size=n) for n in (4, 5, 7, 8, 8, 9, 10, 10)]
-        able = check._able([check._smallest_paired(d) for d in differences])
+        able = check._able([check._smallest_paired(d, len(differences)) for d in differences])
         alarms += min(holm([paired_test(differences[i]) for i in able])) <= 0.05
     assert alarms <= scipy.stats.binom.ppf(0.999, 400, 0.05)
 
@@ -179,7 +180,7 @@ def test_other_seeds_are_compared_unpaired_and_equal_ones_first() -> None:
 def test_the_unpaired_interval_is_that_of_two_samples_drawn_anew() -> None:
     x, y = RNG.normal(1.0, 1.0, 12), RNG.normal(0.0, 0.5, 20)
     items = [str(i // 2) for i in range(12)]
-    low, high = check._interval_of_gap(x, y, items, [])
+    low, high = check._interval_of_gap(check._of_items(x, items), y)
     gaps = []
     for _ in range(4000):
         drawn = [x[2 * i : 2 * i + 2] for i in RNG.integers(0, 6, 6)]
@@ -227,7 +228,66 @@ def test_what_is_gone_is_named_and_fails() -> None:
 def test_a_metric_that_is_gone_is_missing() -> None:
     gone = made(GOOD).model_copy(update={"faithfulness": None, "not_measured": {"faithfulness": "No room."}})
     report = compare([gone], [made(GOOD)])
-    assert f"metric {S} was measured before and is not now: No room." in report.failures()[0]
+    assert any(f"metric {S} was measured before and is not now: No room." in line for line in report.failures())
+
+
+def test_a_quantity_without_a_test_is_missing_too_when_it_is_gone() -> None:
+    extra = {"capability_kept": Aggregate(value=0.9, version=1)}
+    before = made(GOOD, aggregates=made(GOOD).aggregates | extra)
+    (line,) = compare([made(GOOD)], [before]).failures()
+    assert "metric capability_kept was measured before and is not now" in line
+
+
+def test_examples_that_lost_their_value_are_missing() -> None:
+    some = GOOD.copy()
+    some[:4] = np.nan
+    side = check._Side(lambda index: np.nanmean(some[index], axis=-1), 10, [str(i) for i in range(10)])
+    whole = check._Side(lambda index: GOOD[index].mean(-1), 10, side.items)
+    found, lost = check._test(S, made(GOOD), made(GOOD), side, whole, 1)
+    assert lost == 4 and found.n_new == found.n_old == 6 and found.verdict == "unchanged"
+
+
+def test_more_than_500_tests_can_still_fail() -> None:
+    values = np.random.default_rng(3).normal(0.7, 0.1, 24)
+    names = [f"m{i}" for i in range(520)]
+    noise = [np.random.default_rng(i).normal(0, 0.01, 24) for i in range(520)]
+    old = [made(values, method=m) for m in names]
+    new = [made(values - (0.3 if i == 7 else 0) + noise[i], method=m) for i, m in enumerate(names)]
+    report = compare(new, old, [S])
+    assert not report.found("cannot detect")
+    assert [c.cell.method for c in report.found("worse")] == ["m7"]
+    assert report.found("worse")[0].p < 1 / (1 + check.FLIPS)
+
+
+def test_of_other_examples_what_was_tested_decides_what_is_worse() -> None:
+    # one base item of many examples moves the mean the other way than all others do
+    rng = np.random.default_rng(0)
+    small, sizes = rng.normal(0, 0.01, 12), [12] + [1] * 11
+    items = [str(i) for i, size in enumerate(sizes) for _ in range(size)]
+    before = np.repeat(np.r_[0.3, 0.6 + small[1:]], sizes)
+    now = np.repeat(np.r_[0.9, 0.4 + small[1:]], sizes)
+    found = only(compare([made(now, items, seed=1)], [made(before, items, seed=0)]))
+    assert not found.paired and found.new > found.old and found.difference < 0 and found.worse
+    assert found.low < found.difference < found.high
+
+
+def test_agreement_with_a_known_mechanism_is_compared_as_it_is() -> None:
+    def planted(scores: Sequence[float]) -> Record:
+        found = GroundTruth(cases=[Case(scores=list(scores), truth=[1, 0, 0, 0])], each_example=False)
+        return made(GOOD, ground_truth=found)
+
+    good, bad = planted([3, 2, 1, 0]), planted([0, 1, 2, 3])
+    assert only(compare([bad], [good]), "truth_auroc").verdict == "worse"
+    assert "(one value, no test)" in str(only(compare([bad], [good]), "truth_auroc"))
+    assert only(compare([good], [good]), "truth_auroc").verdict == "unchanged"
+    assert only(compare([good], [bad]), "truth_auroc").verdict == "better"
+
+
+def test_cells_in_which_nothing_can_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [made(GOOD)]
+    monkeypatch.setattr(check, "HEADLINES", ("insertion_auc",))
+    with pytest.raises(ConfigurationError, match="none of the 1 matched cells has a metric that is compared"):
+        compare(records, records)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -268,7 +328,7 @@ def test_metrics_are_known_have_a_direction_and_were_measured() -> None:
         compare(records, records, ["sufficiency_log_aera"])
     with pytest.raises(ConfigurationError, match="metric 'bias' describes, it has no better or worse"):
         compare(records, records, ["bias"])
-    with pytest.raises(ConfigurationError, match="has metric 'insertion_auc' example by example; those that have are"):
+    with pytest.raises(ConfigurationError, match="has metric 'insertion_auc' example by example; those that have: "):
         compare(records, records, ["insertion_auc"])
     assert {c.metric for c in compare(records, records).comparisons} == {S, N}
     assert {c.metric for c in compare(records, records, ["cpr"]).comparisons} == {"cpr"}

@@ -214,6 +214,20 @@ def test_a_file_enters_every_cell_of_its_level_and_model(suite: Suite, toy: dict
     assert len(wider.entered([stored_for], level=["heads"])) == 4
 
 
+def test_scores_of_a_planted_model_meet_the_truth(tmp_path: Path) -> None:
+    model = shape_of("planted-copy")
+    assert model.truth is not None
+    helps = {part.name for part in model.truth.levels["heads"] if part.role == "helps"}
+    names = LEVELS["heads"].names(model)
+    values = torch.tensor([float(name in helps) for name in names]).view(LEVELS["heads"].shape(model))
+    file = tmp_path / "oracle.safetensors"
+    Scores(values, "heads", names).save(file, model="planted-copy", task="planted_copy")
+    loaded = Suite.load(Path("planted"))
+    (cell,) = loaded.entered([read(file)], ["planted_copy"], ["heads"])
+    (record,) = run_cells(loaded.name, [cell], loaded.settings, Folder(tmp_path / "out")).made
+    assert record.status == "ok" and record.aggregates["truth_auroc"].value == 1.0
+
+
 def test_metadata_narrows_to_a_task_and_a_seed(suite: Suite, toy: dict, tmp_path: Path) -> None:
     two = suite.model_copy(update={"seeds": [0, 1]})
     values, names = torch.zeros(3, 4), LEVELS["heads"].names(shape_of(str(toy["model"])))

@@ -20,7 +20,7 @@ from test_tasks import draw, length, marked, no_shared_cache  # noqa: F401
 
 from attriboard.context import answered
 from attriboard.context import draw as draw_for
-from attriboard.errors import TaskError
+from attriboard.errors import ConfigurationError, TaskError
 from attriboard.model import Model
 from attriboard.task import SPLITS, Example, tasks
 
@@ -250,6 +250,9 @@ def test_validation_stands_in_for_a_missing_test_part_and_one_part_is_divided(tm
         ("ioi", {"s2_io_flip_counterfactual": {"text": "x"}}, "lacks the field 's2_io_flip_counterfactual.prompt'"),
         ("arc_easy", {"answerKey": 4}, "has 4 as answerKey, expected the index of a choice"),
         ("arc_easy", {"answerKey": "A"}, "has 'A' as answerKey, expected the index of a choice"),
+        ("arc_easy", {"answerKey": True}, "has True as answerKey, expected the index of a choice"),
+        ("arc_easy", {"choices": {"label": 5}}, "has 5 as choices.label, expected a list"),
+        ("ioi", {"prompt": 3}, "has 3 as prompt, expected a text"),
         ("arithmetic_addition", {"label": None}, "lacks the field 'label'"),
     ],
 )
@@ -270,6 +273,21 @@ def test_a_source_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "ioi").mkdir()
     with pytest.raises(TaskError, match=r"the data set .*/ioi cannot be read \(.*\); download mib-bench/ioi"):
         asked(tmp_path, "ioi")
+
+
+def test_the_division_does_not_depend_on_where_a_copy_stands(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([SETS["arc_easy"](i) for i in range(1, 17)])
+    for place in ("a", "b"):
+        rows.save_to_disk(tmp_path / place / "arc_easy")
+    here, there = (sorted(e.item for e in asked(tmp_path / place, "arc_easy")) for place in ("a", "b"))
+    assert here == there
+
+
+def test_a_source_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="source of task mib is 5"):
+        tasks.make("mib", {"source": 5})
 
 
 def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path) -> None:

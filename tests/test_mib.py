@@ -257,6 +257,10 @@ def tensors(tmp_path: Path, **changes: Any) -> Path:
         ({"nodes_scores": None, "edges_scores": torch.ones(16, 40)}, "scores edges only"),
         ({"nodes_scores": None, "neurons_scores": torch.ones(16, 32)}, "scores output dimensions of nodes"),
         ({"nodes_scores": torch.full((16,), math.inf)}, "scores that are not finite numbers: a0.h0, a0.h1"),
+        ({"nodes_scores": torch.ones(16).to_sparse()}, "has nodes_scores as a tensor without plain values"),
+        ({"nodes_scores": torch.ones(16, device="meta")}, "has nodes_scores as a tensor without plain values"),
+        ({"nodes_scores": torch.ones(16, dtype=torch.complex64)}, "has nodes_scores of type torch.complex64"),
+        ({"nodes_scores": torch.ones(16, dtype=torch.bool)}, "has nodes_scores of type torch.bool"),
         ({"more": Runs()}, "no file is opened that needs code for it"),
     ],
 )
@@ -356,3 +360,10 @@ def test_levels_without_nodes_and_other_files_are_not_exported(
     assert code == 2 and "one of the d_model output dimensions of a node, not an FFN hidden unit" in err
     code, _, err = _call(capsys, "export-mib", tmp_path / "s.json", "--out", tmp_path / "t.json")
     assert code == 2 and "does not end in .safetensors" in err
+
+
+def test_the_first_score_may_be_a_number_of_any_size(tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    file.write_text(json.dumps(foreign(nodes={name: {"score": 10**400} for name in ("a0.h0", "a0.h1", "m0")})))
+    with pytest.raises(ScoresError, match="scores that are not finite numbers"):
+        mib.load(file)

@@ -245,6 +245,11 @@ def test_one_seed_has_no_summary_and_other_settings_are_not_seeds(tmp_path: Path
     assert not board(tmp_path / "two", other).over_seeds()
 
 
+def test_the_same_seed_on_other_data_is_no_other_seed(tmp_path: Path) -> None:
+    found = board(tmp_path, [record("ab"[i], draw(i), data=f"{i}") for i in range(2)])
+    assert len(found.tables) == 2 and not found.over_seeds()
+
+
 def test_models_built_from_seeds_are_one_model(tmp_path: Path) -> None:
     records = [
         record("a", draw(i), model=f"planted-copy-seed{i}", weights=f"w{i}", data=f"{i}", sketch=[1.0, 2.0, 3.0 + i])
