@@ -23,7 +23,7 @@ quick: install
 	$(BIN)/attriboard leaderboard results/quick --out leaderboard.md
 
 test: install lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
 	$(BIN)/pytest -m slow
