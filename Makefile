@@ -33,19 +33,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-full: install
-	$(BIN)/attriboard run benchmarks/full.toml --out results/full
-	$(BIN)/attriboard leaderboard results/full --out results/full/leaderboard.md
-
-# pruning, editing and bias at more sizes and of more methods than the quick suite has
-acting: install
-	$(BIN)/attriboard run benchmarks/acting.toml --out results/acting
-	$(BIN)/attriboard leaderboard results/acting --out results/acting/leaderboard.md
-
-# whether scores are the same on other examples, and change with the model and the answer
-sanity: install
-	$(BIN)/attriboard run benchmarks/sanity.toml --out results/sanity
-	$(BIN)/attriboard leaderboard results/sanity --out results/sanity/leaderboard.md
+# full: everything; acting: pruning, editing and bias at more sizes and of more methods than the quick suite has;
+# sanity: whether scores are the same on other examples, and change with the model and the answer
+full acting sanity: install
+	$(BIN)/attriboard run benchmarks/$@.toml --out results/$@
+	$(BIN)/attriboard leaderboard results/$@ --out results/$@/leaderboard.md
 
 # models whose mechanism is known: what each method finds of it
 planted: install

@@ -538,7 +538,7 @@ def _finer(p_value: Callable[[int], float], tests: int, random: bool = True) -> 
     rounds = _rounds(tests)
     if rounds == 1 or not random or p > 20 / (1 + FLIPS):
         return p
-    as_extreme = sum(round(p_value(seed) * (1 + FLIPS)) - 1 for seed in range(rounds))
+    as_extreme = sum(round(each * (1 + FLIPS)) - 1 for each in (p, *map(p_value, range(1, rounds))))
     return (1 + as_extreme) / (1 + rounds * FLIPS)
 
 
