@@ -16,13 +16,13 @@ import torch
 from models import EXAMPLES, hooked
 from safetensors import safe_open
 from torch import Tensor
+from toy import toy_context
 
 from attriboard import method as method_module
 from attriboard.components import Level, get_level
 from attriboard.context import Context
 from attriboard.errors import SkipCell
 from attriboard.evaluation.reliability import Reliability, evaluate, halvings, rank_correlation
-from attriboard.loading import load_model
 from attriboard.method import Method, methods
 from attriboard.model import Batch, EncodedExample, Model
 from attriboard.results import Folder
@@ -74,16 +74,9 @@ class Together(Method):
         return replace(methods.make("attribution_patching").attribute(model, examples, level), each=None)
 
 
-def make(toy: dict[str, Path], batch_size: int = 4, padding_side: str = "left") -> Context:
-    tasks.include(toy["task"])
-    model = load_model(str(toy["model"]), batch_size=batch_size)
-    model.padding_side = padding_side
-    return Context(model, tasks.make("repeat"), 0, 16, 12, 8, 4)
-
-
 @pytest.fixture(scope="module")
 def context(toy: dict[str, Path]) -> Context:
-    return make(toy)
+    return toy_context(toy)
 
 
 def with_items(context: Context, items: Sequence[str]) -> Context:
@@ -271,7 +264,7 @@ def test_too_few_base_items_and_scores_without_ranks_are_gaps(context: Context) 
 @pytest.mark.parametrize("name", ["attribution_patching", "log_prob_increase"])
 def test_batches_and_padding_change_nothing(toy: dict[str, Path], context: Context, name: str) -> None:
     found = []
-    for other in (context, make(toy, 1), make(toy, 16, "right")):
+    for other in (context, toy_context(toy, 1), toy_context(toy, 16, "right")):
         method = methods.make(name)
         scores = method.attribute(other.model, other.train, NEURONS)
         found.append(evaluate(other, method, scores, NEURONS, 20))

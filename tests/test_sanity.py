@@ -13,7 +13,7 @@ import pytest
 import torch
 from models import fresh, get, tiny_llava, tokenizer, vision_examples
 from torch import Tensor
-from toy import WORDS
+from toy import WORDS, toy_context
 
 from attriboard.components import LEVELS, Level
 from attriboard.context import Context
@@ -21,29 +21,19 @@ from attriboard.edits import edited, randomized, scale
 from attriboard.errors import MethodError, ModelError, SkipCell
 from attriboard.evaluation.reliability import rank_correlation
 from attriboard.evaluation.sanity import Sanity, evaluate, relabeled
-from attriboard.loading import load_model
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
 from attriboard.results import Folder
 from attriboard.runner import aggregates, run_cells
 from attriboard.scores import Scores
 from attriboard.suite import Suite
-from attriboard.task import tasks
 
 HEADS, NEURONS, TOKENS = LEVELS["heads"], LEVELS["neurons"], LEVELS["tokens"]
 
 
-def make(toy: dict[str, Path], batch_size: int = 4, padding_side: str = "left") -> Context:
-    tasks.include(toy["task"])
-    methods.include(toy["methods"])
-    model = load_model(str(toy["model"]), batch_size=batch_size)
-    model.padding_side = padding_side
-    return Context(model, tasks.make("repeat"), 0, 16, 12, 8, 4)
-
-
 @pytest.fixture(scope="module")
 def context(toy: dict[str, Path]) -> Context:
-    return make(toy)
+    return toy_context(toy)
 
 
 def weights_hash(hf: Any) -> str:
@@ -328,7 +318,7 @@ def test_positions_are_compared_example_by_example(context: Context) -> None:
 def test_batches_and_padding_change_nothing(toy: dict[str, Path], context: Context, level: Level) -> None:
     name = "integrated_gradients"
     found = measured(context, name, level)
-    for other in (make(toy, 1), make(toy, 16, "right")):
+    for other in (toy_context(toy, 1), toy_context(toy, 16, "right")):
         again = measured(other, name, level)
         assert again.correlations().keys() == found.correlations().keys()
         for metric, values in found.correlations().items():
@@ -349,7 +339,7 @@ def test_a_model_that_sees_is_randomized_below_its_eyes() -> None:
 
 
 def test_stored_records_give_the_same_aggregates(toy: dict[str, Path], tmp_path: Path) -> None:
-    make(toy)
+    toy_context(toy)
     file = tmp_path / "toy.toml"
     more = '\n[[groups]]\ntasks = ["repeat"]\nmethods = ["gradient_saliency", "random"]\nlevels = ["tokens"]\n'
     settings = 'families = ["sanity"]\nsanity_stages = [0.5, 1.0]'

@@ -8,6 +8,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from attriboard.context import Context
+from attriboard.loading import load_model
+from attriboard.method import methods
+from attriboard.task import tasks
+
 WORDS = [f"w{i}" for i in range(24)]
 
 TASK = '''
@@ -202,3 +207,12 @@ def build(folder: Path) -> dict[str, Path]:
     parts["methods"].write_text(METHODS)
     parts["suite"].write_text(SUITE.format(model=parts["model"]))
     return parts
+
+
+def toy_context(toy: dict[str, Path], batch_size: int = 4, padding_side: str = "left") -> Context:
+    """The toy model on its task: 16 train and 12 test examples drawn, at most 8 of each kept."""
+    tasks.include(toy["task"])
+    methods.include(toy["methods"])
+    model = load_model(str(toy["model"]), batch_size=batch_size)
+    model.padding_side = padding_side
+    return Context(model, tasks.make("repeat"), 0, 16, 12, 8, 4)
