@@ -58,8 +58,8 @@ compare: install
 		--against llava-smollm2-135m-untuned --out results/compare/vqa_vs_tqa.md
 
 docs: install
-	$(BIN)/python -m attriboard.evaluation.metrics > docs/metrics.md
-	$(BIN)/python -m attriboard.selftest > docs/selftests.md
+	$(BIN)/python -m attriboard.measurements.metrics > docs/metrics.md
+	$(BIN)/python -m attriboard.selftest.properties > docs/selftests.md
 	$(BIN)/attriboard leaderboard results/quick --figures build/figures --out leaderboard.md
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png
 

@@ -24,8 +24,8 @@ from rich.table import Table
 from .errors import AttriboardError, ConfigurationError, UnknownNameError
 
 if TYPE_CHECKING:
-    from .results import Cell, Record
-    from .suite import Suite
+    from .records.record import Cell, Record
+    from .run.suite import Suite
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 out = Console(soft_wrap=True)
@@ -130,7 +130,7 @@ def _listing(kind: str) -> list[dict[str, Any]]:
             {"name": name, "installed": "yes", "wheel": "none: built at load", "hub": "", "licence": "Apache-2.0"}
             for name in planted.NAMES
         ]
-    from .suite import Suite, suites
+    from .run.suite import Suite, suites
 
     rows: list[dict[str, Any]] = []
     for name, path in suites().items():
@@ -156,7 +156,7 @@ def validate(
 ) -> None:
     """Checks a suite and every definition it names; runs nothing."""
     from .method import methods
-    from .suite import Suite, suites
+    from .run.suite import Suite, suites
     from .task import tasks
 
     _include(include)
@@ -177,7 +177,7 @@ def selftest(
 ) -> None:
     """Checks on tiny random models that methods have the properties that their definitions imply."""
     from .method import methods
-    from .selftest import examine
+    from .selftest.properties import examine
 
     _include(include)
     chosen = [methods.get(name) for name in method or methods.names()]
@@ -232,11 +232,11 @@ def run(
     ] = None,
 ) -> None:
     """Runs a suite and stores one record per cell; what is done already is skipped."""
-    from .entered import read_all
+    from .exchange.precomputed import read_all
     from .loading import check_device
-    from .results import Folder
-    from .runner import run_cells
-    from .suite import Suite, limited, without_settings
+    from .records.record import Folder
+    from .run.runner import run_cells
+    from .run.suite import Suite, limited, without_settings
 
     _include(include)
     loaded = Suite.load(suite)
@@ -360,9 +360,9 @@ def attribute(
     """Scores a model's components, or what it reads and sees, for one prompt or a task's examples; writes a file."""
     from safetensors import SafetensorError
 
-    from .attribute import Request, attribute_prompt, attribute_task, check_overlay
     from .images import open_image
     from .loading import check_device, check_model_name
+    from .run.attribute import Request, attribute_prompt, attribute_task, check_overlay
     from .task import Example
 
     _include(include)
@@ -422,12 +422,12 @@ def compare(
     include: Include = None,
 ) -> None:
     """Compares two ways of asking the same questions: which heads answer, and what patches of a picture say."""
-    from .attribute import Request
-    from .evaluation.comparison import Comparison
-    from .evaluation.comparison import compare as measure
-    from .evaluation.comparison_report import render
     from .loading import check_device, check_model_name
-    from .runner import provenance
+    from .run.attribute import Request
+    from .run.runner import provenance
+    from .studies.two_forms import Comparison
+    from .studies.two_forms import compare as measure
+    from .studies.two_forms_report import render
     from .task import tasks
 
     _include(include)
@@ -471,8 +471,8 @@ def regression(
 ) -> None:
     """Asks how strong a feeling is (0 to 1, -4 to 4) and correlates what the model expects with the gold values."""
     from .loading import check_device, check_model_name, load_model
-    from .regression import measure, read_items
-    from .runner import provenance
+    from .run.runner import provenance
+    from .studies.scale_questions import measure, read_items
 
     check_device(device)
     check_model_name(model)
@@ -511,7 +511,7 @@ def leaderboard(
     ] = None,
 ) -> None:
     """Builds the board from stored records and nothing else."""
-    from . import leaderboard as boards
+    from .board import board as boards
 
     boards.check_format(form)
     board = boards.Board.read(folder)
@@ -547,7 +547,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Fails if a method became significantly worse, slower, or is missing in DIR, cell by cell."""
-    from .check import check_folders
+    from .board.check import check_folders
 
     report = check_folders(folder, against, metric or (), speed)
     if as_json:
@@ -570,7 +570,7 @@ def export_lm_eval(
     include: Include = None,
 ) -> None:
     """Writes tasks as lm-eval tasks, so that any model can be evaluated on them."""
-    from .lm_eval_export import export
+    from .exchange.lm_eval import export
 
     _include(include)
     found = export(folder, task or (), limit, seed, split)
@@ -599,7 +599,8 @@ def export_mib(
     ] = None,
 ) -> None:
     """Writes scores in the format of MIB's circuits."""
-    from . import entered, mib
+    from .exchange import mib
+    from .exchange import precomputed as entered
 
     if file.suffix != ".safetensors":
         raise ConfigurationError(f"{file} does not end in .safetensors; scores in that format are exported.")

@@ -27,9 +27,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .architectures import VISION, architecture_of
 from .errors import ConfigurationError, ModelError, UnknownNameError
 from .model import Model
+from .models.architectures import VISION, architecture_of
 from .truth import FILE, read_truth
 from .zoo import planted
 

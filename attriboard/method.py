@@ -57,7 +57,7 @@ class Method:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "properties" in vars(cls):
-            from .selftest import check_names  # which imports this module
+            from .selftest.properties import check_names  # which imports this module
 
             check_names(cls)
 

@@ -49,7 +49,7 @@ def slice_model(model: Model, keep: Tensor, level: Level) -> nn.Module:
     """A new model of the same class without the components that are not kept; the original stays as it is.
 
     Args:
-        model: the model, of any family in :mod:`attriboard.architectures`.
+        model: the model, of any family in :mod:`attriboard.models.architectures`.
         keep: ``[n]`` bool, in the order of the level.
         level: "neurons" or "heads".
 

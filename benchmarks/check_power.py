@@ -31,20 +31,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attriboard.check import HEADLINES, compare
+from attriboard.board.check import HEADLINES, compare
 from attriboard.components import get_level
-from attriboard.context import Context, Kept
 from attriboard.evaluation import faithfulness
+from attriboard.evaluation.context import Context, Kept
 from attriboard.evaluation.faithfulness import Faithfulness
-from attriboard.evaluation.metrics import METRICS
 from attriboard.evaluation.speed import Speed
 from attriboard.loading import load_model
+from attriboard.measurements.metrics import METRICS
 from attriboard.method import methods
 from attriboard.model import Cost
-from attriboard.results import Aggregate, Cell, ModelFacts, Record, Settings, Strict, digest
-from attriboard.runner import provenance
+from attriboard.records.record import Aggregate, Cell, ModelFacts, Record, Settings, Strict, digest
+from attriboard.run.runner import provenance
 from attriboard.scores import Scores
-from attriboard.statistics import clusters_of
+from attriboard.stats.intervals import clusters_of
 from attriboard.task import tasks
 
 MODEL, TASK, METHOD, LEVEL = "smollm2-135m", "arithmetic", "attribution_patching", "heads"

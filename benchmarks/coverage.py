@@ -2,8 +2,8 @@
 
 The data look like what records hold: means of skewed differences, shares of right answers, f(k) at one size and its
 area, of 24, 48 or 96 examples that stand alone or share a base item by twos and threes, with correlated values. The
-truth is known because the data are drawn; intervals and p-values come from :mod:`attriboard.statistics`, statistics of
-f from the family that records store.
+truth is known because the data are drawn; intervals and p-values come from :mod:`attriboard.stats`, statistics of f
+from the measurement that records store.
 
     python benchmarks/coverage.py --out results/coverage.json
 """
@@ -21,8 +21,8 @@ import numpy as np
 import scipy.stats
 
 from attriboard.evaluation.faithfulness import Faithfulness, mib_sizes, sizes
-from attriboard.evaluation.family import Statistic
-from attriboard.statistics import ALPHA, LEVEL, RESAMPLES, Array, bootstrap_interval, paired_test, pseudo_values
+from attriboard.measurements.base import Statistic
+from attriboard.stats.intervals import ALPHA, LEVEL, RESAMPLES, Array, bootstrap_interval, paired_test, pseudo_values
 
 COMPONENTS = 270
 """Heads of the simulated model."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from attriboard.components import LEVELS
-from attriboard.results import Folder, Record
+from attriboard.records.record import Folder, Record
 from attriboard.zoo.planted import MECHANISMS
 
 ROOT = Path(__file__).resolve().parent.parent

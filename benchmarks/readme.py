@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from attriboard.evaluation import preference, pruning
-from attriboard.results import Folder, Record
+from attriboard.evaluation import bias as preference
+from attriboard.evaluation import pruning
+from attriboard.records.record import Folder, Record
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERALL = {"heads": "Attention heads", "neurons": "FFN neurons", "patches": "Image patches"}

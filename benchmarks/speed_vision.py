@@ -34,7 +34,7 @@ from attriboard.evaluation.speed import PeakMemory, timed
 from attriboard.loading import DTYPES, check_device
 from attriboard.method import methods
 from attriboard.model import Cost, EncodedExample, Model
-from attriboard.runner import provenance
+from attriboard.run.runner import provenance
 from attriboard.task import IMAGE, Example
 
 LEVELS = ("patches", "heads", "neurons")

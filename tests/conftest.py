@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from toy import build
+
+from tests.bench.toy import build
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

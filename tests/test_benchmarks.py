@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attriboard.evaluation.metrics import METRICS
+from attriboard.measurements.metrics import METRICS
 from attriboard.method import methods
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

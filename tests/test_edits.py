@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from models import (
+from torch import Tensor
+
+from attriboard import edits
+from attriboard.components import LEVELS
+from attriboard.edits import Rewrite, Scaling, WeightEdit, activation_edits, edited, first_layer, rewrite, scale
+from attriboard.errors import AttriboardError, ConfigurationError, MethodError, ModelError
+from attriboard.loading import load_model
+from attriboard.method import methods
+from attriboard.model import EncodedExample, Model
+from attriboard.task import Example
+from tests.bench.models import (
     EXAMPLES,
     FAMILIES,
     PARTS,
@@ -25,16 +35,6 @@ from models import (
     tokenizer,
     vision_examples,
 )
-from torch import Tensor
-
-from attriboard import edits
-from attriboard.components import LEVELS
-from attriboard.edits import Rewrite, Scaling, WeightEdit, activation_edits, edited, first_layer, rewrite, scale
-from attriboard.errors import AttriboardError, ConfigurationError, MethodError, ModelError
-from attriboard.loading import load_model
-from attriboard.method import methods
-from attriboard.model import EncodedExample, Model
-from attriboard.task import Example
 
 HEADS, NEURONS = LEVELS["heads"], LEVELS["neurons"]
 PLAIN_FFN = tuple(family for family in FAMILIES if family not in ("gemma2", "gemma3"))

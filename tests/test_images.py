@@ -8,19 +8,19 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import models as m
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
 from safetensors import safe_open
-from test_cli import _call, _process
 
 from attriboard.errors import ExampleError
 from attriboard.images import MAX_PIXELS, as_rgb, open_image
 from attriboard.loading import load_model
 from attriboard.task import Example
+from tests.bench import models as m
+from tests.commands.test_cli import _call, _process
 
 METHODS = '''
 """Two methods for positions of the input, and one that goes wrong on them."""
@@ -311,10 +311,10 @@ def test_patches_in_a_real_process_with_a_drawing(folders: dict[str, Path], tmp_
 def test_the_drawing_gets_what_the_model_saw_and_its_answer(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import attriboard.pictures
+    import attriboard.board.heatmaps
 
     seen: list[tuple[Image.Image, torch.Tensor, str, Path]] = []
-    monkeypatch.setattr(attriboard.pictures, "overlay", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(attriboard.board.heatmaps, "overlay", lambda *arguments: seen.append(arguments))
     extra = ["--image", folders["picture"], "--overlay", tmp_path / "map.png"]
     assert _call(capsys, *_arguments(folders, tmp_path / "s.safetensors", *extra))[0] == 0
     ((picture, scores, title, out),) = seen
@@ -403,7 +403,7 @@ def test_a_task_is_averaged_over_its_examples_for_patches_and_refused_for_tokens
     assert tuple(scores.shape) == (3, 3) and f"{n} of 40 examples of squares answered correctly" in out and n >= 2
     assert metadata["answer"] == "task:squares"
 
-    from attriboard.context import answered, draw
+    from attriboard.evaluation.context import answered, draw
     from attriboard.task import tasks
 
     model = m.seeing("llava")

@@ -6,7 +6,21 @@ import itertools
 
 import pytest
 import torch
-from models import (
+from torch import Tensor
+
+from attriboard.components import COMPONENTS, LEVELS, get_level
+from attriboard.errors import ConfigurationError, UnknownNameError
+from attriboard.interventions import (
+    MEASURES,
+    REPLACEMENTS,
+    Intervention,
+    Replacement,
+    component_means,
+    replacement_values,
+    single_effects,
+)
+from attriboard.model import Batch, Model, hook_name
+from tests.bench.models import (
     EXAMPLES,
     FAMILIES,
     FOUR,
@@ -27,20 +41,6 @@ from models import (
     metric,
     plain_run,
 )
-from torch import Tensor
-
-from attriboard.components import COMPONENTS, LEVELS, get_level
-from attriboard.errors import ConfigurationError, UnknownNameError
-from attriboard.interventions import (
-    MEASURES,
-    REPLACEMENTS,
-    Intervention,
-    Replacement,
-    component_means,
-    replacement_values,
-    single_effects,
-)
-from attriboard.model import Batch, Model, hook_name
 
 ROUNDING = 1e-5
 """Relative to the largest logit."""

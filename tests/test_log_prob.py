@@ -6,24 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import (
-    EXAMPLES,
-    FAMILIES,
-    FOUR,
-    LAYERS,
-    Literal,
-    close,
-    get,
-    hooked,
-    literal_outputs,
-    plain_run,
-)
 from torch import Tensor
 
 from attriboard import log_prob
 from attriboard.components import LEVELS
 from attriboard.log_prob import Candidates, FrozenUnembedding, exact_top, last_token, level_candidates
 from attriboard.model import Model, hook_name
+from tests.bench.models import EXAMPLES, FAMILIES, FOUR, LAYERS, Literal, close, get, hooked, literal_outputs, plain_run
 
 UNCAPPED = tuple(f for f in FAMILIES if f != "gemma2")
 """Families whose logits are the unembedding itself, not a soft-capped function of it."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from attriboard.pytest import AttriboardCheck
-from attriboard.results import Folder
+from attriboard.pytest_plugin import AttriboardCheck
+from attriboard.records.record import Folder
 
 MINE = '''
 """Attribution patching under another name."""
@@ -87,11 +87,11 @@ def test_without_a_baseline_then_with_one_then_with_a_worse_method(project: Path
 def test_loading_the_plugin_does_not_import_the_library(tmp_path: Path) -> None:
     (tmp_path / "test_nothing.py").write_text(
         "import sys\n\ndef test_nothing():\n"
-        "    assert 'attriboard.pytest' in sys.modules\n"
+        "    assert 'attriboard.pytest_plugin' in sys.modules\n"
         "    assert not {'torch', 'numpy', 'transformers', 'pydantic'} & set(sys.modules)\n"
     )
     env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # other plugins import what they like
-    command = [sys.executable, "-m", "pytest", "-p", "attriboard.pytest", "-p", "no:cacheprovider", "-q"]
+    command = [sys.executable, "-m", "pytest", "-p", "attriboard.pytest_plugin", "-p", "no:cacheprovider", "-q"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -99,7 +99,7 @@ def test_loading_the_plugin_does_not_import_the_library(tmp_path: Path) -> None:
 def test_the_plugin_is_installed_with_the_package() -> None:
     from importlib.metadata import entry_points
 
-    assert "attriboard.pytest" in {point.value for point in entry_points(group="pytest11")}
+    assert "attriboard.pytest_plugin" in {point.value for point in entry_points(group="pytest11")}
 
 
 class Config:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from attriboard.attribute import Request, attribute_prompt
 from attriboard.interventions import measure_all
 from attriboard.loading import load_model
 from attriboard.method import methods
-from attriboard.results import Folder
+from attriboard.records.record import Folder
+from attriboard.run.attribute import Request, attribute_prompt
 from attriboard.task import Example
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from models import (
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from attriboard.components import LEVELS
+from attriboard.errors import ModelError, SkipCell
+from attriboard.evaluation.pruning import check_slice
+from attriboard.model import Model
+from attriboard.slicing import Arrangement, around, arrange, parameters, slice_model
+from tests.bench.models import (
     EXAMPLES,
     FAMILIES,
     SEEING,
@@ -23,14 +31,6 @@ from models import (
     tiny_llava,
     vision_examples,
 )
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-from attriboard.components import LEVELS
-from attriboard.errors import ModelError, SkipCell
-from attriboard.evaluation.pruning import check_slice
-from attriboard.model import Model
-from attriboard.slicing import Arrangement, around, arrange, parameters, slice_model
 
 FREE = [f for f in FAMILIES if not f.startswith(("gpt", "neox", "opt"))]
 """Families whose models may have fewer heads of the same width."""

@@ -1,1 +1,1 @@
-"""The lm-eval tasks that ship: general ability that needs no download (see :mod:`attriboard.capability`)."""
+"""The lm-eval tasks that ship: general ability that needs no download (see :mod:`attriboard.evaluation.capability`)."""

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..statistics import Array
-from .family import Family, Statistic
+from ..measurements.base import Family, Statistic
+from ..stats.intervals import Array
 
 if TYPE_CHECKING:
     from ..components import Level
-    from ..context import Context
     from ..interventions import Replacement
     from ..scores import Scores
+    from .context import Context
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 300)
 

@@ -33,18 +33,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..interventions import measure
+from ..measurements.base import Family, Statistic
 from ..method import checked_inputs
 from ..model import EncodedExample, hook_name
-from ..statistics import Array, mean_of_known
+from ..stats.intervals import Array, mean_of_known
 from ..task import image_hash
 from .ablation import matched_draw
-from .family import Family, Statistic
 
 if TYPE_CHECKING:
     from ..components import Level
-    from ..context import Context
     from ..method import Method
     from ..model import Edit, Model
+    from .context import Context
 
 NAMING = 10
 """How many of an example's top neurons are asked for their vocabulary words."""

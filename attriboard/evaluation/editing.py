@@ -37,7 +37,6 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from ..capability import Capability, kept
 from ..edits import (
     EDITABLE,
     Rewrite,
@@ -51,16 +50,17 @@ from ..edits import (
     why_no_rewrite,
 )
 from ..errors import ConfigurationError, UnknownNameError
+from ..measurements.base import Family, Scalar, Statistic
 from ..model import EncodedExample, hook_name
-from ..statistics import Array, bootstrap_interval, mean_of_known
+from ..stats.intervals import Array, bootstrap_interval, mean_of_known
 from ..task import Example
-from .family import Family, Scalar, Statistic
+from .capability import Capability, kept
 
 if TYPE_CHECKING:
     from ..components import Level
-    from ..context import Context
     from ..model import Batch, Model
     from ..scores import Scores
+    from .context import Context
 
 EditKind = Literal["suppress", "boost", "rewrite"]
 KINDS: tuple[EditKind, ...] = ("suppress", "boost", "rewrite")
@@ -297,7 +297,7 @@ def evaluate(
         sizes: the k to choose from; those above half of the level are left out.
         kinds: which kinds of edit.
         suppress_factor, boost_factor: what weights are scaled by.
-        capability: measures what the model, as it stands, can do (see :func:`attriboard.capability.measure`).
+        capability: measures what the model, as it stands, can do (see :func:`.capability.measure`).
         capability_before: the same of the untouched model.
         capability_edits: of how many test examples' rewrites it is measured.
         others: how many neutral prompts, and how many other examples, judge the locality of one example's rewrite.

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import TaskError
-from ..statistics import Array
-from .family import Family, Statistic
+from ..measurements.base import Family, Statistic
+from ..stats.intervals import Array
 
 if TYPE_CHECKING:
     from ..components import Level
-    from ..context import Context
     from ..interventions import Replacement
     from ..scores import Scores
+    from .context import Context
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _METRIC = 0

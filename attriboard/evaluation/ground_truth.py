@@ -15,11 +15,11 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from ..components import InputLevel, Level
-from ..context import Context
 from ..errors import SkipCell
+from ..measurements.base import Family, Statistic
 from ..scores import Scores
-from ..statistics import Array
-from .family import Family, Statistic
+from ..stats.intervals import Array
+from .context import Context
 
 TIED = 1e-5
 """Scores closer than this share of the largest in size are equal: single precision does not tell them apart."""

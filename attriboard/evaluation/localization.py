@@ -25,15 +25,15 @@ from torch import Tensor
 
 from ..errors import MethodError, SkipCell, TaskError
 from ..interventions import InputReplacement, input_replacement, replace_positions
-from ..statistics import Array
+from ..measurements.base import Family, Statistic
+from ..stats.intervals import Array
 from .faithfulness import nearest
-from .family import Family, Statistic
 
 if TYPE_CHECKING:
     from ..components import InputLevel
-    from ..context import Context
     from ..model import EncodedExample, Model
     from ..task import Task
+    from .context import Context
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)

@@ -25,22 +25,22 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from ..capability import Capability, kept
 from ..errors import ConfigurationError, ModelError, TaskError
 from ..interventions import MEASURES, measure_all, replacing
+from ..measurements.base import Family, Scalar, Statistic
 from ..slicing import around, check_prunable, parameters, slice_model
-from ..statistics import Array, bootstrap_interval
+from ..stats.intervals import Array, bootstrap_interval
 from ..task import image_hash
 from .ablation import matched_draw
-from .family import Family, Scalar, Statistic
+from .capability import Capability, kept
 from .recovery import Coefficients, Recovery, recover
 from .speed import timed
 
 if TYPE_CHECKING:
     from ..components import Level
-    from ..context import Context
     from ..model import Batch, Edit, EncodedExample, Model
     from ..scores import Scores
+    from .context import Context
 
 Allocation = Literal["layerwise", "global"]
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -220,7 +220,7 @@ def evaluate(
 
     Args:
         speed_examples, speed_repeats: how many examples the timed batch has, and how often both models are timed.
-        capability: measures what the sliced model can still do (see :func:`attriboard.capability.measure`).
+        capability: measures what the sliced model can still do (see :func:`attriboard.evaluation.capability.measure`).
         capability_before: the same of the untouched model.
         recovery_steps: of training the sliced model on the drawn train examples; 0 for none.
         seed: of that training.

@@ -18,14 +18,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..capability import Capability
 from ..components import get_level
 from ..errors import ConfigurationError
 from ..interventions import MEASURES, measure_all
 from ..loading import quiet
 from ..log_prob import FrozenUnembedding, last_token, level_candidates
 from ..model import Model
-from ..statistics import Array
+from ..stats.intervals import Array
+from .capability import Capability
 
 if TYPE_CHECKING:
     from ..model import Batch, EncodedExample

@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import SkipCell
+from ..measurements.base import Family, Scalar, Statistic
 from ..method import checked
-from ..statistics import LEVEL, clusters_of
-from .family import Family, Scalar, Statistic
+from ..stats.intervals import LEVEL, clusters_of
 
 if TYPE_CHECKING:
     from ..components import Level
-    from ..context import Context
     from ..method import Method
     from ..model import EncodedExample
     from ..scores import Scores
+    from .context import Context
 
 TOP = 20
 """How many components are at the top of a ranking, if that is at most half of the level."""

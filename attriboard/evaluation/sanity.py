@@ -30,19 +30,19 @@ from torch import Tensor
 
 from ..edits import randomized
 from ..errors import MethodError, SkipCell
+from ..measurements.base import Family, Scalar, Statistic
 from ..method import checked, checked_inputs
 from ..scores import Scores
-from ..statistics import Array, mean_of_known
+from ..stats.intervals import Array, mean_of_known
 from ..task import SPLITS
 from .faithfulness import nearest
-from .family import Family, Scalar, Statistic
 from .reliability import rank_correlation
 
 if TYPE_CHECKING:
     from ..components import Level
-    from ..context import Context
     from ..method import Method
     from ..model import EncodedExample
+    from .context import Context
 
 T = TypeVar("T")
 

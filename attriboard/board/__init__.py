@@ -1,0 +1,1 @@
+"""From records to boards, figures and checks; without torch."""

@@ -1,0 +1,1 @@
+"""Scores and tasks that come from, or go to, other people's tools."""

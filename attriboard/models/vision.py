@@ -1,0 +1,198 @@
+"""The eyes of a vision-language model: from a picture to what the language model sees in its place.
+
+Nothing about geometry is typed by hand. The processor expands the placeholder and resizes and crops the picture; what
+the language model sees is read at the entrance of the language model; where a pixel of the original ends up is found
+by sending masks the same way as pictures.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import ExampleError, ModelError
+from ..images import as_rgb, check_size
+from ..task import IMAGE
+from .attention import put_between, write_out
+
+
+class _Seen(Exception):
+    """Stops a forward pass at the entrance of the language model."""
+
+
+class Vision:
+    """A vision-language model's processor and vision tower.
+
+    Args:
+        hf: the whole Hugging Face model.
+        text_model: its language model without head, the module that receives ``inputs_embeds``.
+        processor: its processor; it expands the image token in the text and makes ``pixel_values``.
+        name: of the model, for messages.
+
+    Attributes:
+        placeholder: the token id that stands where image features go.
+        grid: (rows, columns) of patches, in row-major order.
+        size: (height, width) of what the model sees, in pixels.
+
+    Raises:
+        ModelError: the patches of one picture do not form one grid.
+    """
+
+    def __init__(self, hf: Any, text_model: nn.Module, processor: Any, name: str) -> None:
+        self.hf, self.text_model, self.processor, self.name = hf, text_model, processor, name
+        self.placeholder: int = hf.config.image_token_id
+        if getattr(processor.image_processor, "do_image_splitting", False):
+            processor.image_processor.do_image_splitting = False  # one picture, one grid
+        probe = self.inputs(IMAGE, Image.new("RGB", (64, 48)))
+        pixels = probe["pixel_values"]
+        count = int((probe["input_ids"] == self.placeholder).sum())
+        self.size: tuple[int, int] = (int(pixels.shape[-2]), int(pixels.shape[-1]))
+        self.grid: tuple[int, int] = self._grid(pixels.shape, count)
+
+    def _grid(self, shape: torch.Size, count: int) -> tuple[int, int]:
+        patch = getattr(self.hf.config.vision_config, "patch_size", None)
+        crops = int(torch.tensor(shape[:-3]).prod())
+        if isinstance(patch, int) and crops == 1:
+            rows, columns = shape[-2] // patch, shape[-1] // patch
+            for merged in range(1, 9):  # connectors may merge squares of patches into one token
+                if rows % merged == 0 and columns % merged == 0 and (rows // merged) * (columns // merged) == count:
+                    return rows // merged, columns // merged
+        raise ModelError(
+            f"the patch grid of {self.name} cannot be established: its processor makes {crops} crops of "
+            f"{shape[-2]} × {shape[-1]} pixels and {count} image tokens of one picture, with patches of {patch} "
+            f"pixels; set up the processor so that one crop gives one token per patch, or choose another model."
+        )
+
+    # --- what goes in -----------------------------------------------------------------------------------------------
+
+    def prompt(self, text: str) -> str:
+        """The prompt with the processor's own image token for :data:`~attriboard.task.IMAGE`.
+
+        Raises:
+            ExampleError: the image's place is not given exactly once.
+        """
+        token = getattr(self.processor, "image_token", IMAGE)
+        if (found := text.count(IMAGE)) != 1:
+            raise ExampleError(
+                f"the prompt has {found} {IMAGE} placeholders, expected exactly one where the image stands: {text!r}."
+            )
+        if token != IMAGE and token in text:
+            raise ExampleError(f"the prompt contains {token!r}, which {self.name} keeps for images: {text!r}.")
+        return text.replace(IMAGE, token)
+
+    def inputs(self, text: str, image: Image.Image) -> dict[str, Tensor]:
+        """The model's inputs for one prompt about one picture: ``input_ids [1, T]``, ``pixel_values`` and the like.
+
+        Floats have the model's dtype.
+        """
+        check_size(image.size, "given")
+        found = self.processor(images=as_rgb(image), text=self.prompt(text), return_tensors="pt")
+        tensors = {k: v.to(self.hf.device) for k, v in found.items() if isinstance(v, Tensor)}
+        return {k: v.to(self.hf.dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+
+    # --- what is seen -----------------------------------------------------------------------------------------------
+
+    def features(self, inputs: dict[str, Tensor]) -> Tensor:
+        """``[n_patches, d_model]``: what the language model sees at the placeholders, in row-major order.
+
+        Raises:
+            ModelError: the processor makes another number of image tokens than the vision tower makes features.
+        """
+        seen: dict[str, Tensor] = {}
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen["embeds"] = kwargs["inputs_embeds"]
+            raise _Seen
+
+        handle = self.text_model.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.hf(**inputs, use_cache=False)
+        except _Seen:
+            pass
+        except ValueError as error:
+            raise ModelError(
+                f"the processor and the vision tower of {self.name} do not fit each other ({error}); load it with the "
+                f"processor it was made with."
+            ) from error
+        finally:
+            handle.remove()
+        return seen["embeds"][0, inputs["input_ids"][0] == self.placeholder]
+
+    @functools.cached_property
+    def layers(self) -> list[Any]:
+        """The vision tower's attention modules, first to last.
+
+        Raises:
+            ModelError: they cannot be found.
+        """
+        language = set(self.text_model.modules())
+        found = [
+            module
+            for name, module in self.hf.named_modules()
+            if name.endswith("self_attn") and module not in language and hasattr(module, "config")
+        ]
+        if not found:
+            raise ModelError(f"the attention layers of the vision tower of {self.name} cannot be found.")
+        return found
+
+    @contextmanager
+    def patterns(self) -> Iterator[list[Tensor]]:
+        """While open, every pass through the tower puts its attention patterns ``[1, heads, n, n]`` into the list.
+
+        One pattern per layer, first to last, as the pass uses them: with gradients enabled they are part of the graph
+        from the first one on, so that gradients of :meth:`features` can be taken there.
+
+        Raises:
+            ModelError: the tower's attention layers cannot be found.
+        """
+        found: list[Tensor] = []
+
+        def keep(pattern: Tensor, value: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and not pattern.requires_grad:  # before it only weights, which need no gradient
+                pattern.requires_grad_()
+            found.append(pattern)
+            return pattern
+
+        with ExitStack() as stack:
+            for layer in self.layers:
+                put_between(stack, layer, keep)
+            for config in {id(layer.config): layer.config for layer in self.layers}.values():
+                write_out(stack, config)
+            yield found
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """``[3, height, width]``: a picture after the processor, still in the processor's units."""
+        found = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        return found.reshape(3, *self.size).float()
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - one Vision lives as long as its model
+    def _range(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return tuple(self._pixels(Image.new("RGB", size, color)) for color in ("black", "white"))  # type: ignore[return-value]
+
+    def _unit(self, image: Image.Image) -> Tensor:
+        """``[3, height, width]`` in 0..1: a picture as the model sees it; 0 where the processor pads."""
+        black, white = self._range(image.size)
+        span = white - black
+        return torch.where(span.abs() > 1e-6, (self._pixels(image) - black) / span, 0.0).clamp(0, 1)
+
+    def see(self, image: Image.Image) -> Image.Image:
+        """The picture the model really saw: after resize, crop and padding, as RGB."""
+        unit = self._unit(as_rgb(image))
+        return Image.fromarray((unit * 255).round().byte().permute(1, 2, 0).numpy())
+
+    def coverage(self, mask: np.ndarray) -> Tensor:
+        """``[rows, columns]`` in 0..1: the share of every patch that a pixel mask of the original picture covers.
+
+        Args:
+            mask: ``[height, width]`` bool over the original picture.
+        """
+        picture = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).convert("RGB")
+        unit = self._unit(picture).mean(0)
+        return nn.functional.adaptive_avg_pool2d(unit[None], self.grid)[0]

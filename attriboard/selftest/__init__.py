@@ -1,0 +1,1 @@
+"""What a method's definition implies, checked on tiny random models."""

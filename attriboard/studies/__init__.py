@@ -1,0 +1,1 @@
+"""Questions that are no cells of a suite."""

@@ -1,0 +1,476 @@
+"""Models that see: against plain Hugging Face calls with pixels, literal geometry, and finite differences."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attriboard.errors import ExampleError, ModelError
+from attriboard.interventions import replacement_values
+from attriboard.model import EncodedExample, Model, hook_name
+from attriboard.models.vision import Vision
+from attriboard.task import IMAGE, Example
+from tests.bench import models as m
+
+SITES = ("resid_pre", "z", "attn_out", "post", "mlp_out", "resid_post")
+
+
+def _seeing(family: str, padding_side: str = "left") -> Model:
+    model = copy.copy(m.seeing(family))
+    model.padding_side = padding_side
+    return model
+
+
+def _encoded(model: Model) -> list[EncodedExample]:
+    return [model.encode(e.example) for e in m.vision_examples()]
+
+
+def _plain_logits(model: Model, prompt: str, image: Image.Image) -> Tensor:
+    """``[V]`` at the last token: the whole model called with pixels, one row, nothing hooked."""
+    inputs = model.vision.processor(images=image, text=prompt, return_tensors="pt")  # type: ignore[union-attr]
+    inputs = {k: v for k, v in inputs.items() if k not in ("rows", "cols")}
+    with torch.no_grad():
+        return model.hf(**inputs, use_cache=False).logits[0, -1]
+
+
+# --- what the language model sees -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", m.SEEING)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_padded_batch_gives_each_rows_plain_logits(family: str, padding_side: str) -> None:
+    model = _seeing(family, padding_side)
+    encoded = _encoded(model)
+    batch = model.batch(encoded)
+    assert len({len(e.tokens) for e in encoded}) > 1 and batch.counterfactual is not None
+    expected = torch.stack([_plain_logits(model, e.example.prompt, e.example.image) for e in encoded])
+    assert m.close(model.run(batch).logits, expected)
+    others = [
+        _plain_logits(
+            model, e.example.counterfactual or e.example.prompt, e.example.counterfactual_image or e.example.image
+        )
+        for e in encoded
+    ]
+    assert m.close(model.run(batch.counterfactual).logits, torch.stack(others))
+    assert not m.close(torch.stack(others), expected, 0.05)  # the counterfactuals do matter
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_activations_are_those_of_a_plain_model_called_with_pixels(padding_side: str) -> None:
+    model = m.tiny_llava(padding_side=padding_side)
+    plain = m.Plain("llava", model.hf)
+    encoded = m.vision_examples()
+    batch = model.batch(encoded)
+    run = model.run(batch, ["hook_embed", *(hook_name(s, layer) for s in SITES for layer in range(model.n_layers))])
+    first = model.first_position(batch).tolist()
+    read = [(s, layer) for s in SITES for layer in range(model.n_layers)]
+    for row, e in enumerate(encoded):
+        _, seen = plain.run(e.tokens, read=read, pixel_values=m.pixels(e.example.image))
+        at = slice(first[row], first[row] + len(e.tokens))
+        for (site, layer), expected in seen.items():
+            assert m.close(run[hook_name(site, layer)][row, at], expected, 2e-5), (site, layer)
+        assert m.close(run["hook_embed"][row, at], seen["resid_pre", 0], 2e-5)
+
+
+def test_image_features_stand_at_the_placeholders_in_row_major_order() -> None:
+    model = m.tiny_llava()
+    for e in m.vision_examples():
+        tower = model.hf.model.vision_tower(m.pixels(e.example.image), output_hidden_states=True)
+        expected = model.hf.model.multi_modal_projector(tower.hidden_states[-2][0, 1:])
+        batch = model.batch([e])
+        embeds = model.run(batch, ["hook_embed"])["hook_embed"][0]
+        assert torch.equal(batch.image_mask[0], torch.tensor(e.tokens) == m.IMAGE_ID)
+        assert m.close(embeds[batch.image_mask[0]], expected)
+        words = ~batch.image_mask[0]
+        assert torch.equal(embeds[words], model.hf.get_input_embeddings().weight[torch.tensor(e.tokens)[words]])
+
+
+@pytest.mark.parametrize("family", m.SEEING)
+def test_each_patch_of_the_picture_lies_where_its_feature_stands(family: str) -> None:
+    """Without attention in the tower a feature depends on its own patch alone, so a change shows where it belongs."""
+    hf, processor = m.fresh_seeing(family)
+    for name, weight in hf.named_parameters():
+        if "vision" in name and "self_attn.out_proj" in name:
+            weight.zero_()
+    processor.image_processor.do_resize = False  # the picture has the right size, and resizing would blur its edges
+    model = Model(hf, processor.tokenizer, name=family, processor=processor)
+    vision = model.vision
+    assert vision is not None
+    (rows, columns), (height, width) = vision.grid, vision.size
+    before = m.picture(1, (width, height))
+    features = vision.features(vision.inputs(IMAGE, before))
+    for row in range(rows):
+        for column in range(columns):
+            pixels = np.asarray(before).copy()
+            at = (
+                slice(row * height // rows, (row + 1) * height // rows),
+                slice(column * width // columns, (column + 1) * width // columns),
+            )
+            pixels[at] = 255 - pixels[at]
+            after = Image.fromarray(pixels)
+            changed = (vision.features(vision.inputs(IMAGE, after)) - features).abs().amax(-1) > 1e-4
+            assert changed.nonzero().flatten().tolist() == [row * columns + column]
+            assert torch.equal(
+                vision.coverage((pixels != np.asarray(before)).any(-1)) > 0.5, changed.view(rows, columns)
+            )
+
+
+def test_llava_of_the_published_proportions_has_24_by_24_patches() -> None:
+    hf, processor = m.fresh_llava(side=336, positions=640), m.tiny_processor(336)
+    model = Model(hf, processor.tokenizer, processor=processor)
+    assert model.vision is not None and model.vision.grid == (24, 24) and model.vision.size == (336, 336)
+    encoded = model.encode(Example(f"w5 {IMAGE} w17 w3", " w12", image=m.picture(2, (640, 427))))
+    assert encoded.tokens.count(m.IMAGE_ID) == 576 and encoded.image is not None and len(encoded.image) == 576
+    got = model.run(model.batch([encoded])).logits[0]
+    assert m.close(got, _plain_logits(model, encoded.example.prompt, encoded.example.image), 2e-5)
+
+
+def test_a_large_picture_is_not_split_into_several() -> None:
+    model = m.seeing("idefics3")
+    assert model.vision is not None
+    large = m.picture(4, (640, 427))
+    inputs = model.vision.inputs(IMAGE, large)
+    assert tuple(inputs["pixel_values"].shape) == (1, 1, 3, 32, 32)
+    assert int((inputs["input_ids"] == model.vision.placeholder).sum()) == 4
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+def _resized_and_cropped(picture: Image.Image, side: int) -> np.ndarray:
+    """``[side, side, 3]``: shortest edge to ``side`` with bicubic interpolation, then the centre."""
+    width, height = picture.size
+    scale = side / min(width, height)
+    # the longer side is rounded down
+    size = (side, int(height * scale + 1e-9)) if width < height else (int(width * scale + 1e-9), side)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    small = picture.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(small.crop((left, top, left + side, top + side)))
+
+
+@pytest.mark.parametrize("size", [(640, 427), (427, 640), (100, 100), (42, 300)])
+def test_what_the_model_sees_is_the_resized_and_cropped_picture(size: tuple[int, int]) -> None:
+    vision = m.tiny_llava().vision
+    assert vision is not None
+    image = m.picture(5, size, (size[0] // 3, size[1] // 3, size[0] // 2, size[1] // 2))
+    seen = vision.see(image)
+    assert seen.mode == "RGB" and seen.size == (42, 42)
+    difference = np.asarray(seen).astype(int) - _resized_and_cropped(image, 42).astype(int)
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("square", [(200, 50, 400, 300), (0, 0, 640, 427), (90, 400, 330, 427)])
+def test_coverage_is_that_of_the_literally_resized_and_cropped_mask(square: tuple[int, int, int, int]) -> None:
+    vision = m.tiny_llava().vision
+    assert vision is not None
+    mask = m.mask((640, 427), square)
+    literal = _resized_and_cropped(Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB"), 42)[..., 0] / 255.0
+    expected = torch.tensor(literal).view(3, 14, 3, 14).mean((1, 3)).float()
+    torch.testing.assert_close(vision.coverage(mask), expected, atol=1e-3, rtol=0)
+    assert float(vision.coverage(mask).max()) > 0.1
+
+
+def test_a_mask_in_the_cropped_border_covers_nothing_and_one_inside_its_own_patches() -> None:
+    vision = m.tiny_llava().vision
+    assert vision is not None
+    # 640 × 427 becomes 62 × 42, of which columns 10 to 51 are seen: 103 to 536 of the original
+    assert not bool(vision.coverage(m.mask((640, 427), (0, 0, 95, 427))).any())
+    assert not bool(vision.coverage(m.mask((640, 427), (550, 0, 640, 427))).any())
+    third = 14 * 640 / 62
+    left = 10 * 640 / 62 + third  # the middle column of patches
+    middle = vision.coverage(m.mask((640, 427), (round(left), 285, round(left + third), 427)))
+    expected = torch.zeros(3, 3)
+    expected[2, 1] = 1
+    torch.testing.assert_close(middle, expected, atol=0.05, rtol=0)
+    ones = vision.coverage(np.ones((427, 640), dtype=bool))
+    torch.testing.assert_close(ones, torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("family", ["idefics3", "smolvlm"])
+def test_geometry_of_a_processor_that_stretches_the_picture(family: str) -> None:
+    vision = m.seeing(family).vision
+    assert vision is not None and vision.grid == (2, 2) and vision.size == (32, 32)
+    for row in range(2):
+        for column in range(2):
+            square = (40 * column, 20 * row, 40 * column + 40, 20 * row + 20)
+            expected = torch.zeros(2, 2)
+            expected[row, column] = 1
+            torch.testing.assert_close(vision.coverage(m.mask((80, 40), square)), expected, atol=0.06, rtol=0)
+    image = Image.new("RGB", (80, 40), "blue")
+    image.paste("red", (0, 0, 40, 20))
+    seen = np.asarray(vision.see(image)).astype(int)
+    assert seen.shape == (32, 32, 3)
+    assert np.abs(seen[4:12, 4:12] - [255, 0, 0]).max() <= 3 and np.abs(seen[20:, 20:] - [0, 0, 255]).max() <= 3
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_restart_is_bit_identical(padding_side: str) -> None:
+    model = m.tiny_llava(padding_side=padding_side)
+    batch = model.batch(m.vision_examples())
+    run = model.run(batch, [hook_name("resid_pre", layer) for layer in range(model.n_layers)])
+    for layer in range(model.n_layers):
+        again = model.run(batch, start=(layer, run[hook_name("resid_pre", layer)]))
+        assert torch.equal(again.logits, run.logits)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_gradients_at_image_and_text_positions_are_those_of_finite_differences(padding_side: str) -> None:
+    processor = m.tiny_processor()
+    model = Model(
+        m.in_double(m.fresh_llava()), processor.tokenizer, padding_side=padding_side, prove=False, processor=processor
+    )
+    encoded = _encoded(model)
+    batch = model.batch(encoded)
+    run = model.run(batch, ["hook_embed"], gradients=True)
+    found = run.gradients(model.metric(run.logits, batch), ["hook_embed"])["hook_embed"]
+    generator = torch.Generator().manual_seed(3)
+    for where in (batch.image_mask, batch.real & ~batch.image_mask):
+        direction = torch.randn(found.shape, generator=generator, dtype=torch.float64) * where[..., None]
+
+        def moved(h: float, direction: Tensor = direction) -> Tensor:
+            logits = model.run(batch, edits={"hook_embed": lambda x: x + h * direction}).logits
+            rows = torch.arange(len(batch))
+            return logits[rows, batch.answer] - logits[rows, batch.foil]
+
+        expected = m.slope(moved)
+        assert float(expected.abs().min()) > 1e-3
+        assert m.close((found * direction).sum((1, 2)), expected, 1e-6)
+
+
+def test_an_edit_of_the_embeddings_replaces_image_features() -> None:
+    model = m.tiny_llava()
+    (e, *_) = m.vision_examples()
+    batch = model.batch([e])
+    assert batch.counterfactual is not None
+    other = model.run(batch.counterfactual, ["hook_embed"])["hook_embed"]
+    swapped = model.run(batch, edits={"hook_embed": lambda x: torch.where(batch.image_mask[..., None], other, x)})
+    assert torch.equal(swapped.logits, model.run(batch.counterfactual).logits)  # only the picture differs
+
+
+def _with_patches(e: EncodedExample, changed: list[int]) -> EncodedExample:
+    """The example whose counterfactual differs in some image features alone."""
+    assert e.image is not None
+    features = e.image.clone()
+    features[changed] += torch.randn(len(changed), features.shape[1], generator=torch.Generator().manual_seed(7))
+    return replace(e, counterfactual=e.tokens, counterfactual_image=features)
+
+
+_FIRST, _SECOND, _THIRD, _FOURTH = range(4)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("make", "shared"),
+    [
+        (lambda e: [e[_FIRST]], lambda e, side: 1),  # another picture: up to the first patch
+        (lambda e: [_with_patches(e[_FOURTH], [8])], lambda e, side: 3),  # the last patch: an image is never cut
+        (lambda e: [_with_patches(e[_FOURTH], [0])], lambda e, side: 3),
+        (lambda e: [e[_SECOND]], lambda e, side: 11),  # another word behind the same picture
+        (list, lambda e, side: 1 if side == "right" else 0),  # columns that no row's picture touches
+    ],
+    ids=["picture", "late patch", "early patch", "text", "all"],
+)
+def test_sharing_a_prefix_changes_nothing(
+    make: Callable[[tuple[EncodedExample, ...]], list[EncodedExample]],
+    shared: Callable[[object, str], int],
+    padding_side: str,
+) -> None:
+    model = m.tiny_llava(padding_side=padding_side)
+    batch = model.batch(make(m.vision_examples()))
+    tail = model.share_prefix(batch)
+    assert tail.mask.shape == batch.mask.shape
+    n = batch.tokens.shape[1] - tail.tokens.shape[1]
+    if len(batch) == 1:
+        assert n == shared(None, padding_side)
+    assert batch.counterfactual is not None and tail.counterfactual is not None
+    assert m.close(model.run(tail).logits, model.run(batch).logits, 2e-5)
+    assert m.close(model.run(tail.counterfactual).logits, model.run(batch.counterfactual).logits, 2e-5)
+    for layer in range(model.n_layers):
+        z = hook_name("z", layer)
+        heads = (torch.arange(model.n_heads) == 1)[:, None]
+
+        def patched(b: object, name: str = z, heads: Tensor = heads) -> Tensor:
+            values = replacement_values(model, b, [name], "counterfactual", None)[name]
+            return model.run(b, edits={name: lambda x: torch.where(heads, values, x)}).logits
+
+        assert m.close(patched(tail), patched(batch), 2e-5)
+
+
+def test_bfloat16_gives_the_plain_models_logits() -> None:
+    processor = m.tiny_processor()
+    hf = m.fresh_llava().to(torch.bfloat16)
+    model = Model(hf, processor.tokenizer, processor=processor)
+    e = model.encode(m.vision_examples()[0].example)
+    assert e.image is not None and e.image.dtype == torch.bfloat16
+    with torch.no_grad():
+        pixels = m.pixels(e.example.image).to(torch.bfloat16)
+        plain = hf(input_ids=torch.tensor([e.tokens]), pixel_values=pixels, use_cache=False).logits[0, -1]
+    assert m.close(model.run(model.batch([e])).logits[0].float(), plain.float(), 0.05)
+
+
+@pytest.mark.parametrize("family", m.SEEING)
+def test_what_it_writes_is_greedy_over_plain_calls(family: str) -> None:
+    model = m.seeing(family)
+    for e in (v.example for v in m.vision_examples()[1::2]):
+        ids: list[int] = []
+        prompt = e.prompt
+        for _ in range(5):
+            ids.append(int(_plain_logits(model, prompt, e.image).argmax()))
+            prompt = f"{e.prompt} {m.words(ids)}"
+        assert all(3 <= i < 96 for i in ids)  # words, none of them the end of the text
+        # what stands behind the prompt, its space included
+        assert model.write(e, 5) == f" {m.words(ids)}"
+        assert model.write(e, 2) == f" {m.words(ids[:2])}"
+
+
+# --- FFN activations --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "gpt2", "neox_parallel", "opt"])
+def test_hook_act_is_the_activation_functions_output(family: str) -> None:
+    model, plain = m.hooked(family), m.plain_run(family)
+    e = m.EXAMPLES[0]
+    names = [hook_name(site, layer) for site in ("act", "post") for layer in range(model.n_layers)]
+    run = model.run(model.batch([e]), names)
+    for layer, block in enumerate(plain.blocks):
+        act, post = run[hook_name("act", layer)][0], run[hook_name("post", layer)][0]
+        if family in ("gpt2", "neox_parallel", "opt"):
+            assert torch.equal(act, post)
+            continue
+        seen: list[Tensor] = []
+        handle = block.mlp.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0][0]))
+        plain.run(e.tokens)
+        handle.remove()
+        gate = block.mlp.gate_proj.weight @ seen[0].T
+        function = torch.nn.functional.gelu if family == "gemma2" else torch.nn.functional.silu
+        expected = function(gate, approximate="tanh") if family == "gemma2" else function(gate)
+        assert m.close(act, expected.T)
+        assert m.close(post, expected.T * (seen[0] @ block.mlp.up_proj.weight.T))
+
+
+def test_hook_act_of_a_model_that_sees() -> None:
+    model = m.tiny_llava()
+    plain = m.Plain("llava", model.hf)
+    e = m.vision_examples()[1]
+    run = model.run(model.batch([e]), [hook_name("act", layer) for layer in range(model.n_layers)])
+    for layer, block in enumerate(plain.blocks):
+        seen: list[Tensor] = []
+        handle = block.mlp.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0][0]))
+        plain.run(e.tokens, pixel_values=m.pixels(e.example.image))
+        handle.remove()
+        assert m.close(run[hook_name("act", layer)][0], torch.nn.functional.silu(block.mlp.gate_proj(seen[0])), 2e-5)
+
+
+# --- marks and examples -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", m.SEEING)
+def test_marks_stand_where_their_words_are(family: str) -> None:
+    model = m.seeing(family)
+    for e in _encoded(model):
+        start = e.example.prompt.split()[0], e.example.prompt.split(IMAGE)[1].split()[0]
+        at = model.mark_positions(e, "label")
+        assert [model.tokenizer.decode([e.tokens[i]]) for i in at] == list(start)
+
+
+def test_marks_where_the_processors_image_token_has_another_length() -> None:
+    tokenizer = copy.deepcopy(m.tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<a_much_longer_image_token>"]})
+    processor = m.tiny_processor(image_token="<a_much_longer_image_token>", tokenizer=tokenizer)
+    model = Model(m.fresh_llava(), tokenizer, processor=processor, prove=False)
+    for original in m.vision_examples():
+        e = model.encode(original.example)
+        assert e.tokens == original.tokens
+        assert model.mark_positions(e, "label") == m.tiny_llava().mark_positions(original, "label")
+    with pytest.raises(ExampleError, match="keeps for images"):
+        model.encode(Example(f"w1 {IMAGE} <a_much_longer_image_token>", "w2", image=m.picture(0)))
+
+
+def test_coverage_of_a_region_by_name() -> None:
+    model = m.tiny_llava()
+    e = m.vision_examples()[1]
+    expected = torch.zeros(3, 3)
+    expected[1, 1] = 1  # (21, 14) to (35, 28) of 56 × 42, of which columns 7 to 48 are seen
+    assert torch.equal(model.patch_coverage(e, "object"), expected)
+    assert torch.equal(model.patch_coverage(e, "background"), 1 - expected)
+    with pytest.raises(ExampleError, match="no image region called 'hat'"):
+        model.patch_coverage(e, "hat")
+
+
+def test_pictures_of_other_examples_do_not_change_a_row() -> None:
+    model = m.tiny_llava()
+    alone = torch.cat([model.run(model.batch([e])).logits for e in m.vision_examples()])
+    assert m.close(model.run(model.batch(m.vision_examples())).logits, alone, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (Example("w1 w2", "w3", image=m.picture(0)), "has 0 <image> placeholders, expected exactly one"),
+        (Example("<image> <image>", "w3", image=m.picture(0)), "has 2 <image> placeholders, expected exactly one"),
+        (Example("w1 <image>", "w3"), "has a place for an image (<image>), but no image was given"),
+        (Example("w1 <image>", "w3 w4", image=m.picture(0)), "the answer 'w3 w4' is 2 tokens"),
+        (Example("w1 <image>", "w3", image=m.picture(0, (5, 5))), "is 5 × 5 pixels; at least 8 × 8 are needed"),
+        (
+            Example("w1 <image>", "w3", counterfactual="w1 w2 <image>", image=m.picture(0)),
+            "the counterfactual is 11 tokens long and the prompt 10",
+        ),
+        (Example(f"{'w1 ' * 60}<image>", "w3", image=m.picture(0)), "the prompt is 69 tokens long"),
+    ],
+)
+def test_examples_that_cannot_be_used_are_refused_with_one_sentence(example: Example, message: str) -> None:
+    with pytest.raises(ExampleError) as caught:
+        m.tiny_llava().encode(example)
+    assert message in str(caught.value)
+
+
+def test_a_text_only_model_refuses_an_image() -> None:
+    with pytest.raises(ExampleError, match="llama reads text only and cannot look at an image"):
+        m.hooked("llama").encode(Example("w1 <image>", "w3", image=m.picture(0)))
+
+
+def test_a_batch_with_and_without_images_is_refused() -> None:
+    model = m.tiny_llava()
+    with pytest.raises(ExampleError, match="mixes examples with and without an image"):
+        model.batch([m.vision_examples()[0], model.encode(Example("w1 w2", "w3"))])
+
+
+# --- models that are not what they say --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda x: x.flip(0), lambda x: 1.05 * x, lambda x: x + 0.1], ids=["order", "scale", "shift"]
+)
+def test_self_proof_finds_wrong_image_features(
+    spoil: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Vision.features
+    monkeypatch.setattr(Vision, "features", lambda self, inputs: spoil(right(self, inputs)))
+    processor = m.tiny_processor()
+    with pytest.raises(ModelError, match=r"self-proof of spoilt .* failed at the image features"):
+        Model(m.fresh_llava(), processor.tokenizer, name="spoilt", processor=processor)
+
+
+def test_a_processor_that_makes_another_number_of_tokens_is_refused() -> None:
+    processor = m.tiny_processor(num_additional_image_tokens=0)
+    with pytest.raises(
+        ModelError, match=r"grid of odd cannot be established: .* 8 image tokens .* choose another model"
+    ):
+        Model(m.fresh_llava(), processor.tokenizer, name="odd", processor=processor)
+
+
+def test_a_processor_that_does_not_fit_the_tower_is_refused() -> None:
+    hf, processor = m.fresh_llava(), m.tiny_processor()
+    hf.config.vision_feature_select_strategy = "full"  # ten features a picture, the class token among them
+    with pytest.raises(ModelError, match="the processor and the vision tower of odd do not fit each other"):
+        Model(hf, processor.tokenizer, name="odd", processor=processor)

@@ -1,0 +1,378 @@
+"""The self-test of every registered method, and that each of its properties refuses a method that lacks it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attriboard.cli import main
+from attriboard.errors import AttriboardError, ConfigurationError, UnknownNameError
+from attriboard.method import Method, methods
+from attriboard.scores import Scores
+from attriboard.selftest import properties as selftest
+from attriboard.selftest.properties import PROPERTIES, Finding, examine
+from attriboard.selftest.reference import Plain, metric
+from attriboard.selftest.tiny import hooked, linear_gpt2, tiny_examples
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_has_the_properties_that_its_definition_implies(name: str) -> None:
+    findings = examine(methods.get(name))
+    assert [f for f in findings if f.status != "holds"] == []
+    assert len(findings) > sum(one.universal for one in PROPERTIES.values()), "it declares none"
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_says_whether_the_answer_plays_a_part(name: str) -> None:
+    assert len({"uses_answer", "ignores_answer"} & set(methods.get(name).properties)) == 1
+
+
+# --- each property can fail -------------------------------------------------------------------------------------------
+
+
+def changed(base: str, change: Callable[..., Tensor] = lambda x, *_: x, **attributes: Any) -> type[Method]:
+    """A registered method whose scores go through ``change`` (scores, batch or examples, level)."""
+    parent: Any = methods.get(base)
+
+    class Broken(parent):
+        name = "broken"
+
+        def score_batch(self, model: Any, batch: Any, level: Any) -> Tensor:
+            return change(super().score_batch(model, batch, level), batch, level)
+
+        def attribute(self, model: Any, examples: Any, level: Any) -> Scores:
+            found = super().attribute(model, examples, level)
+            if type(self).score_batch is Method.score_batch:
+                found = Scores(change(found.values, examples, level), found.level, found.names)
+            return found
+
+    if parent.score_batch is Method.score_batch:
+        Broken.score_batch = Method.score_batch  # type: ignore[method-assign]
+    for key, value in attributes.items():
+        setattr(Broken, key, value)
+    return Broken
+
+
+def with_nan(x: Tensor, *_: Any) -> Tensor:
+    x = x.clone()
+    x.view(-1)[-1] = torch.nan
+    return x
+
+
+def ffn_halved(x: Tensor, batch: Any, level: Any) -> Tensor:
+    x = x.clone()
+    if level.name == "nodes":
+        x[..., -1] /= 2
+    return x
+
+
+def subset_first(x: Tensor, examples: Any, level: Any) -> Tensor:
+    return x * (2 if examples[0].example.subset == "a" else 1)
+
+
+@dataclass
+class Unchecked(methods.get("weight_norm")):  # type: ignore[misc]
+    """Has an option that nobody checks."""
+
+    name = "broken"
+    strength: float = 1.0
+
+
+@dataclass
+class NoPath(methods.get("attribution_patching")):  # type: ignore[misc]
+    """Calls itself a path method and takes the gradient of the clean prompt alone."""
+
+    name = "broken"
+    steps: int = 5
+
+
+@dataclass
+class NoConvergence(methods.get("integrated_gradients")):  # type: ignore[misc]
+    """Takes one step, whatever it is told."""
+
+    name = "broken"
+
+    def score_batch(self, model: Any, batch: Any, level: Any) -> Tensor:
+        return methods.make("integrated_gradients", {"steps": 1}).score_batch(model, batch, level)
+
+
+class LeavesAHook(methods.get("weight_norm")):  # type: ignore[misc]
+    name = "broken"
+
+    def attribute(self, model: Any, examples: Any, level: Any) -> Scores:
+        model.blocks[0].register_forward_hook(lambda *_: None)
+        return super().attribute(model, examples, level)
+
+
+class ChangesAWeight(methods.get("weight_norm")):  # type: ignore[misc]
+    name = "broken"
+
+    def attribute(self, model: Any, examples: Any, level: Any) -> Scores:
+        found = super().attribute(model, examples, level)
+        model.W_out(1)[0, 0] += 1e-3
+        return found
+
+
+class DrawsFromTheGlobalGenerator(methods.get("weight_norm")):  # type: ignore[misc]
+    name = "broken"
+
+    def attribute(self, model: Any, examples: Any, level: Any) -> Scores:
+        torch.rand(1)
+        return super().attribute(model, examples, level)
+
+
+class Float64(methods.get("weight_norm")):  # type: ignore[misc]
+    name = "broken"
+
+    def attribute(self, model: Any, examples: Any, level: Any) -> Scores:
+        found = super().attribute(model, examples, level)
+        return Scores(found.values.double(), found.level, found.names)
+
+
+BROKEN: list[tuple[str, str, type[Method]]] = [
+    ("finite_scores", "a NaN", changed("weight_norm", with_nan)),
+    ("finite_scores", "wrong type", Float64),
+    ("deterministic", "noise", changed("direct_logit_attribution", lambda x, *_: x + 1e-6 * torch.rand(x.shape))),
+    ("any_batch_size", "divided by the batch", changed("gradient_x_activation", lambda x, b, _: x / len(b))),
+    ("any_padding_side", "last column", changed("activation_norm", lambda x, b, _: x + b.tokens[:, -1, None, None])),
+    ("any_neighbors", "centered in the batch", changed("activation_norm", lambda x, *_: x - x.mean(0))),
+    ("any_neighbors", "depends on order", changed("wanda", lambda x, e, _: x * e[0].answer)),
+    ("options_checked", "unchecked", Unchecked),
+    ("model_untouched", "a hook", LeavesAHook),
+    ("model_untouched", "a weight", ChangesAWeight),
+    ("model_untouched", "random state", DrawsFromTheGlobalGenerator),
+    ("finite_differences", "wrong sign", changed("attribution_patching", lambda x, *_: -x)),
+    ("finite_differences", "halved", changed("gradient_x_activation", lambda x, *_: x / 2)),
+    ("finite_differences", "layer before", changed("attribution_patching", lambda x, *_: x.roll(1, 1))),
+    ("path_finite_differences", "FFN halved", changed("eap_ig", ffn_halved)),
+    ("path_finite_differences", "no path", NoPath),
+    ("gradient_norm", "squared", changed("gradient_saliency", lambda x, *_: x**2)),
+    ("picture_finite_differences", "every position", changed("gradient_x_activation", modality="vision")),
+    ("completeness", "a tenth too much", changed("integrated_gradients", lambda x, *_: 1.1 * x)),
+    ("completeness", "halved", changed("shap", lambda x, *_: x / 2)),
+    ("completeness", "no convergence", NoConvergence),
+    ("telescoping", "a hundredth less", changed("log_prob_increase", lambda x, *_: 0.99 * x)),
+    ("shares_add_up", "a hundredth less", changed("direct_logit_attribution", lambda x, *_: 0.99 * x)),
+    ("sums_to_one", "twice", changed("attention_rollout", lambda x, *_: 2 * x)),
+    ("sums_to_one", "negative", changed("mean_attention", lambda x, *_: 2 * x - x.flip(1))),
+    ("adds_over_marks", "squared", changed("in_context_heads", lambda x, *_: x**2)),
+    ("exact_effect", "an estimate", changed("attribution_patching")),
+    ("exact_effect", "wrong sign", changed("occlusion", lambda x, *_: -x)),
+    ("exact_on_linear_model", "another direction", changed("eap_ig", lambda x, *_: x.abs())),
+    ("zero_for_idle", "an offset", changed("head_ablation", lambda x, *_: x + 0.01)),
+    ("zero_for_idle", "positions nobody reads", changed("mean_attention")),
+    ("zero_for_dead", "weights alone", changed("weight_norm")),
+    ("uses_answer", "attention alone", changed("mean_attention")),
+    ("ignores_answer", "gradients", changed("gradient_saliency")),
+    ("ignores_foil", "logit difference", changed("direct_logit_attribution")),
+    ("ignores_weights", "weights", changed("weight_norm")),
+    ("symmetric_in_subsets", "the first counts twice", changed("domain_entropy", subset_first)),
+    ("scales_with_output", "squared", changed("weight_norm", lambda x, *_: x**2)),
+    ("ignores_output_scale", "norms", changed("weight_norm")),
+    ("standard_normal", "shifted", changed("random", lambda x, *_: x + 0.1)),
+    ("permutes_reference", "across layers", changed("random_same_layer", lambda x, *_: x.roll(1, 0))),
+    ("mirror_symmetric", "looks at the picture", changed("color_contrast")),
+]
+
+
+def judged(name: str, method: type[Method]) -> Finding:
+    return selftest._judge(method, PROPERTIES[name])
+
+
+@pytest.mark.parametrize(("name", "method"), [pytest.param(p, m, id=f"{p}-{why}") for p, why, m in BROKEN])
+def test_a_method_without_the_property_is_caught_with_its_numbers(name: str, method: type[Method]) -> None:
+    finding = judged(name, method)
+    assert finding.status == "fails", finding
+    assert "broken" in finding.detail and "raised" not in finding.detail
+    # of an option, a hook or a weight the thing is named; of scores the numbers
+    assert re.search(r"\d", finding.detail) or name in ("options_checked", "model_untouched", "finite_scores")
+
+
+def test_every_property_is_shown_to_fail() -> None:
+    assert {name for name, _, _ in BROKEN} == set(PROPERTIES)
+
+
+def test_a_failure_names_the_score_both_numbers_and_the_tolerance() -> None:
+    detail = judged("finite_differences", changed("gradient_x_activation", lambda x, *_: x / 2)).detail
+    found = re.fullmatch(
+        r"broken at level heads on the tiny gpt2 gives (a\d\.h\d) (\S+) instead of (\S+) \(minus the slope towards the "
+        r"zero replacement\): off by (\S+), allowed (\S+)\.",
+        detail,
+    )
+    assert found, detail
+    half, whole, off, allowed = map(float, found.groups()[1:])
+    assert half == pytest.approx(whole / 2, rel=1e-3) and off > allowed
+
+
+def test_what_a_method_raises_is_a_finding_and_not_the_end() -> None:
+    def fail(*_: Any) -> Tensor:
+        raise ZeroDivisionError("its own mistake")
+
+    findings = examine(changed("weight_norm", fail, properties=("zero_for_idle",)))
+    assert {f.status for f in findings if f.property in ("finite_scores", "zero_for_idle")} == {"fails"}
+    assert any("raised ZeroDivisionError: its own mistake" in f.detail for f in findings)
+    assert next(f for f in findings if f.property == "options_checked").status == "holds"
+
+
+def test_what_cannot_be_tested_says_why() -> None:
+    lonely = changed("in_context_heads", needs=frozenset({"forward"}))
+    lonely.check_examples = lambda self, examples: selftest.methods.make("lape").check_examples(examples[:1])  # type: ignore[method-assign]
+    finding = judged("uses_answer", lonely)
+    assert finding.status == "not tested" and "at least 2" in finding.detail
+
+
+def test_a_declared_property_that_speaks_of_other_levels_fails() -> None:
+    finding = judged("mirror_symmetric", methods.get("weight_norm"))
+    assert finding.status == "fails" and "speaks of patches" in finding.detail and "scores heads" in finding.detail
+
+
+def test_the_linear_model_is_linear_and_the_others_are_not() -> None:
+    for hf, linear in ((linear_gpt2(), True), (hooked(selftest._tiny("gpt2", False)).hf, False)):
+        plain, model = Plain(hf), hooked(hf)
+        for e in tiny_examples(model, foils=selftest.FOILS):
+            one, other = plain.embeddings(e), plain.embeddings(e, counterfactual=True)
+            values = [float(metric(plain.run(x)[0][0], e)) for x in (one, other, (one + other) / 2)]
+            assert (abs(values[2] - (values[0] + values[1]) / 2) < 1e-5) == linear
+
+
+# --- declaring --------------------------------------------------------------------------------------------------------
+
+
+def test_a_property_that_does_not_exist_is_refused_when_the_class_is_made() -> None:
+    with pytest.raises(UnknownNameError, match=r"property of method 'mine': 'finite_diferences': did you mean"):
+
+        class Mine(Method):
+            name = "mine"
+            properties = ("finite_diferences",)
+
+    with pytest.raises(UnknownNameError, match=r"'deterministic'.*Every method has that one without declaring it"):
+
+        class Boastful(Method):
+            name = "boastful"
+            properties = ("deterministic",)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("log_prob_increase", "published", "no"),
+        ("patch_log_prob_increase", "published", 0),
+        ("random", "seed", "one"),
+        ("shap", "seed", True),
+        ("random_same_layer", "seed", 0.5),
+    ],
+)
+def test_options_of_a_wrong_kind_are_refused_by_name(name: str, option: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"{option} of {name} is {value!r}, expected"):
+        methods.make(name, {option: value})
+
+
+def test_a_reference_that_nobody_registered_is_refused_when_the_control_is_made() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'eap_ig'"):
+        methods.make("random_same_layer", {"reference": "eap-ig"})
+    with pytest.raises(AttriboardError, match="reference of random_same_layer is 3"):
+        methods.make("random_same_layer", {"reference": 3})
+
+
+def test_the_page_is_current() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "selftests.md").read_text()
+    # in a process of its own, since other tests register methods
+    command = [sys.executable, "-m", "attriboard.selftest.properties"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert page == made.stdout, "run `make docs`"
+    for name in PROPERTIES:
+        assert f"| `{name}` |" in page
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+FILE = '''
+"""Gradient times activation, once right and once with the sign turned."""
+from dataclasses import dataclass
+
+from attriboard.method import Method
+
+
+@dataclass
+class Right(Method):
+    name = "right"
+    paper = description = "a test"
+    levels = ("heads",)
+    properties = ("finite_differences", "uses_answer")
+
+    def score_batch(self, model, batch, level):
+        names = level.hooks(model)
+        run = model.run(batch, names, gradients=True)
+        gradients = run.gradients(model.metric(run.logits, batch), names)
+        return level.reduce(model, {name: run[name].detach() * gradients[name] for name in names})
+
+
+@dataclass
+class Turned(Right):
+    name = "turned"
+
+    def score_batch(self, model, batch, level):
+        return -super().score_batch(model, batch, level)
+'''
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "attriboard.cli", "selftest", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+def test_a_method_of_ones_own_is_tested_from_its_file_in_a_real_process(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+    run = process("right", "turned", "--include", file)
+    assert run.returncode == 1, run.stderr
+    right, turned, failure = run.stdout.strip().splitlines()
+    assert right == "right: 9 of 9 properties hold" and turned == "turned: 8 of 9 properties hold"
+    assert re.match(
+        r"  finite_differences fails: turned at level heads on the tiny gpt2 gives a\d.h\d \S+ instead", failure
+    )
+    assert "Traceback" not in run.stderr
+
+
+def test_a_name_that_nobody_registered_exits_2_with_near_names() -> None:
+    run = process("head_ablatoin")
+    assert run.returncode == 2
+    assert "unknown method 'head_ablatoin': did you mean 'head_ablation'" in run.stderr
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["attriboard", "selftest", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+    printed = capsys.readouterr()
+    return int(caught.value.code or 0), printed.out, printed.err
+
+
+def test_findings_can_be_read_by_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = called(capsys, "weight_norm", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert {f["status"] for f in found} == {"holds"} and {f["method"] for f in found} == {"weight_norm"}
+    assert [f["property"] for f in found][-3:] == list(methods.get("weight_norm").properties)
+    code, out, _ = called(capsys, "weight_norm", "center_prior")
+    assert code == 0 and out.endswith("all properties of 2 methods that could be tested hold.\n")
+
+
+def test_a_file_that_declares_an_unknown_property_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "typo.py"
+    file.write_text(FILE.replace('"uses_answer"', '"use_answer"').replace('"right"', '"typo"'))
+    code, _, err = called(capsys, "--include", file)
+    assert code == 2 and "property of method 'typo': 'use_answer': did you mean 'uses_answer'" in err

