@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from .errors import ConfigurationError, ExampleError, UnknownNameError
+from .levels import InputReplacement, Replacement
 from .model import Batch, Edit, hook_name
 from .task import IMAGE
 
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
     from .components import InputLevel, Level
     from .model import EncodedExample, Model
 
-Replacement = Literal["counterfactual", "mean", "zero"]
 REPLACEMENTS: tuple[Replacement, ...] = ("counterfactual", "mean", "zero")
-InputReplacement = Literal["counterfactual", "mean", "zero", "background", "blur"]
-"""What positions of the input are replaced by; the last two are for patches."""
 PATCH_REPLACEMENTS: tuple[InputReplacement, ...] = ("background", "blur")
 
 MEASURES = ("metric", "logprob", "correct")

@@ -7,6 +7,12 @@ level acts in a model stand in :mod:`attriboard.components`, which extends the f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Replacement = Literal["counterfactual", "mean", "zero"]
+"""What components are replaced by."""
+InputReplacement = Literal["counterfactual", "mean", "zero", "background", "blur"]
+"""What positions of the input are replaced by; the last two are for patches."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,7 @@ LEVELS: dict[str, LevelFacts] = {
             prunable=True,
         ),
         LevelFacts("attn_neurons", ("layer", "head", "dimension"), "single dimensions of a head's output"),
-        LevelFacts(
-            "nodes", ("layer", "node"), "attention heads and whole FFN layers (the last of each row)", mib=True
-        ),
+        LevelFacts("nodes", ("layer", "node"), "attention heads and whole FFN layers (the last of each row)", mib=True),
         LevelFacts(
             "patches",
             ("patch_row", "patch_column"),

@@ -85,3 +85,10 @@ class Scores:
             values = file.get_tensor("scores")
         details = json.loads(metadata.get("details", "{}"))
         return cls(values, metadata.get("level", ""), json.loads(metadata["names"]), details)
+
+
+def top_mask(ranking: Tensor, k: int) -> Tensor:
+    """``[n]`` bool: True for the first ``k`` of a ranking ``[n]`` of indices."""
+    mask = torch.zeros(len(ranking), dtype=torch.bool)
+    mask[ranking[:k]] = True
+    return mask

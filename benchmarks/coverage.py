@@ -22,7 +22,8 @@ import scipy.stats
 
 from attriboard.evaluation.faithfulness import Faithfulness, mib_sizes, sizes
 from attriboard.measurements.base import Statistic
-from attriboard.stats.intervals import ALPHA, LEVEL, RESAMPLES, Array, bootstrap_interval, paired_test, pseudo_values
+from attriboard.stats.intervals import ALPHA, LEVEL, RESAMPLES, Array, bootstrap_interval, pseudo_values
+from attriboard.stats.tests import paired_test
 
 COMPONENTS = 270
 """Heads of the simulated model."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..records.record import Record
-from ..stats.intervals import Array, rank_correlation
+from ..stats.intervals import Array
+from ..stats.ranks import rank_correlation
 
 TOP = 20
 """How many of the highest components of two tasks are compared."""

@@ -27,7 +27,8 @@ from ..errors import ConfigurationError, UnknownNameError
 from ..evaluation.bias import LARGEST_RISE
 from ..measurements.metrics import EDITS, METRICS, Metric
 from ..records.record import Aggregate, Folder, Record, Settings, digest, newest
-from ..stats.intervals import ALPHA, RankTest, over_seeds, rank_test
+from ..stats.intervals import ALPHA
+from ..stats.ranks import RankTest, over_seeds, rank_test
 from .agreement import Overlap, between_methods, between_seeds, between_tasks, seedless
 from .heatmaps import SheetRow, contact_sheet
 from .significance import Comparison, compare

@@ -33,18 +33,15 @@ from ..measurements.metrics import METRICS
 from ..records.record import Cell, Folder, Record, Strict, digest, newest
 from ..stats.intervals import (
     ALPHA,
-    FLIPS,
     LEVEL,
     RESAMPLES,
     Array,
     bootstrap_interval,
     clusters_of,
-    heeded,
-    holm,
-    paired_test,
+    defined_examples,
     pseudo_values,
-    unpaired_test,
 )
+from ..stats.tests import FLIPS, holm, paired_test, unpaired_test
 from .board import INPUT_RANKED, RANKED, SPEED, STANDING
 
 UNTESTED = ("reliability",)
@@ -487,7 +484,7 @@ def _test(name: str, now: Record, before: Record, held: _Side, had: _Side, tests
     """One metric of a matched cell among so many tests, not yet adjusted, and how many examples lost their value."""
     shared = _shared(now, before, held, had)
     a, b = shared or (held, had)
-    now_known, before_known = known = [set(heeded(side.n, side.statistic).tolist()) for side in (a, b)]
+    now_known, before_known = known = [set(defined_examples(side.n, side.statistic).tolist()) for side in (a, b)]
     if shared:  # an example without a value on either side is no evidence that nothing changed
         known = [now_known & before_known] * 2
     a, b = (s if len(k) in (0, s.n) else s.at(np.array(sorted(k))) for s, k in zip((a, b), known))

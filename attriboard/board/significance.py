@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ..measurements.base import Statistic
 from ..measurements.metrics import METRICS
 from ..records.record import Record
-from ..stats.intervals import ALPHA, Array, alone, clusters_of, heeded, holm, paired_test, pseudo_values, smallest_p
+from ..stats.intervals import ALPHA, Array, clusters_of, defined_examples, each_example, pseudo_values
+from ..stats.tests import holm, paired_test, smallest_p
 
 STEPWISE = frozenset({"pruning_kept_sparsity", "pruning_kept_sparsity_absolute"})
 """Not tested: they jump from one measured sparsity to the next, so that no example has a share in them."""
@@ -109,8 +110,8 @@ def _compare(
         return None
     family = METRICS[metric].family
     held = candidates[0][0].families[family]
-    silent = [np.isnan(alone(held.n, statistic)) for _, statistic in candidates]
-    chosen = max((heeded(held.n, statistic) for _, statistic in candidates), key=len)
+    silent = [np.isnan(each_example(held.n, statistic)) for _, statistic in candidates]
+    chosen = max((defined_examples(held.n, statistic) for _, statistic in candidates), key=len)
     items = held.clusters(candidates[0][0].items)
     items = [items[i] for i in chosen.tolist()] if len(items) == held.n else []
     shares: dict[str, Array] = {}

@@ -36,7 +36,7 @@ from ..interventions import measure
 from ..measurements.base import Family, Statistic
 from ..method import checked_inputs
 from ..model import EncodedExample, hook_name
-from ..stats.intervals import Array, mean_of_known
+from ..stats.intervals import Array, nanmean
 from ..task import image_hash
 from .ablation import matched_draw
 
@@ -120,7 +120,7 @@ class Concepts(Family):
         Metrics that no example has a value of are left out.
         """
 
-        return {name: mean_of_known(x) for name, x in self.per_example().items() if np.isfinite(x).any()}
+        return {name: nanmean(x) for name, x in self.per_example().items() if np.isfinite(x).any()}
 
 
 def _row_means(values: Array, chosen: NDArray[np.bool_]) -> Array:

@@ -52,7 +52,7 @@ from ..edits import (
 from ..errors import ConfigurationError, UnknownNameError
 from ..measurements.base import Family, Scalar, Statistic
 from ..model import EncodedExample, hook_name
-from ..stats.intervals import Array, bootstrap_interval, mean_of_known
+from ..stats.intervals import Array, bootstrap_interval, nanmean
 from ..task import Example
 from .capability import Capability, kept
 
@@ -155,7 +155,7 @@ class Editing(Family):
             }
             if not kind.one_edit:
                 values["locality"], values["locality_kl"] = _row_means(kind.stays), _row_means(kind.kl)
-            means = {metric: mean_of_known(x) for metric, x in values.items() if np.isfinite(x).any()}
+            means = {metric: nanmean(x) for metric, x in values.items() if np.isfinite(x).any()}
             found |= {f"edit_{name}_{metric}": mean for metric, mean in means.items()}
             if "efficacy" in means:
                 parts = [means[metric] for metric in ("efficacy", "generality", "locality") if metric in means]
@@ -172,7 +172,7 @@ class Editing(Family):
         for name, kind in self.kinds.items():
             if kind.one_edit:
                 for metric, (row,) in (("locality", kind.stays), ("locality_kl", kind.kl)):
-                    mean = mean_of_known(_array(row))
+                    mean = nanmean(_array(row))
                     low, high = bootstrap_interval(len(row), mean) or (None, None)
                     found[f"edit_{name}_{metric}"] = (float(np.mean(row)), low, high)
             if (left := self.capability_kept(name)) is not None:

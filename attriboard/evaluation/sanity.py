@@ -33,7 +33,7 @@ from ..errors import MethodError, SkipCell
 from ..measurements.base import Family, Scalar, Statistic
 from ..method import checked, checked_inputs
 from ..scores import Scores
-from ..stats.intervals import Array, mean_of_known
+from ..stats.intervals import Array, nanmean
 from ..task import SPLITS
 from .faithfulness import nearest
 from .reliability import rank_correlation
@@ -114,7 +114,7 @@ class Sanity(Family):
 
     def statistics(self) -> dict[str, Statistic]:
         """The means over examples, at levels of inputs."""
-        return {name: mean_of_known(x) for name, x in self.correlations().items()} if self.per_example else {}
+        return {name: nanmean(x) for name, x in self.correlations().items()} if self.per_example else {}
 
     def scalars(self) -> dict[str, Scalar]:
         """The correlations themselves, at levels of components."""

@@ -1,34 +1,151 @@
-"""What every score family has in common: raw measurements, and the aggregates that follow from them."""
+"""What every measurement has in common: what is stored of a cell, its metrics, and the aggregates that follow.
+
+A measurement declares its metrics where they are computed; board columns, ``docs/metrics.md`` and ``attriboard check``
+read them from there. When a metric turns out wrong, its version is raised and the old one kept under another name.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..errors import ConfigurationError
+from ..levels import COMPONENTS
 from ..stats.intervals import Array
 
 Statistic = Callable[[NDArray[np.intp]], Array]
+"""An aggregate as a function of example indices ``[..., n]``."""
 Scalar = tuple[float, float | None, float | None]
 """A value with the ends of its interval or spread, where it has them."""
 
 
-class Family(BaseModel):
-    """The measurements of one kind of evaluation in one cell; a subclass holds them, example by example.
+class Measure(IntEnum):
+    """What is measured of every row that is run: the last axis of stored per-example measurements."""
+
+    METRIC = 0
+    """The task's metric, by default logit(answer) - logit(foil)."""
+    LOGPROB = 1
+    """log p(answer), in nats."""
+    CORRECT = 2
+    """1 where the answer is right, else 0."""
+
+
+class Strict(BaseModel):
+    """Base of everything stored: unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Kept(Strict):
+    """How many examples of a split were seen, answered correctly, and kept."""
+
+    seen: int
+    correct: int
+    kept: int
+    by_subset: dict[str, tuple[int, int]]
+    """By subset: (correct, seen)."""
+
+    @property
+    def share(self) -> float:
+        return self.correct / self.seen
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One aggregate.
 
     Attributes:
+        name: key in records.
+        title: column head.
+        unit: of the value.
+        better: "higher", "lower", or "neither" for descriptions.
+        text: what it is, in a sentence or two.
+        version: raised when the definition changes.
+        digits: decimals shown on the board.
+        optional: True if a record with the measurement may lack it.
+        shown: whether it is a column of the board.
+        block: metrics of a measurement with the same block stand side by side.
+        ranks: whether the overall table ranks methods by it.
+        sorts: whether a table's rows are sorted by it (by the mean over those of a measurement that do).
+        tested: whether a paired test over examples can compare two methods by it.
+        exact: one value by definition, which equal data make comparable without a test.
+        line: what is said before its value above the table, for metrics that describe the examples.
+        measurement: the name of the measurement that declares it; filled in there.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Literal["higher", "lower", "neither"]
+    text: str
+    version: int = 1
+    digits: int = 3
+    optional: bool = False
+    shown: bool = True
+    block: str = ""
+    ranks: bool = False
+    sorts: bool = False
+    tested: bool = True
+    exact: bool = False
+    line: str = ""
+    measurement: str = ""
+
+
+class Options(Strict):
+    """The options of a measurement: a table of a suite's settings under the measurement's name."""
+
+
+class Measurement(BaseModel):
+    """What one evaluation measured in one cell; a subclass holds it, example by example.
+
+    A subclass with a ``name`` is registered when it is defined.
+
+    Class attributes:
+        name: as suites ask for it and records store it.
+        levels: the levels at which it is measured.
+        metrics: every aggregate that :meth:`statistics` or :meth:`scalars` may name, in the order of columns.
+        default: whether suites that name no evaluations ask for it.
+        replaces: whether what is measured depends on what scored things are replaced by.
+        needs_method: whether a method must be run, so that precomputed scores cannot be measured.
+        uses_capability: whether the settings of general ability (``settings.capability``) are among its options.
+        main: whether its metrics stand in the board's first table of a cell; else they stand in tables of their own.
+        position: measurements are ordered by it.
         over_kept: whether its examples are the test examples kept, in the record's order.
-        base_items: where they are not, the base item of each; empty where that is not known.
+        Options: its options; every field has a default.
+
+    Attributes:
+        base_items: where ``over_kept`` is False, the base item of each example; empty where that is not known.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    name: ClassVar[str] = ""
+    levels: ClassVar[tuple[str, ...]] = COMPONENTS
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    default: ClassVar[bool] = False
+    replaces: ClassVar[bool] = False
+    needs_method: ClassVar[bool] = False
+    uses_capability: ClassVar[bool] = False
+    main: ClassVar[bool] = False
+    position: ClassVar[int] = 500
     over_kept: ClassVar[bool] = True
+    Options: ClassVar[type[Options]] = Options
+
     base_items: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "name" in vars(cls) and cls.name:
+            _register(cls)
 
     def clusters(self, kept: Sequence[str]) -> Sequence[str]:
         """The base item of each example, given those of the test examples kept; empty where they are not known."""
@@ -50,3 +167,31 @@ class Family(BaseModel):
     def gaps(self) -> dict[str, str]:
         """What was not measured, by metric or part, and why."""
         return {}
+
+
+MEASUREMENTS: dict[str, type[Measurement]] = {}
+"""Every measurement by name, in order of position; :mod:`attriboard.measurements.registry` fills it."""
+METRICS: dict[str, Metric] = {}
+"""Every metric by name, in the order of measurements and of their columns."""
+
+
+def _register(cls: type[Measurement]) -> None:
+    old = MEASUREMENTS.get(cls.name)
+    if old is not None and old.__module__ != cls.__module__:
+        raise ConfigurationError(
+            f"two measurements are called {cls.name!r}: {old.__module__} and {cls.__module__}; rename one."
+        )
+    for metric in cls.metrics:
+        other = METRICS.get(metric.name)
+        if other is not None and other.measurement != cls.name:
+            raise ConfigurationError(
+                f"two measurements have a metric {metric.name!r}: {other.measurement} and {cls.name}; rename one."
+            )
+    MEASUREMENTS[cls.name] = cls
+    ordered = sorted(MEASUREMENTS.values(), key=lambda m: m.position)
+    MEASUREMENTS.clear()
+    METRICS.clear()
+    for measurement in ordered:
+        MEASUREMENTS[measurement.name] = measurement
+        for metric in measurement.metrics:
+            METRICS[metric.name] = dataclasses.replace(metric, measurement=measurement.name)

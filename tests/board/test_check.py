@@ -24,7 +24,7 @@ from attriboard.evaluation.ground_truth import Case, GroundTruth
 from attriboard.evaluation.speed import Speed
 from attriboard.measurements.metrics import METRICS
 from attriboard.records.record import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings
-from attriboard.stats.intervals import holm, paired_test
+from attriboard.stats.tests import holm, paired_test
 
 ROOT = Path(__file__).parents[2]
 S, N = "sufficiency_log_area", "necessity_log_area"

@@ -17,7 +17,8 @@ from attriboard.board.agreement import TOP, between_methods, between_seeds, betw
 from attriboard.board.board import Board, render
 from attriboard.board.significance import Comparison
 from attriboard.records.record import Folder, Record
-from attriboard.stats.intervals import critical_difference, holm, paired_test
+from attriboard.stats.ranks import critical_difference
+from attriboard.stats.tests import holm, paired_test
 from tests.bench.boards import METRIC, record
 
 

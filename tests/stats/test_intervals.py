@@ -13,25 +13,18 @@ import scipy.stats
 
 from attriboard.stats import intervals as statistics
 from attriboard.stats.intervals import (
-    FLIPS,
     LEVEL,
     RESAMPLES,
     Array,
-    alone,
     bootstrap_interval,
     clusters_of,
-    critical_difference,
-    heeded,
-    holm,
-    mean_of_known,
-    over_seeds,
-    paired_test,
+    defined_examples,
+    each_example,
+    nanmean,
     pseudo_values,
-    rank_correlation,
-    rank_test,
-    smallest_p,
-    unpaired_test,
 )
+from attriboard.stats.ranks import critical_difference, over_seeds, rank_correlation, rank_test
+from attriboard.stats.tests import FLIPS, holm, paired_test, smallest_p, unpaired_test
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,21 +128,21 @@ def test_two_examples_span_the_interval_and_equal_ones_are_a_point() -> None:
 
 def test_examples_without_a_value_are_passed_over() -> None:
     values = np.array([1.0, np.nan, 3.0, np.nan, 5.0])
-    mean = mean_of_known(values)
+    mean = nanmean(values)
     assert float(mean(np.arange(5))) == 3.0
     assert np.isnan(mean(np.array([1, 3])))
     assert bootstrap_interval(5, mean) == bootstrap_interval(3, mean_of(values[::2]))
     items = ["a", "a", "b", "c", "a"]
     assert bootstrap_interval(5, mean, items=items) == bootstrap_interval(3, mean_of(values[::2]), items=items[::2])
-    assert np.isnan(alone(5, mean)).tolist() == [False, True, False, True, False]
-    assert heeded(5, mean).tolist() == [0, 2, 4]
-    assert heeded(5, mean_of(values)).tolist() == [0, 1, 2, 3, 4]
-    assert heeded(2, mean_of_known(np.full(2, np.nan))).tolist() == [0, 1] and len(heeded(0, mean)) == 0
+    assert np.isnan(each_example(5, mean)).tolist() == [False, True, False, True, False]
+    assert defined_examples(5, mean).tolist() == [0, 2, 4]
+    assert defined_examples(5, mean_of(values)).tolist() == [0, 1, 2, 3, 4]
+    assert defined_examples(2, nanmean(np.full(2, np.nan))).tolist() == [0, 1] and len(defined_examples(0, mean)) == 0
 
 
 def test_examples_that_one_part_of_a_statistic_heeds_stay_in() -> None:
-    first, second = mean_of_known(np.array([1.0, 2.0, np.nan])), mean_of_known(np.array([np.nan, 1.0, 3.0]))
-    assert heeded(3, lambda index: first(index) + second(index)).tolist() == [0, 1, 2]
+    first, second = nanmean(np.array([1.0, 2.0, np.nan])), nanmean(np.array([np.nan, 1.0, 3.0]))
+    assert defined_examples(3, lambda index: first(index) + second(index)).tolist() == [0, 1, 2]
 
 
 # --- examples' shares -----------------------------------------------------------------------------------------------
