@@ -18,6 +18,8 @@ Array = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 1000
+VERSION = 1
+"""Of the statistics: raised when intervals of the same measurements change."""
 ALPHA = 0.05
 """Differences whose (adjusted) p-value is above this are not told apart."""
 

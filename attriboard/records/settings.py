@@ -1,0 +1,154 @@
+"""How cells are run: what is drawn, what is measured with which options, and on what hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, SerializeAsAny, ValidationError, field_serializer, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from ..errors import UnknownNameError
+from ..measurements.base import Measurement, Options, Strict
+from ..measurements.capability import CapabilityOptions
+from ..measurements.registry import MEASUREMENTS
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+DRAWING = ("train_examples", "test_examples", "max_kept", "min_kept", "max_train")
+"""Settings that decide which examples are scored and judged."""
+HARDWARE = ("batch_size", "dtype", "device")
+"""Settings of a whole run, which a group of cells cannot change."""
+
+
+def default_evaluations() -> tuple[str, ...]:
+    """What is measured where a suite names no evaluations."""
+    return tuple(name for name, measurement in MEASUREMENTS.items() if measurement.default)
+
+
+class Settings(Strict):
+    """How cells are run.
+
+    In a suite the options of an evaluation stand in a table of its name: ``[settings.ablation]``, ``draws = 5``.
+
+    Attributes:
+        train_examples, test_examples: drawn per split (before those answered wrongly are dropped).
+        max_kept, min_kept: most and fewest correctly answered examples used per split.
+        max_train: most of them scored by the method, if fewer than max_kept.
+        evaluations: what is measured; of levels of components and of inputs, those that each has.
+        options: by evaluation, its options.
+        capability: the lm-eval tasks by which changed models are judged, besides the task itself.
+        batch_size: most rows in one forward pass; does not change results.
+        dtype, device: of the model.
+    """
+
+    train_examples: int = Field(64, ge=1)
+    test_examples: int = Field(64, ge=1)
+    max_kept: int = Field(64, ge=1)
+    min_kept: int = Field(8, ge=1)
+    max_train: int | None = Field(None, ge=1)
+    evaluations: tuple[str, ...] = Field(default_factory=default_evaluations, min_length=1)
+    options: dict[str, SerializeAsAny[Options]] = Field(default_factory=dict)
+    capability: CapabilityOptions = CapabilityOptions()
+    batch_size: int = Field(16, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tables(cls, data: Any) -> Any:
+        """Tables named after evaluations become options."""
+        if not isinstance(data, Mapping):
+            return data
+        plain = {key: value for key, value in data.items() if key not in MEASUREMENTS}
+        tables = {key: value for key, value in data.items() if key in MEASUREMENTS}
+        given = plain.get("options", {})
+        plain["options"] = {**(given if isinstance(given, Mapping) else {}), **tables}
+        return plain
+
+    @field_validator("evaluations")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            try:
+                measurement_of(name)
+            except UnknownNameError as error:
+                raise PydanticCustomError("unknown_evaluation", "{text}", {"text": str(error)}) from error
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _typed(cls, options: Any) -> Any:
+        typed = {}
+        for name, value in options.items():
+            if isinstance(value, Options):
+                typed[name] = value
+                continue
+            try:
+                typed[name] = measurement_of(name).Options.model_validate(value)
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join([name, *(str(part) for part in first["loc"])])
+                raise PydanticCustomError(
+                    "option",
+                    "option {key}: {text}",
+                    {"key": key, "kind": first["type"], "value": repr(first["input"]), "text": first["msg"]},
+                ) from error
+        return typed
+
+    @field_serializer("options")
+    def _sorted(self, options: dict[str, Options]) -> dict[str, Any]:
+        return {name: options[name].model_dump(mode="json") for name in sorted(options)}
+
+    def of(self, name: str) -> Options:
+        """The options of an evaluation, its defaults where none are given."""
+        return self.options.get(name) or MEASUREMENTS[name].Options()
+
+    def measured(self, level: str) -> tuple[str, ...]:
+        """The evaluations asked for that a level has, in order."""
+        return tuple(name for name in MEASUREMENTS if name in self.evaluations and level in MEASUREMENTS[name].levels)
+
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
+        """These settings with some changed; tables of options are changed key by key.
+
+        Raises:
+            ValidationError: a change to what is no setting, or to a value it cannot have.
+        """
+        merged = self.model_dump(exclude={"options", "capability"})
+        merged["options"] = dict(self.options)
+        merged["capability"] = self.capability
+        for key, value in changes.items():
+            if isinstance(value, Mapping) and key in MEASUREMENTS:
+                merged["options"].pop(key, None)
+                merged[key] = {**self.of(key).model_dump(), **value}
+            elif isinstance(value, Mapping) and key == "capability":
+                merged[key] = {**self.capability.model_dump(), **value}
+            else:
+                merged[key] = value
+        return Settings.model_validate(merged)
+
+    def drawing(self) -> dict[str, Any]:
+        """What decides the examples."""
+        return self.model_dump(include=set(DRAWING))
+
+    def asked(self, name: str) -> dict[str, Any]:
+        """Every option that decides what an evaluation measures, as JSON."""
+        options = self.of(name).model_dump(mode="json")
+        if MEASUREMENTS[name].uses_capability:
+            options["capability"] = self.capability.model_dump(mode="json")
+        return options
+
+    def only(self, names: tuple[str, ...]) -> Settings:
+        """These settings with the options of the named evaluations written out, and no others."""
+        return self.model_copy(update={"evaluations": names, "options": {name: self.of(name) for name in names}})
+
+
+def measurement_of(name: str) -> type[Measurement]:
+    """The measurement of that name.
+
+    Raises:
+        UnknownNameError: there is none; carries near names.
+    """
+    if name not in MEASUREMENTS:
+        raise UnknownNameError("evaluation", name, MEASUREMENTS, "One of your own is found by --include FILE.")
+    return MEASUREMENTS[name]

@@ -1,0 +1,168 @@
+"""The folder of a run: records as JSON, scores as safetensors beside them.
+
+A record's file name ends in a hash of what determines its result, so a rerun finds what is done. Files are written to a
+temporary name and renamed; files that are not records are named and left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import ConfigurationError, UnknownNameError
+from .record import Record, digest
+
+MARKER = "suite.json"
+
+
+@dataclass
+class Folder:
+    """Records on disk.
+
+    Attributes:
+        path: the folder.
+        foreign: by file name, why a JSON file in it is not a record.
+    """
+
+    path: Path
+    foreign: dict[str, str] = field(default_factory=dict)
+
+    def claim(self, suite: str, **about: Any) -> None:
+        """Makes the folder a suite's own; ``about`` is kept beside its name, for the board.
+
+        Raises:
+            ConfigurationError: it belongs to another suite, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot make the folder {self.path}: {error.strerror}; choose another --out."
+            ) from error
+        marker = self.path / MARKER
+        owners = {self.about().get("suite")} if marker.exists() else {r.suite for r in self.read()}
+        for owner in owners - {suite}:
+            raise ConfigurationError(
+                f"{self.path} holds the records of suite {owner!r}, not {suite!r}; choose another --out."
+            )
+        if about or not marker.exists():
+            try:
+                self._write(marker, json.dumps({"suite": suite, **about}, indent=1) + "\n")
+            except OSError as error:
+                raise ConfigurationError(
+                    f"cannot write into {self.path}: {error.strerror}; choose another --out."
+                ) from error
+
+    def about(self) -> dict[str, Any]:
+        """What :meth:`claim` kept; empty where there is nothing readable."""
+        try:
+            about = json.loads((self.path / MARKER).read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            return {}
+        return about if isinstance(about, dict) else {}
+
+    def read_scores(self, record: Record) -> bytes | None:
+        """The file of a record's scores; None where it is not there, or not what the record says."""
+        if record.scores is None:
+            return None
+        try:
+            content = (self.path / record.scores.file).read_bytes()
+        except OSError:
+            return None
+        return content if hashlib.sha256(content).hexdigest() == record.scores.sha256 else None
+
+    def write_scores(self, file: str, content: bytes) -> None:
+        """Stores a score file under its name, whole or not at all; one that is there already is left alone.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        target = self.path / file
+        if target.exists() and target.stat().st_size == len(content):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._write(target, content)
+
+    def write(self, record: Record) -> Path:
+        """Stores a record under its name, whole or not at all.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        target = self.path / record.filename
+        self._write(target, json.dumps(record.model_dump(mode="json"), indent=None, separators=(",", ":")) + "\n")
+        return target
+
+    def _write(self, target: Path, content: str | bytes) -> None:
+        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=".draft-", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(draft, 0o644)
+            os.replace(draft, target)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+
+    def read(self) -> list[Record]:
+        """Every record in the folder, by file name; what is not one is noted in ``foreign``.
+
+        Raises:
+            ConfigurationError: there is no such folder.
+        """
+        if not self.path.is_dir():
+            raise ConfigurationError(
+                f"there is no results folder {self.path}; run a suite with --out {self.path} first."
+            )
+        records = []
+        owner = self.about().get("suite")
+        for file in sorted(self.path.glob("*.json")):
+            if file.name == MARKER:
+                continue
+            try:
+                record = Record.model_validate_json(file.read_bytes())
+                if owner is None or record.suite == owner:
+                    records.append(record)
+                else:
+                    self.foreign[file.name] = f"a record of suite {record.suite!r}"
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"]) or "the file"
+                self.foreign[file.name] = f"{where}: {first['msg']}"
+            except (ValueError, OSError, UnknownNameError) as error:
+                self.foreign[file.name] = str(error).splitlines()[0]
+        return records
+
+
+def newest(records: Iterable[Record]) -> tuple[list[Record], int]:
+    """One record per cell and its examples, the last made, and how many older ones were passed over."""
+    best: dict[str, Record] = {}
+    passed_over = 0
+    for record in records:
+        settings = record.settings
+        key = digest(
+            [
+                record.suite,
+                record.cell.model_dump(exclude={"precomputed"}),
+                record.cell.precomputed is not None,  # of two files under one name, the later is shown
+                [settings.drawing(), settings.dtype, settings.device],
+            ]
+        )
+        created = record.provenance.created if record.provenance else ""
+        other = best.get(key)
+        if other is not None:
+            passed_over += 1
+            if created <= (other.provenance.created if other.provenance else ""):
+                continue
+        best[key] = record
+    return sorted(best.values(), key=lambda r: r.filename), passed_over
