@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..components import COMPONENTS, LEVELS, get_level
+from ..components import get_level
 from ..errors import ConfigurationError, ScoresError, UnknownNameError
+from ..evaluation.base import evaluations
 from ..exchange.mib import Graph
 from ..exchange.precomputed import ScoreFile, shape_of
-from ..interventions import InputReplacement, check_replacement
-from ..loading import check_model_name, has_truth
+from ..interventions import check_replacement
+from ..levels import LEVELS, InputReplacement
+from ..loading import check_model_name
+from ..measurements.registry import MEASUREMENTS
 from ..method import methods
-from ..records.record import Cell, Entered, Settings
+from ..records.record import Cell, Planned, Precomputed
+from ..records.settings import HARDWARE, Settings
 from ..task import Task, tasks
 
 if sys.version_info >= (3, 11):
@@ -42,7 +46,8 @@ class Group(BaseModel):
 
     Attributes:
         models, seeds: the suite's if empty.
-        settings: what differs from the suite's settings, but for :data:`WHOLE_RUN`.
+        variant: tells its cells apart from those of another group that are measured with other options.
+        settings: what differs from the suite's settings, but for :data:`attriboard.records.settings.HARDWARE`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,16 +58,13 @@ class Group(BaseModel):
     replacements: tuple[InputReplacement, ...] = ("counterfactual",)
     models: list[str] = Field(default_factory=list)
     seeds: list[int] = Field(default_factory=list)
+    variant: str = Field("", max_length=60)
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("tasks", "methods", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
-
-
-WHOLE_RUN = ("batch_size", "dtype", "device")
-"""Settings that a group cannot change."""
 
 
 class Suite(BaseModel):
@@ -73,7 +75,7 @@ class Suite(BaseModel):
         description, expected: what it is for, and how long it takes on what.
         models: names for :func:`attriboard.loading.load_model`.
         seeds: of examples and random choices.
-        settings: see :class:`attriboard.records.record.Settings`.
+        settings: see :class:`attriboard.records.settings.Settings`.
         groups: what is run.
         not_run: what was left out on purpose and why; printed below the board.
     """
@@ -85,7 +87,7 @@ class Suite(BaseModel):
     expected: str = ""
     models: list[str] = Field(min_length=1)
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
-    settings: Settings = Settings()
+    settings: Settings = Field(default_factory=Settings)
     groups: list[Group] = Field(min_length=1)
     not_run: list[str] = Field(default_factory=list)
 
@@ -124,13 +126,9 @@ class Suite(BaseModel):
                 get_level(level)
                 for replacement in group.replacements:
                     check_replacement(replacement, level)
-            families = self.settings.changed(group.settings).families
-            for model in group.models or self.models:
-                if "ground_truth" in families and not has_truth(model):
-                    raise ConfigurationError(
-                        f"suite {self.name!r} asks for ground_truth of {model}, of which no mechanism is known; choose "
-                        f"a planted model, or take ground_truth out of the families."
-                    )
+            settings = self.settings.changed(group.settings)
+            for level in group.levels:
+                self._check_level(settings, level)
             for spec in group.tasks:
                 task = tasks.make(spec.name, spec.options)
                 for level in group.levels:
@@ -139,7 +137,8 @@ class Suite(BaseModel):
                             f"suite {self.name!r} asks for {level} on task {spec.name}, which has "
                             f"{', '.join(task.levels)}."
                         )
-                    check_families(families, task, level)
+                    for model in group.models or self.models:
+                        self._check_evaluations(settings, task, level, model)
             for spec in group.methods:
                 method = methods.make(spec.name, spec.options)
                 for level in group.levels:
@@ -149,8 +148,30 @@ class Suite(BaseModel):
                             f"{', '.join(method.levels)}; move it to a group without {level!r}."
                         )
 
+    def _check_level(self, settings: Settings, level: str) -> None:
+        """Refuses a level at which nothing is measured, or not all that is asked of levels of its kind."""
+        for name in settings.evaluations:
+            able = MEASUREMENTS[name].levels
+            of_kind = [other for other in able if LEVELS[other].inputs == LEVELS[level].inputs]
+            if of_kind and level not in able and not MEASUREMENTS[name].default:
+                raise ConfigurationError(
+                    f"{name} is measured of {' and '.join(of_kind)}, not of {level}; move {level} to a group without "
+                    f"it."
+                )
+        if not settings.measured(level):
+            able = ", ".join(name for name, m in MEASUREMENTS.items() if level in m.levels and name != "speed")
+            raise ConfigurationError(
+                f"suite {self.name!r} asks for {', '.join(settings.evaluations)} of {level}, of which none is measured "
+                f"there; {level} have {able}."
+            )
+
+    def _check_evaluations(self, settings: Settings, task: Task, level: str, model: str) -> None:
+        for name in settings.measured(level):
+            if why := evaluations.make(name).refuses(task, level, model):
+                raise ConfigurationError(why)
+
     def _check_settings(self, group: Group) -> None:
-        for key in WHOLE_RUN:
+        for key in HARDWARE:
             if key in group.settings:
                 raise ConfigurationError(
                     f"suite {self.name!r} sets {key} in a group; it holds for a whole run: move it to [settings]."
@@ -162,45 +183,48 @@ class Suite(BaseModel):
             key = ".".join(str(part) for part in first["loc"])
             raise ConfigurationError(f"suite {self.name!r}, settings of a group: {_complaint(key, first)}") from error
 
-    def cells(
+    def plan(
         self,
         task: Sequence[str] = (),
         method: Sequence[str] = (),
         level: Sequence[str] = (),
         model: str | None = None,
         seed: int | None = None,
-    ) -> list[Cell]:
-        """The cells, narrowed to the given names.
+        changes: Mapping[str, Any] | None = None,
+    ) -> list[Planned]:
+        """The cells and their settings, narrowed to the given names.
 
         A registered task or method that the suite does not list is added to it: a new method on every task and level
-        of the suite that it can score, a new task with every method of the suite.
+        of the suite that it can score, a new task with every method of the suite. Cells that groups measure in several
+        ways are one.
+
+        Args:
+            changes: of settings, for the whole run; they go before those of groups.
 
         Raises:
             UnknownNameError: a name nobody registered.
-            ConfigurationError: the combination leaves nothing to run.
+            ConfigurationError: the combination leaves nothing to run, or asks one thing of a cell in two ways.
         """
-        for name in task:
-            tasks.get(name)
+        self._check_names(task, level, model)
         for name in method:
             methods.get(name)
-        for name in level:
-            get_level(name)
-        for name in [model] if model else []:
-            check_model_name(name)
-
-        found = [
-            Cell(
-                task=spec_task.name,
-                task_options=spec_task.options,
-                method=spec_method.name,
-                method_options=spec_method.options,
-                model=on,
-                level=at,
-                replacement=replacement,
-                seed=s,
-                settings=group.settings,
+        plan = [
+            Planned(
+                Cell(
+                    task=spec_task.name,
+                    task_options=spec_task.options,
+                    method=spec_method.name,
+                    method_options=spec_method.options,
+                    model=on,
+                    level=at,
+                    replacement=replacement,
+                    variant=group.variant,
+                    seed=s,
+                ),
+                settings,
             )
             for group in [*self.groups, *self._added(task, method)]
+            for settings in [self._settings(group, changes)]
             for spec_task in group.tasks
             for spec_method in group.methods
             for at in group.levels
@@ -211,21 +235,66 @@ class Suite(BaseModel):
             and (not method or spec_method.name in method)
             and (not level or at in level)
         ]
-        if not found:
+        if not plan:
             raise ConfigurationError(self._nothing(task, method, level))
-        return _in_order(found)
+        return _in_order(self._merged(plan))
+
+    def _check_names(self, task: Sequence[str], level: Sequence[str], model: str | None) -> None:
+        for name in task:
+            tasks.get(name)
+        for name in level:
+            get_level(name)
+        if model:
+            check_model_name(model)
+
+    def _settings(self, group: Group, changes: Mapping[str, Any] | None) -> Settings:
+        return self.settings.changed(group.settings).changed(changes or {})
+
+    def _merged(self, plan: Iterable[Planned]) -> list[Planned]:
+        """Each cell once for each way to draw its examples, with everything that is asked of it.
+
+        Raises:
+            ConfigurationError: one evaluation of a cell is asked for with different options.
+        """
+        once: dict[str, Planned] = {}
+        for cell, settings in plan:
+            own = settings.only(tuple(dict.fromkeys([*settings.measured(cell.level), "speed"])))
+            key = repr((cell, own.drawing()))
+            other = once.get(key)
+            once[key] = Planned(cell, own if other is None else self._both(cell, other.settings, own))
+        return list(once.values())
+
+    def _both(self, cell: Cell, a: Settings, b: Settings) -> Settings:
+        """Settings that ask for everything that either asks for."""
+        for name in b.evaluations:
+            if name in a.evaluations and a.asked(name) != b.asked(name):
+                raise ConfigurationError(
+                    f"suite {self.name!r} asks for {name} of {cell} in two ways; give one of the groups a variant, "
+                    f'such as variant = "other {name} options".'
+                )
+        names = tuple(dict.fromkeys([*a.evaluations, *b.evaluations]))
+        changing = [s for s in (a, b) if any(MEASUREMENTS[name].uses_capability for name in s.evaluations)]
+        if len(changing) > 1 and a.capability != b.capability:
+            raise ConfigurationError(
+                f"suite {self.name!r} measures the capability of models changed by {cell} in two ways; give one of the "
+                f"groups a variant."
+            )
+        options = {**a.options, **b.options}
+        capability = (changing or [a])[0].capability
+        return a.model_copy(update={"evaluations": names, "options": options, "capability": capability})
 
     def _seeds(self, group: Group, asked: int | None) -> list[int]:
         return [asked] if asked is not None else group.seeds or self.seeds
 
-    def entered(
+    def precomputed(
         self,
         files: Sequence[ScoreFile],
         task: Sequence[str] = (),
         level: Sequence[str] = (),
         model: str | None = None,
         seed: int | None = None,
-    ) -> list[Cell]:
+        changes: Mapping[str, Any] | None = None,
+    ) -> list[Planned]:
         """A cell for every score file on every task of the suite that is run at its level, for its model.
 
         Narrowed to the given names, and to the task and seed that a file is for. A file that these names leave out is
@@ -235,27 +304,28 @@ class Suite(BaseModel):
             UnknownNameError: a name nobody registered.
             ScoresError: a file does not fit its model, two files would stand in one row, or a file has no place here.
         """
-        for name in task:
-            tasks.get(name)
-        for name in level:
-            get_level(name)
-        found: list[Cell] = []
+        self._check_names(task, level, None)
+        plan: list[Planned] = []
         unplaced: list[str] = []
         for file in files:
             on = self._model_of(file, model)
             placed = [
-                Cell(
-                    task=spec.name,
-                    task_options=spec.options,
-                    method=file.name,
-                    model=on,
-                    level=file.level,
-                    replacement=replacement,
-                    seed=s,
-                    settings=group.settings,
-                    entered=Entered(file=str(file.path), sha256=file.sha256),
+                Planned(
+                    Cell(
+                        task=spec.name,
+                        task_options=spec.options,
+                        method=file.name,
+                        model=on,
+                        level=file.level,
+                        replacement=replacement,
+                        variant=group.variant,
+                        seed=s,
+                        precomputed=Precomputed(file=str(file.path), sha256=file.sha256),
+                    ),
+                    settings,
                 )
                 for group in [*self.groups, *self._added(task, ())]
+                for settings in [self._settings(group, changes)]
                 if file.level in group.levels and on in ([model] if model else group.models or self.models)
                 for spec in group.tasks
                 for replacement in group.replacements
@@ -270,11 +340,11 @@ class Suite(BaseModel):
                 file.fitting(shape_of(on))
             else:
                 unplaced.append(self._no_place(file, on))
-            found += placed
-        if unplaced and not (found and (task or level or model or seed is not None)):
+            plan += placed
+        if unplaced and not (plan and (task or level or model or seed is not None)):
             raise ScoresError(unplaced[0])
-        self._check_rows(found)
-        return _in_order(found)
+        self._check_rows([planned.cell for planned in plan])
+        return _in_order(self._merged(plan))
 
     def _model_of(self, file: ScoreFile, asked: str | None) -> str:
         """The model a file's scores are of: the one it names, else the only one of the run that has its shape."""
@@ -306,8 +376,8 @@ class Suite(BaseModel):
         """Refuses two files that would stand under one name in one table."""
         rows: dict[str, str] = {}
         for cell in cells:
-            file = cell.entered.file if cell.entered else ""
-            other = rows.setdefault(repr(cell.model_copy(update={"entered": None})), file)
+            file = cell.precomputed.file if cell.precomputed else ""
+            other = rows.setdefault(repr(cell.model_copy(update={"precomputed": None})), file)
             if other != file:
                 raise ScoresError(
                     f"{other} and {file} would both stand on the board as {cell.method!r} ({cell.task_label}, "
@@ -338,46 +408,26 @@ class Suite(BaseModel):
         return f"suite {self.name!r} has no cell with {asked}."
 
 
-def _in_order(cells: Iterable[Cell]) -> list[Cell]:
-    """Each cell once, by model, seed, task, then level, so that what cells share is in memory when they come."""
-    once = list({repr(cell): cell for cell in cells}.values())
-    models = list(dict.fromkeys(cell.model for cell in once))
-    seeds = list(dict.fromkeys(cell.seed for cell in once))
-    tasks_asked = list(dict.fromkeys(_task_of(cell) for cell in once))
+def _in_order(plan: Sequence[Planned]) -> list[Planned]:
+    """By model, seed, task, examples, then level, so that what cells share is in memory when they come."""
+    models = list(dict.fromkeys(p.cell.model for p in plan))
+    seeds = list(dict.fromkeys(p.cell.seed for p in plan))
+    drawn = list(dict.fromkeys(_examples_of(p) for p in plan))
     levels = list(LEVELS)
     return sorted(
-        once,
-        key=lambda c: (
-            models.index(c.model),
-            seeds.index(c.seed),
-            tasks_asked.index(_task_of(c)),
-            levels.index(c.level),
-            c.replacement,
+        plan,
+        key=lambda p: (
+            models.index(p.cell.model),
+            seeds.index(p.cell.seed),
+            drawn.index(_examples_of(p)),
+            levels.index(p.cell.level),
+            p.cell.replacement,
         ),
     )
 
 
-ACTED_ON = {"pruning": ("heads", "neurons"), "editing": ("heads", "neurons"), "preference": ("neurons",)}
-"""By family, the levels at which it can change a model's weights."""
-
-
-def check_families(families: Iterable[str], task: Task, level: str) -> None:
-    """Refuses families that a level of components or a task does not have.
-
-    Raises:
-        ConfigurationError: names family, level or task, and what would do.
-    """
-    for family in families:
-        able = ACTED_ON.get(family)
-        if able is not None and level in COMPONENTS and level not in able:
-            raise ConfigurationError(
-                f"{family} is measured of {' and '.join(able)}, not of {level}; move {level} to a group without it."
-            )
-        if family == "preference" and task.preference is None:
-            raise ConfigurationError(
-                f"preference cannot be measured on task {task.name!r}, which measures none between two continuations; "
-                f"take it out of the families of its group."
-            )
+def _examples_of(planned: Planned) -> str:
+    return repr((planned.cell.task, planned.cell.task_options, planned.settings.drawing()))
 
 
 def limited(limit: int) -> dict[str, Any]:
@@ -389,16 +439,6 @@ def limited(limit: int) -> dict[str, Any]:
     if limit < 1:
         raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
     return {"train_examples": limit, "test_examples": limit, "min_kept": 1}
-
-
-def without_settings(cells: Iterable[Cell], names: Iterable[str]) -> list[Cell]:
-    """The cells, whose groups no longer change the settings of these names: what is asked of a whole run goes first."""
-    held = set(names)
-    return [c.model_copy(update={"settings": {k: v for k, v in c.settings.items() if k not in held}}) for c in cells]
-
-
-def _task_of(cell: Cell) -> str:
-    return repr((cell.task, cell.task_options))
 
 
 def find_suite(path: Path) -> Path:
@@ -422,6 +462,13 @@ def suites() -> dict[str, Path]:
 
 
 def _complaint(key: str, error: Any) -> str:
+    if error["type"] == "option":
+        key = ".".join(part for part in (key.removesuffix("options").strip("."), error["ctx"]["key"]) if part)
+        error = {"type": error["ctx"]["kind"], "input": error["ctx"]["value"], "msg": error["ctx"]["text"]}
+        if error["type"] not in ("extra_forbidden", "missing"):
+            return f"key {key!r} is {error['input']}: {error['msg'][0].lower()}{error['msg'][1:]}."
+    if error["type"] == "unknown_evaluation":
+        return f"key {key!r}: {error['msg']}"
     if error["type"] == "extra_forbidden":
         return f"key {key!r} is not known here; remove or rename it."
     if error["type"] == "missing":

@@ -1,0 +1,172 @@
+"""Scoring: from a method and examples to scores, what they cost, and the file in which they are kept.
+
+Scoring and evaluating are two steps: a method scores a cell once, whatever is asked of the scores, and a later
+evaluation takes the stored ones. Precomputed scores come in by the same door.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..components import InputLevel, Level
+from ..errors import ScoresError, SkipCell
+from ..evaluation import speed
+from ..evaluation.context import Context
+from ..exchange import precomputed
+from ..measurements.speed import Speed
+from ..method import Method, checked, checked_inputs
+from ..model import Cost, EncodedExample
+from ..records.record import Cell, StoredScores
+from ..scores import Scores
+
+GIT_BYTES = 2**16
+"""Score files larger than this stand in ``scores/large``, which git ignores."""
+TOP = 20
+"""How many of the highest components a record names."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores (of inputs: one tensor per test example), and what they cost, where a method was run.
+
+    Attributes:
+        seconds: by stage, "scores" and "speed".
+        content: the file that holds the scores.
+    """
+
+    scores: Scores | list[Tensor]
+    speed: Speed | None
+    seconds: dict[str, float]
+    content: bytes
+
+    @property
+    def values(self) -> list[Tensor]:
+        return [self.scores.values] if isinstance(self.scores, Scores) else self.scores
+
+    def stored(self, identity: str) -> StoredScores:
+        """What a record says of them."""
+        sha256 = hashlib.sha256(self.content).hexdigest()
+        large = "large/" if len(self.content) > GIT_BYTES else ""
+        components = self.scores if isinstance(self.scores, Scores) else None
+        return StoredScores(
+            identity=identity,
+            file=f"scores/{large}{sha256}.safetensors",
+            sha256=sha256,
+            values_sha256=hashlib.sha256(b"".join(v.numpy().tobytes() for v in self.values)).hexdigest(),
+            metadata=_brief(components.metadata) if components else {},
+            top=components.top(TOP) if components else [],
+            sketch=components.sketch() if components else [],
+        )
+
+
+def score(method: Method, context: Context, level: Level, timing: Speed.Options) -> Scored:
+    """Scores and what they cost: one set from the train split, or of inputs one for each test example."""
+    model, examples = context.model, scored_split(context, level)
+
+    def attributed(chosen: Sequence[EncodedExample]) -> Scores | list[Tensor]:
+        if level.inputs:
+            return checked_inputs(method.each(model, chosen, level), method)
+        return checked(method.attribute(model, chosen, level), method, model, level)
+
+    model.cost = Cost()
+    start = time.perf_counter()
+    with speed.PeakMemory(model.device) as memory:
+        scores = attributed(examples)
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    few = examples[: timing.examples]
+    if seconds > 10 * timing.max_seconds or not _can_score(method, few):
+        # too slow to repeat, or made for more examples than these: this run is the measurement
+        cost = speed.once(len(examples), seconds, model.cost.total / len(examples), memory.mib)
+    else:
+        cost = speed.measure(attributed, model, few, timing.repeats, timing.max_seconds, memory.mib)
+    laps = {"scores": seconds, "speed": time.perf_counter() - start}
+    return Scored(scores, cost, laps, packed(scores, level))
+
+
+def from_file(cell: Cell, context: Context, level: Level) -> Scored:
+    """Precomputed scores, for which no method is run.
+
+    Raises:
+        ScoresError: the file has changed since the run began, or does not fit the model.
+    """
+    assert cell.precomputed is not None
+    start = time.perf_counter()
+    file = precomputed.read(Path(cell.precomputed.file))
+    if file.sha256 != cell.precomputed.sha256:
+        raise ScoresError(f"{file.path} has changed since the run began; run the same command again.")
+    scores = file.fitting(context.model)
+    return Scored(scores, None, {"scores": time.perf_counter() - start}, packed(scores, level))
+
+
+def scored_split(context: Context, level: Level) -> list[EncodedExample]:
+    """Components are scored on the train split; scores of inputs belong to the test examples they are judged on."""
+    return context.test if level.inputs else context.train
+
+
+def _can_score(method: Method, examples: Sequence[EncodedExample]) -> bool:
+    """Whether these are examples enough: some methods compare subsets or answers."""
+    try:
+        method.check_examples(examples)
+    except SkipCell:
+        return False
+    return True
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def packed(scores: Scores | list[Tensor], level: Level) -> bytes:
+    """Scores as a safetensors file; equal scores give equal bytes.
+
+    Of components one float32 tensor ``scores``, shaped as the level, and, where the method scores single examples,
+    ``each`` ``[examples, *shape]``; of inputs one tensor for each test example, ``000000``, ``000001``, ... The
+    metadata ``about`` is JSON: the level, and what the method says of its scores. Component names follow from the
+    level and the shape, and are not stored.
+    """
+    about: dict[str, Any] = {"level": level.name}
+    if isinstance(scores, Scores):
+        tensors = {"scores": scores.values.contiguous()}
+        if scores.each is not None:
+            tensors["each"] = torch.stack(scores.each)
+        about["metadata"] = scores.metadata
+    else:
+        tensors = {f"{i:06d}": values.float().contiguous() for i, values in enumerate(scores)}
+    return save(tensors, {"about": json.dumps(about, sort_keys=True)})
+
+
+def unpacked(content: bytes, context: Context, level: Level) -> Scores | list[Tensor]:
+    """The scores that :func:`packed` wrote, of the examples of the same context.
+
+    Raises:
+        ScoresError: they are of another level, shape or number of examples.
+    """
+    tensors = load(content)
+    size = int.from_bytes(content[:8], "little")
+    about = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["about"])
+    if isinstance(level, InputLevel):
+        values = [tensors[name] for name in sorted(tensors)]
+        expected = [level.example_shape(context.model, encoded) for encoded in context.test]
+        if about["level"] != level.name or [tuple(v.shape) for v in values] != expected:
+            raise ScoresError(f"stored scores of {about['level']} do not fit the examples.")
+        return values
+    scores = tensors["scores"]
+    if about["level"] != level.name or tuple(scores.shape) != level.shape(context.model):
+        raise ScoresError(f"stored scores of {about['level']} do not fit {context.model.name}.")
+    each = list(tensors["each"]) if "each" in tensors else None
+    return Scores(scores, level.name, level.names(context.model), about["metadata"], each)
+
+
+def _brief(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata without its long lists, which belong to the score file."""
+    return {k: v for k, v in metadata.items() if not (isinstance(v, list) and len(v) > 20)}

@@ -1,0 +1,316 @@
+"""Runs cells: draws examples, scores them unless their scores are stored, and makes the measurements that are asked for."""
+
+from __future__ import annotations
+
+import functools
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ..components import Level, get_level
+from ..errors import AttriboardError, ModelError, SkipCell
+from ..evaluation import capability
+from ..evaluation.base import CapabilityMeter, Job, evaluations
+from ..evaluation.context import Context
+from ..interventions import check_replacement
+from ..loading import load_model
+from ..measurements.base import Measurement
+from ..measurements.capability import Capability
+from ..measurements.registry import MEASUREMENTS
+from ..measurements.speed import Speed
+from ..method import Method, make_method
+from ..model import Model
+from ..records.aggregate import aggregates
+from ..records.record import Cell, ModelFacts, Planned, Provenance, Record, Stage, digest
+from ..records.settings import Settings
+from ..stats.intervals import VERSION
+from ..task import tasks
+from .identity import record_identity, scoring_identity, wanted_stages
+from .provenance import provenance
+from .scoring import Scored, from_file, score, scored_split, unpacked
+
+PRECOMPUTED = "the scores are precomputed: no method is run."
+
+
+class Earlier(NamedTuple):
+    """What a folder holds already.
+
+    Attributes:
+        record: of the same identity, which may lack evaluations; None without one.
+        source: a record whose scores are those of the cell, perhaps judged by another replacement; None without one.
+        content: the file of ``source``'s scores.
+    """
+
+    record: Record | None = None
+    source: Record | None = None
+    content: bytes | None = None
+
+
+class Worker:
+    """Models, contexts and scores kept between cells: one model, the examples of one task, the scores of one method."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Model | AttriboardError] = {}
+        self._contexts: dict[str, Context | AttriboardError] = {}
+        self._scored: dict[str, tuple[Scored, dict[str, Stage]]] = {}
+        self._capabilities: dict[str, Capability] = {}
+
+    def execute(self, suite: str, planned: Planned, earlier: Earlier = Earlier()) -> tuple[Record, bytes | None]:
+        """The record of a cell and the file of its scores; whatever goes wrong in it becomes a failed record.
+
+        What an earlier record holds stays, also where what is new fails.
+        """
+        cell, settings = planned
+        base = {
+            "suite": suite,
+            "identity": record_identity(cell, settings),
+            "cell": cell,
+            "settings": settings.only((*settings.measured(cell.level), "speed")),
+        }
+        try:
+            return _Run(self, planned, earlier).record(base)
+        except Exception as error:
+            outcome = _outcome(error, provenance(torch.device("cpu")))
+            if outcome["status"] == "skipped":
+                outcome["stages"] = {name: _stage(wanted) for name, wanted in wanted_stages(planned).items()}
+            elif earlier.record is not None and earlier.record.measurements:
+                return earlier.record.model_copy(update=outcome), None
+            return Record(**base, **outcome), None
+
+    def model(self, name: str, settings: Settings) -> Model:
+        key = digest([name, settings.device, settings.dtype, settings.batch_size])
+        if key not in self._models:
+            self._models.clear()
+            self._contexts.clear()
+            self._scored.clear()
+            load = functools.partial(load_model, name, settings.device, settings.dtype, settings.batch_size)
+            self._models[key] = _or_error(load)
+        return _value(self._models[key])
+
+    def context(self, cell: Cell, settings: Settings) -> Context:
+        model = self.model(cell.model, settings)
+        key = digest([cell.model, cell.task, cell.task_options, cell.seed, settings.drawing()])
+        if key not in self._contexts:
+            self._contexts.clear()
+            self._scored.clear()
+            self._contexts[key] = _or_error(
+                lambda: Context(
+                    model,
+                    tasks.make(cell.task, cell.task_options),
+                    cell.seed,
+                    settings.train_examples,
+                    settings.test_examples,
+                    settings.max_kept,
+                    settings.min_kept,
+                    settings.max_train,
+                )
+            )
+        return _value(self._contexts[key])
+
+    def scored(
+        self, identity: str, make: Callable[[], tuple[Scored, dict[str, Stage]]]
+    ) -> tuple[Scored, dict[str, Stage]]:
+        """The scores of this identity: the last ones, or what ``make`` gives."""
+        if identity not in self._scored:
+            self._scored.clear()
+            self._scored[identity] = make()
+        return self._scored[identity]
+
+    def meter(self, model: Model, settings: Settings) -> CapabilityMeter:
+        """Measures general ability; that of the untouched model once, since it does not depend on the cell."""
+        options = settings.capability
+
+        def before() -> Capability:
+            key = digest([model.name, options.model_dump()])
+            if key not in self._capabilities:
+                self._capabilities[key] = capability.measure(model, options.tasks, options.limit)
+            return self._capabilities[key]
+
+        measure = functools.partial(capability.measure, tasks=options.tasks, limit=options.limit)
+        return CapabilityMeter(measure, before, options.limit)
+
+
+@dataclass
+class _Run:
+    """One cell on a worker."""
+
+    worker: Worker
+    planned: Planned
+    earlier: Earlier
+
+    def record(self, base: dict[str, Any]) -> tuple[Record, bytes]:
+        cell, settings = self.planned
+        context = self.worker.context(cell, settings)
+        model, level = context.model, get_level(cell.level)
+        check_replacement(cell.replacement, level.name)
+        method = None
+        if cell.precomputed is None:
+            method = make_method(cell.method, cell.method_options, cell.seed)
+            method.check_level(level)
+            method.check_examples(scored_split(context, level))
+        identity = scoring_identity(cell, settings)
+        scored, score_stages = self.worker.scored(identity, lambda: self._scores(identity, method, context, level))
+        scores = scored.stored(identity)
+
+        wanted = wanted_stages(self.planned)
+        measurements, reasons, stages = self._kept(wanted, scores.values_sha256)
+        for name in ("scores", "speed"):
+            if name in score_stages:
+                stages[name] = score_stages[name]
+        if scored.speed is None:
+            reasons["speed"] = PRECOMPUTED
+            stages["speed"] = _stage(wanted["speed"])
+        else:
+            measurements["speed"] = scored.speed
+        failures: dict[str, Exception] = {}
+        now = provenance(model.device)
+        for name, stage_identity in wanted.items():
+            if name in stages:
+                continue
+            start = time.perf_counter()
+            evaluation = evaluations.make(name)
+            if evaluation.applies(context, level):
+                try:
+                    if MEASUREMENTS[name].needs_method and method is None:
+                        raise SkipCell(PRECOMPUTED)
+                    job = Job(
+                        context=context,
+                        level=level,
+                        scores=scored.scores,
+                        options=settings.of(name),
+                        replacement=cell.replacement,
+                        method=method,
+                        seed=cell.seed,
+                        capability=self.worker.meter(model, settings),
+                        speed_repeats=settings.of("speed").repeats,  # type: ignore[attr-defined]
+                    )
+                    measurements[name] = evaluation.measure(job)
+                except SkipCell as error:
+                    reasons[name] = str(error)
+                except Exception as error:
+                    failures[name] = error
+                    continue
+            stages[name] = _stage(stage_identity, time.perf_counter() - start, now)
+        measured = {name for name in measurements if name != "speed"}
+        if not measured and not failures:
+            raise SkipCell(" ".join(reason for name, reason in reasons.items() if name != "speed"))
+        asked = tuple(name for name in MEASUREMENTS if name in measurements or name in reasons or name in failures)
+        ordered = {name: measurements[name] for name in MEASUREMENTS if name in measurements}
+        gaps = {key: why for measurement in ordered.values() for key, why in measurement.gaps().items()}
+        items = [e.example.item for e in context.test]
+        base = {
+            **base,
+            "settings": settings.only(asked),
+            "task_version": context.task.version,
+            "model": ModelFacts(
+                source=model.source,
+                weights_sha256=model.weights_sha256,
+                n_layers=model.n_layers,
+                n_heads=model.n_heads,
+                n_components=max(v.numel() for v in scored.values),
+            ),
+            "data_sha256": context.data_sha256,
+            "kept": context.kept,
+            "chance": context.task.chance,
+            "items": items,
+            "subsets": [e.example.subset for e in context.test],
+            "control": method is not None and method.control,
+            "scores": scores,
+            "measurements": ordered,
+            "not_measured": {**reasons, **gaps},
+            "stages": stages,
+            "aggregates": aggregates(ordered.values(), items),
+            "statistics_version": VERSION,
+        }
+        outcome: dict[str, Any] = {"status": "ok", "provenance": now}
+        if failures:
+            outcome = _outcome(next(iter(failures.values())), now)
+            outcome["reason"] = "; ".join(f"{name}: {_reason(error)}" for name, error in failures.items())
+        return Record(**base, **outcome), scored.content
+
+    def _kept(
+        self, wanted: Mapping[str, str], values_sha256: str
+    ) -> tuple[dict[str, Measurement], dict[str, str], dict[str, Stage]]:
+        """What an earlier record measured of the same scores in the way that is wanted now."""
+        record = self.earlier.record
+        if record is None or record.scores is None or record.scores.values_sha256 != values_sha256:
+            return {}, {}, {}
+        names = [
+            name
+            for name, identity in wanted.items()
+            if name != "speed" and name in record.stages and record.stages[name].identity == identity
+        ]
+        return (
+            {name: record.measurements[name] for name in names if name in record.measurements},
+            {name: record.not_measured[name] for name in names if name in record.not_measured},
+            {name: record.stages[name] for name in names},
+        )
+
+    def _scores(
+        self, identity: str, method: Method | None, context: Context, level: Level
+    ) -> tuple[Scored, dict[str, Stage]]:
+        """The stored scores of this identity, else new ones; with what was done when."""
+        cell, settings = self.planned
+        wanted = wanted_stages(self.planned)["speed"]
+        source, content = self.earlier.source, self.earlier.content
+        if source is not None and content is not None and source.scores is not None:
+            timed = source.measured(Speed)
+            if method is None or (timed is not None and source.stages["speed"].identity == wanted):
+                scores = unpacked(content, context, level)
+                held = {name: source.stages[name] for name in ("scores", "speed") if name in source.stages}
+                return Scored(scores, timed, {}, content), held
+        now = provenance(context.model.device)
+        if method is None:
+            scored = from_file(cell, context, level)
+        else:
+            options = settings.of("speed")
+            assert isinstance(options, Speed.Options)
+            scored = score(method, context, level, options)
+        stages = {"scores": _stage(identity, scored.seconds["scores"], now)}
+        if scored.speed is not None:
+            stages["speed"] = _stage(wanted, scored.seconds["speed"], now)
+        return scored, stages
+
+
+def _stage(identity: str, seconds: float = 0.0, now: Provenance | None = None) -> Stage:
+    if now is None:
+        return Stage(identity=identity, seconds=seconds)
+    return Stage(
+        identity=identity,
+        seconds=seconds,
+        created=now.created,
+        attriboard_commit=now.attriboard_commit,
+        device=now.device,
+    )
+
+
+def _outcome(error: Exception, now: Provenance) -> dict[str, Any]:
+    """The fields of a record that say why a cell was skipped or failed."""
+    if isinstance(error, SkipCell):
+        return {"status": "skipped", "reason": str(error), "provenance": now}
+    lines = "" if isinstance(error, AttriboardError) else "".join(traceback.format_exception(error)[-4:])
+    return {"status": "failed", "reason": _reason(error), "traceback": lines, "provenance": now}
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, AttriboardError) else f"{type(error).__name__}: {error}"
+
+
+def _or_error(make: Callable[[], Any]) -> Any:
+    """The value, or the error itself, so that cells that share it fail alike and it is not tried again."""
+    try:
+        return make()
+    except AttriboardError as error:
+        return error
+    except Exception as error:
+        return ModelError(f"{type(error).__name__}: {error}")
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, AttriboardError):
+        raise value
+    return value
