@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint full acting planted sanity speed board compare docs clean
+.PHONY: install quick test test-slow lint full downstream planted sanity speed board compare docs clean
 
 install: $(INSTALLED)
 
@@ -33,9 +33,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# full: everything; acting: pruning, editing and bias at more sizes and of more methods than the quick suite has;
+# full: everything; downstream: pruning, editing and bias at more sizes and of more methods than the quick suite has;
 # sanity: whether scores are the same on other examples, and change with the model and the answer
-full acting sanity: install
+full downstream sanity: install
 	$(BIN)/attriboard run benchmarks/$@.toml --out results/$@
 	$(BIN)/attriboard leaderboard results/$@ --out results/$@/leaderboard.md
 

@@ -55,11 +55,14 @@ def on_ray(
                 yield Record.model_validate_json(text), scores
         except (ray.exceptions.RayError, ValidationError) as error:
             reason = f"its Ray worker gave no record: {str(error).strip().splitlines()[-1]}"
-            for cell, settings in pair:
-                yield _failed(suite, cell, settings, reason), None
+            for planned in pair:
+                yield _failed(suite, planned, shelf.earlier(planned).record, reason), None
 
 
-def _failed(suite: str, cell: Cell, settings: Settings, reason: str) -> Record:
+def _failed(suite: str, planned: Planned, earlier: Record | None, reason: str) -> Record:
+    cell, settings = planned
+    if earlier is not None and earlier.measurements:  # what is there already stays
+        return earlier.model_copy(update={"status": "failed", "reason": reason})
     return Record(
         suite=suite,
         identity=record_identity(cell, settings),

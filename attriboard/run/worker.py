@@ -1,4 +1,4 @@
-"""Runs cells: draws examples, scores them unless their scores are stored, and makes the measurements that are asked for."""
+"""Runs cells: draws examples, scores them unless their scores are stored, and measures what is asked for."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ class Earlier(NamedTuple):
     content: bytes | None = None
 
 
+NOTHING = Earlier()
+
+
 class Worker:
     """Models, contexts and scores kept between cells: one model, the examples of one task, the scores of one method."""
 
@@ -59,7 +62,7 @@ class Worker:
         self._scored: dict[str, tuple[Scored, dict[str, Stage]]] = {}
         self._capabilities: dict[str, Capability] = {}
 
-    def execute(self, suite: str, planned: Planned, earlier: Earlier = Earlier()) -> tuple[Record, bytes | None]:
+    def execute(self, suite: str, planned: Planned, earlier: Earlier = NOTHING) -> tuple[Record, bytes | None]:
         """The record of a cell and the file of its scores; whatever goes wrong in it becomes a failed record.
 
         What an earlier record holds stays, also where what is new fails.
