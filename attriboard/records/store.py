@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigurationError, UnknownNameError
-from .record import Record, digest
+from .aggregate import derived_again, is_current
+from .record import Aggregate, Record, digest
 
 MARKER = "suite.json"
 
@@ -78,6 +79,28 @@ class Folder:
         except OSError:
             return None
         return content if hashlib.sha256(content).hexdigest() == record.scores.sha256 else None
+
+    def refresh(self) -> tuple[list[Record], int]:
+        """Derives the aggregates of every record again; those that come out as they are stored are left alone.
+
+        Returns:
+            the records that changed, as they are now stored, and how many there are in all.
+
+        Raises:
+            ConfigurationError: no such folder, or a record cannot be written.
+        """
+        records = self.read()
+        changed = []
+        for record in records:
+            new = derived_again(record)
+            if _as_text(new.aggregates) == _as_text(record.aggregates) and is_current(record):
+                continue
+            try:
+                self.write(new)
+            except OSError as error:
+                raise ConfigurationError(f"cannot write {self.path / record.filename}: {error.strerror}.") from error
+            changed.append(new)
+        return changed, len(records)
 
     def write_scores(self, file: str, content: bytes) -> None:
         """Stores a score file under its name, whole or not at all; one that is there already is left alone.
@@ -142,6 +165,11 @@ class Folder:
             except (ValueError, OSError, UnknownNameError) as error:
                 self.foreign[file.name] = str(error).splitlines()[0]
         return records
+
+
+def _as_text(aggregates: Mapping[str, Aggregate]) -> str:
+    """For comparison: NaN equals itself here."""
+    return json.dumps({name: aggregate.model_dump() for name, aggregate in sorted(aggregates.items())})
 
 
 def newest(records: Iterable[Record]) -> tuple[list[Record], int]:
