@@ -6,6 +6,7 @@ when that name is asked for.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -88,20 +89,7 @@ class Registry(Generic[T]):
         files = sorted(path.glob("*.py")) if path.is_dir() else [path]
         found = 0
         for file in files:
-            name = f"attriboard_included_{file.stem}"
-            spec = importlib.util.spec_from_file_location(name, file)
-            if spec is None or spec.loader is None:
-                raise ConfigurationError(f"--include {file} is not a Python file.")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module
-            try:
-                spec.loader.exec_module(module)
-            except AttriboardError:
-                raise
-            except Exception as error:
-                raise ConfigurationError(
-                    f"--include {file} cannot be imported: {type(error).__name__}: {error}"
-                ) from error
+            module = _module(file)
             found += self._collect(module)
         self.included.append(path)
         return found
@@ -143,3 +131,32 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[type[T]]:
         return (self._classes[name] for name in self.names())
+
+
+_INCLUDED: dict[tuple[Path, str], ModuleType] = {}
+"""Files named by ``--include``, by path and content: a file is run once, whatever it registers."""
+
+
+def _module(file: Path) -> ModuleType:
+    """The module of a Python file outside the packages.
+
+    Raises:
+        ConfigurationError: it is no Python file, or cannot be imported.
+    """
+    name = f"attriboard_included_{file.stem}"
+    key = (file, hashlib.sha256(file.read_bytes()).hexdigest())
+    if key in _INCLUDED and sys.modules.get(name) is _INCLUDED[key]:
+        return _INCLUDED[key]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigurationError(f"--include {file} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except AttriboardError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"--include {file} cannot be imported: {type(error).__name__}: {error}") from error
+    _INCLUDED[key] = module
+    return module
