@@ -41,7 +41,8 @@ from attriboard.loading import load_model
 from attriboard.measurements.metrics import METRICS
 from attriboard.method import methods
 from attriboard.model import Cost
-from attriboard.records.record import Aggregate, Cell, ModelFacts, Record, Settings, Strict, digest
+from attriboard.records.record import Aggregate, Cell, ModelFacts, Record, Strict, digest
+from attriboard.records.settings import Settings
 from attriboard.run.runner import provenance
 from attriboard.scores import Scores
 from attriboard.stats.intervals import clusters_of
@@ -107,7 +108,7 @@ def record(pool: Pool, family: Faithfulness, index: Index, seed: int, items: Seq
         suite="check_power",
         identity=digest([seed, values]),
         cell=Cell(task=TASK, method=METHOD, model=MODEL, level=LEVEL, seed=seed),
-        settings=Settings(families=("faithfulness",)),
+        settings=Settings(evaluations=("faithfulness",)),
         status="ok",
         task_version=pool.task_version,
         model=pool.facts,

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from attriboard.components import LEVELS
-from attriboard.records.record import Folder, Record
+from attriboard.records.record import Record
+from attriboard.records.store import Folder
 from attriboard.zoo.planted import MECHANISMS
 
 ROOT = Path(__file__).resolve().parent.parent

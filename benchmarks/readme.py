@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from attriboard.evaluation import bias as preference
 from attriboard.evaluation import pruning
-from attriboard.records.record import Folder, Record
+from attriboard.records.record import Record
+from attriboard.records.store import Folder
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERALL = {"heads": "Attention heads", "neurons": "FFN neurons", "patches": "Image patches"}
@@ -100,7 +101,7 @@ def paired(records: Sequence[Record]) -> str:
     """
     lines = []
     curves = [
-        r for r in records if r.pruning is not None and r.cell.level == "neurons" and not r.settings.recovery_steps
+        r for r in records if r.measurements["pruning"] is not None and r.cell.level == "neurons" and not r.settings.recovery_steps
     ]
     for absolute, order in ((False, "lowest scores first"), (True, "scores nearest to zero first")):
         suffix = "_absolute" if absolute else ""
@@ -113,7 +114,7 @@ def paired(records: Sequence[Record]) -> str:
             f"accuracy of {kept:.3f}, same-layer random {left:.3f}; difference {_interval(gain)}."
         )
     for factor, how in ((0.0, "removed"), (0.5, "weakened to one half")):
-        biased = [r for r in records if r.preference is not None and r.settings.suppress_factor == factor]
+        biased = [r for r in records if r.measurements["bias"] is not None and r.settings.suppress_factor == factor]
         best, control = _best_and_control(biased, "bias_removed")
         assert best.preference is not None and control.preference is not None
         value, ends = preference.paired_difference(best.preference, control.preference)

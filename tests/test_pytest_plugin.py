@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attriboard.pytest_plugin import AttriboardCheck
-from attriboard.records.record import Folder
+from attriboard.records.store import Folder
 
 MINE = '''
 """Attribution patching under another name."""

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from attriboard.interventions import measure_all
 from attriboard.loading import load_model
 from attriboard.method import methods
-from attriboard.records.record import Folder
+from attriboard.records.store import Folder
 from attriboard.run.attribute import Request, attribute_prompt
 from attriboard.task import Example
 

@@ -14,8 +14,9 @@ from attriboard.evaluation import ablation, faithfulness
 from attriboard.evaluation.context import Context
 from attriboard.interventions import component_means
 from attriboard.loading import load_model
-from attriboard.records.record import Record
-from attriboard.run.runner import Workshop, aggregates
+from attriboard.records.record import Planned, Record
+from attriboard.records.aggregate import aggregates
+from attriboard.run.worker import Worker
 from attriboard.run.suite import Suite
 from attriboard.scores import Scores
 from attriboard.stats.intervals import bootstrap_interval
@@ -251,13 +252,13 @@ def test_too_few_kept_examples_are_an_error(toy: dict) -> None:
 def test_aggregates_can_be_recomputed_from_a_stored_record(toy: dict) -> None:
     tasks.include(toy["task"])
     suite = Suite.load(toy["suite"])
-    cell = suite.cells(method=["attribution_patching"])[0]
-    record = Workshop(suite.settings).execute("toy", cell)
+    cell = suite.plan(method=["attribution_patching"])[0]
+    record = Worker().execute("toy", Planned(cell, suite.settings))[0]
     assert record.status == "ok", record.reason
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
     assert stored == record
-    assert stored.faithfulness and stored.ablation and stored.speed
-    assert aggregates(stored.families.values(), stored.speed, stored.items) == record.aggregates
+    assert stored.measurements["faithfulness"] and stored.measurements["ablation"] and stored.measurements["speed"]
+    assert aggregates(stored.measurements.values(), stored.items) == record.aggregates
 
 
 def test_bootstrap_interval_is_reproducible_and_holds_the_mean() -> None:

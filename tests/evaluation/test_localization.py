@@ -35,9 +35,12 @@ from attriboard.loading import load_model
 from attriboard.measurements.metrics import METRICS
 from attriboard.method import methods
 from attriboard.model import EncodedExample, Model
-from attriboard.records.record import Cell, Folder, Record, Settings
+from attriboard.records.record import Cell, Planned, Record
+from attriboard.records.settings import Settings
+from attriboard.records.store import Folder
 from attriboard.run import runner
-from attriboard.run.runner import Workshop, aggregates
+from attriboard.records.aggregate import aggregates
+from attriboard.run.worker import Worker
 from attriboard.run.suite import Suite
 from attriboard.task import Example, Task, tasks
 from tests.bench import toy as toys
@@ -570,7 +573,7 @@ def _record(toy: dict, method: str, **changes: Any) -> Record:
     tasks.include(toy["task"])
     methods.include(toy["methods"])
     cell = Cell(task="repeat", method=method, model=str(toy["model"]), level="tokens").model_copy(update=changes)
-    return Workshop(SETTINGS).execute("toy", cell)
+    return Worker().execute("toy", Planned(cell, SETTINGS))[0]
 
 
 def test_a_record_holds_all_that_its_aggregates_follow_from(toy: dict, told: Context) -> None:
@@ -578,17 +581,17 @@ def test_a_record_holds_all_that_its_aggregates_follow_from(toy: dict, told: Con
     assert record.status == "ok", record.reason
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
     assert stored == record
-    assert stored.localization and stored.speed and not stored.faithfulness and not stored.ablation
-    assert aggregates(stored.families.values(), stored.speed, stored.items) == record.aggregates
+    assert stored.measurements["localization"] and stored.measurements["speed"] and not stored.measurements["faithfulness"] and not stored.measurements["ablation"]
+    assert aggregates(stored.measurements.values(), stored.items) == record.aggregates
     families = {METRICS[name].family for name in record.aggregates}
     assert families == {"localization", "speed"}
     assert record.top == [] and record.model and record.model.n_components == 5
-    assert len(record.localization.examples) == len(record.items) == 6
+    assert len(record.measurements["localization"].examples) == len(record.items) == 6
     assert record.aggregates["pointing_game"].value == 1.0
     # one pass for no example: the method looks at nothing, and two examples were timed
-    assert stored.speed.examples == 2 and stored.speed.forward_equivalents == 0
+    assert stored.measurements["speed"].examples == 2 and stored.measurements["speed"].forward_equivalents == 0
     same = evaluate(told, methods.make("last_token").each(told.model, told.test, TOKENS), TOKENS, "counterfactual", [0])
-    for a, b in zip(same.examples, stored.localization.examples):
+    for a, b in zip(same.examples, stored.measurements["localization"].examples):
         assert a.scores == b.scores and a.pieces == b.pieces
         np.testing.assert_allclose(a.removal[0].deletion, b.removal[0].deletion, rtol=1e-4, atol=1e-5)
 

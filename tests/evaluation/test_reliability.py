@@ -23,8 +23,9 @@ from attriboard.evaluation.context import Context
 from attriboard.evaluation.reliability import Reliability, evaluate, halvings, rank_correlation
 from attriboard.method import Method, methods
 from attriboard.model import Batch, EncodedExample, Model
-from attriboard.records.record import Folder
-from attriboard.run.runner import aggregates, run_cells
+from attriboard.records.store import Folder
+from attriboard.records.aggregate import aggregates
+from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.scores import Scores
 from attriboard.stats.intervals import clusters_of
@@ -280,13 +281,13 @@ def test_a_stored_record_gives_the_same_aggregates(toy: dict[str, Path], tmp_pat
     settings = 'families = ["reliability"]\nreliability_halvings = 7'
     file.write_text(toy["suite"].read_text().replace("batch_size = 4", settings))
     suite = Suite.load(file)
-    assert not run_cells(suite.name, suite.cells(), suite.settings, Folder(tmp_path / "out")).failed
+    assert not run_cells(suite.name, suite.plan(), Folder(tmp_path / "out")).failed
     records = Folder(tmp_path / "out").read()
     assert len(records) == 3
     for record in records:
-        assert record.reliability is not None and record.speed is not None
-        assert len(record.reliability.halves) == (1 if record.cell.method == "random" else 7)
-        again = aggregates(record.families.values(), record.speed, record.items)
+        assert record.measurements["reliability"] is not None and record.measurements["speed"] is not None
+        assert len(record.measurements["reliability"].halves) == (1 if record.cell.method == "random" else 7)
+        again = aggregates(record.measurements.values(), record.items)
         assert again == record.aggregates
         assert {"reliability", "reliability_stepped_up", "reliability_top"} <= set(again)
         assert "each" not in json.dumps(record.model_dump(mode="json"))

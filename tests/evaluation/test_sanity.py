@@ -21,8 +21,9 @@ from attriboard.evaluation.reliability import rank_correlation
 from attriboard.evaluation.sanity import Sanity, evaluate, relabeled
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
-from attriboard.records.record import Folder
-from attriboard.run.runner import aggregates, run_cells
+from attriboard.records.store import Folder
+from attriboard.records.aggregate import aggregates
+from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.scores import Scores
 from tests.bench.models import fresh, get, tiny_llava, tokenizer, vision_examples
@@ -345,14 +346,14 @@ def test_stored_records_give_the_same_aggregates(toy: dict[str, Path], tmp_path:
     settings = 'families = ["sanity"]\nsanity_stages = [0.5, 1.0]'
     file.write_text(toy["suite"].read_text().replace("batch_size = 4", settings) + more)
     suite = Suite.load(file)
-    assert not run_cells(suite.name, suite.cells(), suite.settings, Folder(tmp_path / "out")).failed
+    assert not run_cells(suite.name, suite.plan(), Folder(tmp_path / "out")).failed
     records = Folder(tmp_path / "out").read()
     assert [r.cell.level for r in records] == ["heads"] * 3 + ["tokens"] * 2
     for record in records:
-        assert record.sanity is not None and record.speed is not None
-        assert (record.localization is not None) == (record.cell.level == "tokens")
-        assert record.sanity.layers == [2, 3]
-        again = aggregates(record.families.values(), record.speed, record.items)
+        assert record.measurements["sanity"] is not None and record.measurements["speed"] is not None
+        assert (record.measurements["localization"] is not None) == (record.cell.level == "tokens")
+        assert record.measurements["sanity"].layers == [2, 3]
+        again = aggregates(record.measurements.values(), record.items)
         assert again == record.aggregates
         names = {name for name in again if "randomisation" in name}
         assert names == {

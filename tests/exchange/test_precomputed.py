@@ -20,10 +20,12 @@ from attriboard.errors import ScoresError
 from attriboard.exchange import mib
 from attriboard.exchange.precomputed import ScoreFile, read, read_all, shape_of
 from attriboard.method import methods
-from attriboard.records.record import Cell, Entered, Folder, Record
+from attriboard.records.record import Cell, Precomputed, Record
+from attriboard.records.store import Folder
 from attriboard.run import runner
 from attriboard.run.attribute import Request, attribute_task
-from attriboard.run.runner import identity, run_cells
+from attriboard.run.identity import record_identity
+from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.scores import Scores
 from attriboard.task import tasks
@@ -60,7 +62,7 @@ def stored(toy: dict, file: Path, level: str = "heads", seed: int = 0, **metadat
 
 
 def run(suite: Suite, cells: list[Cell], path: Path, **kwargs: Any) -> runner.Outcome:
-    return run_cells(suite.name, cells, suite.settings, Folder(path), **kwargs)
+    return run_cells(suite.name, cells, Folder(path), **kwargs)
 
 
 def measured(record: Record) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def measured(record: Record) -> dict[str, Any]:
 def test_a_methods_scores_entered_from_a_file_measure_as_the_method_itself(
     how: str, suite: Suite, toy: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = suite.cells(method=["attribution_patching"], level=["nodes"])
+    own = suite.plan(method=["attribution_patching"], level=["nodes"])
     run(suite, own, tmp_path / "out")
     scores, _ = attribute_task(Request(str(toy["model"]), "attribution_patching", "nodes"), "repeat", 12)
     file = tmp_path / f"mine{how}"
@@ -85,15 +87,15 @@ def test_a_methods_scores_entered_from_a_file_measure_as_the_method_itself(
         scores.save(file, model=str(toy["model"]))
     else:
         mib.save(scores, mib.Graph.of(shape_of(str(toy["model"]))), file)
-    cells = suite.entered([read(file)])
+    cells = suite.precomputed([read(file)])
     monkeypatch.setattr(runner, "make_method", lambda *arguments: pytest.fail("a method was made"))
     (record,) = run(suite, cells, tmp_path / "out").made
     assert record.status == "ok", record.reason
-    theirs = next(r for r in Folder(tmp_path / "out").read() if not r.cell.entered)
+    theirs = next(r for r in Folder(tmp_path / "out").read() if not r.cell.precomputed)
     assert measured(record) == measured(theirs)
-    assert record.speed is None and not SPEED & set(record.aggregates)
+    assert record.measurements["speed"] is None and not SPEED & set(record.aggregates)
     assert record.not_measured["speed"] == "the scores were entered from a file, so what they cost is not known."
-    assert record.cell.method_label == "mine (entered)" and not record.control
+    assert record.cell.method_label == "mine (precomputed)" and not record.control
 
 
 def test_names_decide_and_the_order_in_the_file_does_not(suite: Suite, toy: dict, tmp_path: Path) -> None:
@@ -113,47 +115,47 @@ def test_names_decide_and_the_order_in_the_file_does_not(suite: Suite, toy: dict
 def test_the_board_shows_it_beside_the_methods_and_leaves_its_cost_empty(
     suite: Suite, toy: dict, tmp_path: Path
 ) -> None:
-    cells = suite.cells(level=["heads"]) + suite.entered([read(stored(toy, tmp_path / "mine.safetensors"))])
+    cells = suite.plan(level=["heads"]) + suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
     run(suite, cells, tmp_path / "out")
     board = Board.read(tmp_path / "out")
     (table,) = board.tables
     assert len(table.records) == 4 and set(table.columns) > SPEED
-    assert set(table.ranks("cpr")) == {"mine (entered)", "head_ablation", "attribution_patching", "random"}
+    assert set(table.ranks("cpr")) == {"mine (precomputed)", "head_ablation", "attribution_patching", "random"}
     text = render(board)
-    (row,) = [line for line in text.splitlines() if line.startswith("| mine (entered) |") and "[" in line]
+    (row,) = [line for line in text.splitlines() if line.startswith("| mine (precomputed) |") and "[" in line]
     assert row.endswith("|  |  |  |")
     (method,) = [line for line in text.splitlines() if line.startswith("| head_ablation |") and "[" in line]
     assert not method.endswith("|  |")
-    assert "(entered): scores from a file" in text
-    assert "speed not measured: repeat / heads / mine (entered)" in text
+    assert "(precomputed): scores from a file" in text
+    assert "speed not measured: repeat / heads / mine (precomputed)" in text
     for form in ("csv", "latex", "html", "json"):
-        assert "mine (entered)" in render(board, form)
+        assert "mine (precomputed)" in render(board, form)
 
 
 def test_a_board_without_entered_scores_says_nothing_of_them(suite: Suite, tmp_path: Path) -> None:
-    run(suite, suite.cells(method=["random"]), tmp_path / "out")
+    run(suite, suite.plan(method=["random"]), tmp_path / "out")
     assert "entered" not in render(Board.read(tmp_path / "out"))
 
 
 def test_a_name_of_a_method_stays_apart_from_that_method(suite: Suite, toy: dict, tmp_path: Path) -> None:
     file = read(stored(toy, tmp_path / "f.safetensors", method="random"))
-    run(suite, suite.cells(method=["random"], level=["heads"]) + suite.entered([file]), tmp_path / "out")
+    run(suite, suite.plan(method=["random"], level=["heads"]) + suite.precomputed([file]), tmp_path / "out")
     (table,) = Board.read(tmp_path / "out").tables
-    assert {r.cell.method_label for r in table.records} == {"random", "random (entered)"}
+    assert {r.cell.method_label for r in table.records} == {"random", "random (precomputed)"}
 
 
 def test_a_file_changed_and_entered_again_takes_the_place_of_the_older_one(
     suite: Suite, toy: dict, tmp_path: Path
 ) -> None:
     file = stored(toy, tmp_path / "mine.safetensors")
-    (old,) = run(suite, suite.entered([read(file)]), tmp_path / "out").made
-    assert run(suite, suite.entered([read(file)]), tmp_path / "out").done_before == 1
+    (old,) = run(suite, suite.precomputed([read(file)]), tmp_path / "out").made
+    assert run(suite, suite.precomputed([read(file)]), tmp_path / "out").done_before == 1
     shutil.copy(file, tmp_path / "elsewhere.safetensors")
     moved = read(tmp_path / "elsewhere.safetensors")
-    (cell,) = suite.entered([ScoreFile(moved.path, moved.sha256, "mine", moved.scores, moved.model)])
-    assert identity(cell, suite.settings) == old.identity  # where a file stands does not matter
+    (cell,) = suite.precomputed([ScoreFile(moved.path, moved.sha256, "mine", moved.scores, moved.model)])
+    assert record_identity(cell, suite.settings) == old.identity  # where a file stands does not matter
     stored(toy, file, seed=1)
-    (new,) = run(suite, suite.entered([read(file)]), tmp_path / "out").made
+    (new,) = run(suite, suite.precomputed([read(file)]), tmp_path / "out").made
     assert new.identity != old.identity
     board = Board.read(tmp_path / "out")
     assert [r.identity for t in board.tables for r in t.records] == [new.identity] and board.superseded == 1
@@ -161,7 +163,7 @@ def test_a_file_changed_and_entered_again_takes_the_place_of_the_older_one(
 
 def test_ray_gives_the_same_record(suite: Suite, toy: dict, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    cells = suite.entered([read(stored(toy, tmp_path / "mine.safetensors"))])
+    cells = suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     try:
         (distributed,) = run(suite, cells, tmp_path / "ray", executor="ray").made
@@ -173,18 +175,18 @@ def test_ray_gives_the_same_record(suite: Suite, toy: dict, tmp_path: Path) -> N
 
 
 def test_a_file_that_changes_during_the_run_fails_its_cell(suite: Suite, toy: dict, tmp_path: Path) -> None:
-    cells = suite.entered([read(stored(toy, tmp_path / "mine.safetensors"))])
+    cells = suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
     stored(toy, tmp_path / "mine.safetensors", seed=1)
     (record,) = run(suite, cells, tmp_path / "out").made
     assert record.status == "failed" and "has changed since the run began" in record.reason
 
 
 def test_only_entered_scores_may_lack_their_cost(suite: Suite, toy: dict, tmp_path: Path) -> None:
-    (entered,) = run(suite, suite.entered([read(stored(toy, tmp_path / "mine.safetensors"))]), tmp_path / "out").made
+    (entered,) = run(suite, suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))]), tmp_path / "out").made
     held = entered.model_dump()
     Record.model_validate(held)
     with pytest.raises(ValidationError, match="without its measurements"):
-        Record.model_validate({**held, "cell": {**held["cell"], "method": "random", "entered": None}})
+        Record.model_validate({**held, "cell": {**held["cell"], "method": "random", "precomputed": None}})
     with pytest.raises(ValidationError, match="without its measurements"):
         Record.model_validate({**held, "not_measured": {}})
 
@@ -193,7 +195,7 @@ def test_properties_of_concepts_are_said_to_be_missing(
     suite: Suite, toy: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner.concepts, "applies", lambda examples, level: True)
-    (record,) = run(suite, suite.entered([read(stored(toy, tmp_path / "mine.safetensors"))]), tmp_path / "out").made
+    (record,) = run(suite, suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))]), tmp_path / "out").made
     assert record.status == "ok" and "none of single examples" in record.not_measured["concepts"]
 
 
@@ -204,15 +206,15 @@ def test_a_file_enters_every_cell_of_its_level_and_model(suite: Suite, toy: dict
     group = suite.groups[0].model_copy(update={"replacements": ("counterfactual", "mean")})
     wider = suite.model_copy(update={"groups": [group, suite.groups[1]], "seeds": [0, 1]})
     file = read(stored(toy, tmp_path / "mine.safetensors"))
-    assert [(c.level, c.seed, c.replacement) for c in wider.entered([file])] == [
+    assert [(c.level, c.seed, c.replacement) for c in wider.precomputed([file])] == [
         ("heads", seed, replacement) for seed in (0, 1) for replacement in ("counterfactual", "mean")
     ]
-    assert {c.seed for c in wider.entered([file], seed=7)} == {7}
-    assert {c.task for c in wider.entered([file], task=["hopeless"])} == {"hopeless"}
+    assert {c.seed for c in wider.precomputed([file], seed=7)} == {7}
+    assert {c.task for c in wider.precomputed([file], task=["hopeless"])} == {"hopeless"}
     of_one = read(stored(toy, tmp_path / "one.safetensors", task="repeat", seed=0))
-    assert len(wider.entered([of_one])) == 4
+    assert len(wider.precomputed([of_one])) == 4
     stored_for = read(stored(toy, tmp_path / "two.safetensors", task="repeat"))
-    assert len(wider.entered([stored_for], level=["heads"])) == 4
+    assert len(wider.precomputed([stored_for], level=["heads"])) == 4
 
 
 def test_scores_of_a_planted_model_meet_the_truth(tmp_path: Path) -> None:
@@ -224,8 +226,8 @@ def test_scores_of_a_planted_model_meet_the_truth(tmp_path: Path) -> None:
     file = tmp_path / "oracle.safetensors"
     Scores(values, "heads", names).save(file, model="planted-copy", task="planted_copy")
     loaded = Suite.load(Path("planted"))
-    (cell,) = loaded.entered([read(file)], ["planted_copy"], ["heads"])
-    (record,) = run_cells(loaded.name, [cell], loaded.settings, Folder(tmp_path / "out")).made
+    (cell,) = loaded.precomputed([read(file)], ["planted_copy"], ["heads"])
+    (record,) = run_cells(loaded.name, [cell], Folder(tmp_path / "out")).made
     assert record.status == "ok" and record.aggregates["truth_auroc"].value == 1.0
 
 
@@ -234,29 +236,29 @@ def test_metadata_narrows_to_a_task_and_a_seed(suite: Suite, toy: dict, tmp_path
     values, names = torch.zeros(3, 4), LEVELS["heads"].names(shape_of(str(toy["model"])))
     file = tmp_path / "mine.safetensors"
     Scores(values, "heads", names).save(file, model=str(toy["model"]), task="repeat", seed="1")
-    assert [c.seed for c in two.entered([read(file)])] == [1]
+    assert [c.seed for c in two.precomputed([read(file)])] == [1]
     with pytest.raises(ScoresError, match=r"task repeat, level heads, model .*, seed 1, which this run of suite 'toy'"):
-        suite.entered([read(file)])
+        suite.precomputed([read(file)])
     Scores(values, "heads", names).save(file, model=str(toy["model"]), task="arithmetic")
     with pytest.raises(ScoresError, match="task arithmetic, level heads"):
-        suite.entered([read(file)])
+        suite.precomputed([read(file)])
 
 
 def test_names_given_pass_over_what_they_leave_out_but_not_everything(suite: Suite, toy: dict, tmp_path: Path) -> None:
     files = [read(stored(toy, tmp_path / f"{level}.safetensors", level)) for level in ("heads", "nodes")]
-    assert [c.level for c in suite.entered(files)] == ["heads", "nodes"]
-    assert [c.level for c in suite.entered(files, level=["nodes"])] == ["nodes"]
+    assert [c.level for c in suite.precomputed(files)] == ["heads", "nodes"]
+    assert [c.level for c in suite.precomputed(files, level=["nodes"])] == ["nodes"]
     with pytest.raises(ScoresError, match="which this run of suite 'toy' does not ask for"):
-        suite.entered(files[:1], level=["nodes"])
+        suite.precomputed(files[:1], level=["nodes"])
     files.append(read(stored(toy, tmp_path / "neurons.safetensors", "neurons")))
     with pytest.raises(ScoresError, match=r"neurons\.safetensors holds scores of level neurons.*has heads, nodes on"):
-        suite.entered(files)
+        suite.precomputed(files)
 
 
 def test_two_files_for_one_row_are_refused(suite: Suite, toy: dict, tmp_path: Path) -> None:
     files = [read(stored(toy, tmp_path / folder / "mine.safetensors")) for folder in "ab"]
     with pytest.raises(ScoresError, match="would both stand on the board as 'mine'"):
-        suite.entered(files)
+        suite.precomputed(files)
 
 
 def test_a_file_without_a_model_goes_to_the_only_one_of_its_shape(suite: Suite, toy: dict, tmp_path: Path) -> None:
@@ -265,26 +267,26 @@ def test_a_file_without_a_model_goes_to_the_only_one_of_its_shape(suite: Suite, 
     mib.save(Scores(torch.zeros(3, 5), "nodes", names), graph, tmp_path / "ioi_toy" / "importances.json")
     file = read(tmp_path / "ioi_toy" / "importances.json")
     assert (file.name, file.model, file.level) == ("ioi_toy", "", "nodes")
-    assert [c.model for c in suite.entered([file])] == [str(toy["model"])]
+    assert [c.model for c in suite.precomputed([file])] == [str(toy["model"])]
     twin = tmp_path / "twin"
     shutil.copytree(toy["model"], twin)
     both = suite.model_copy(update={"models": [str(toy["model"]), str(twin)]})
     with pytest.raises(ScoresError, match="alike; say with --model which one it is of"):
-        both.entered([file])
-    assert [c.model for c in both.entered([file], model=str(twin))] == [str(twin)]
+        both.precomputed([file])
+    assert [c.model for c in both.precomputed([file], model=str(twin))] == [str(twin)]
     other = mib.Graph(3, 5, False, 32)
     values = Scores(torch.zeros(3, 6), "nodes", other.src_nodes[1:])
     mib.save(values, other, tmp_path / "other.json")
     with pytest.raises(ScoresError, match=r"is for 3 layers, 5 heads and width 32, but .* has 3 layers, 4 heads"):
-        suite.entered([read(tmp_path / "other.json")])
+        suite.precomputed([read(tmp_path / "other.json")])
 
 
 def test_identity_follows_what_the_file_holds_and_not_where_it_stands(suite: Suite) -> None:
-    cell = suite.cells()[0]
-    entered = cell.model_copy(update={"entered": Entered(file="a", sha256="0" * 64)})
-    assert identity(entered, suite.settings) != identity(cell, suite.settings)
-    again = entered.model_copy(update={"entered": Entered(file="b", sha256="0" * 64)})
-    assert identity(again, suite.settings) == identity(entered, suite.settings)
+    cell = suite.plan()[0]
+    entered = cell.model_copy(update={"precomputed": Precomputed(file="a", sha256="0" * 64)})
+    assert record_identity(entered, suite.settings) != record_identity(cell, suite.settings)
+    again = entered.model_copy(update={"precomputed": Precomputed(file="b", sha256="0" * 64)})
+    assert record_identity(again, suite.settings) == record_identity(entered, suite.settings)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -390,7 +392,7 @@ def test_scores_alone_are_run_unless_methods_are_named_too(
     arguments += ["--scores", tmp_path / "mine" / "a.safetensors", "--method", "random"]  # named twice, entered once
     code, out, err = _call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 0 and "1 cells run, 2 done before, 0 failed" in out, err
-    assert {r.cell.method_label for r in Folder(tmp_path / "out").read()} == {"a (entered)", "b (entered)", "random"}
+    assert {r.cell.method_label for r in Folder(tmp_path / "out").read()} == {"a (precomputed)", "b (precomputed)", "random"}
     assert len(read_all([tmp_path / "mine", tmp_path / "mine" / "a.safetensors"])) == 2
 
 

@@ -25,8 +25,10 @@ from attriboard.evaluation.concepts import Concepts
 from attriboard.measurements.metrics import METRICS
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
-from attriboard.records.record import Folder, Record
-from attriboard.run.runner import aggregates, run_cells
+from attriboard.records.record import Record
+from attriboard.records.store import Folder
+from attriboard.records.aggregate import aggregates
+from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.task import tasks
 from tests.bench.models import (
@@ -508,7 +510,7 @@ def folder(toy: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tasks.include(file)
     suite = Suite.load(toy["suite"])
     target = Folder(path / "results")
-    (template,) = suite.cells(method=["random"])
+    (template,) = suite.plan(method=["random"])
     wanted = (("multimodal_neurons", "neurons"), ("cna", "neurons"), ("random", "heads"))
     cells = [template.model_copy(update={"task": "about", "method": name, "level": at}) for name, at in wanted]
     run_cells("toy", cells, suite.settings, target)
@@ -536,8 +538,8 @@ def test_records_hold_the_properties_or_the_reason_why_not(folder: Path) -> None
 def test_aggregates_of_concepts_follow_from_the_stored_record(folder: Path) -> None:
     record = records(folder)["multimodal_neurons"]
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
-    assert stored.speed and "concepts" in stored.families
-    assert aggregates(stored.families.values(), stored.speed, stored.items) == record.aggregates
+    assert stored.measurements["speed"] and "concepts" in stored.measurements
+    assert aggregates(stored.measurements.values(), stored.items) == record.aggregates
     assert record.aggregates["concept_contrast"].value > 0, "neurons of one answer are alike, of two they are not"
 
 

@@ -21,7 +21,7 @@ from attriboard.components import LEVELS
 from attriboard.errors import ConfigurationError, MethodError, SkipCell, UnknownNameError
 from attriboard.method import checked, methods
 from attriboard.model import EncodedExample, Model
-from attriboard.records.record import Folder
+from attriboard.records.store import Folder
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.task import tasks
@@ -431,7 +431,7 @@ def test_in_a_run_they_make_records_and_say_why_where_they_cannot(toy: dict, tmp
     """The toy task has two subsets and, among the few examples kept, hardly an answer twice."""
     tasks.include(toy["task"])
     suite = Suite.load(toy["suite"])
-    (template,) = suite.cells(method=["random"])
+    (template,) = suite.plan(method=["random"])
     names = (*TOGETHER, "lm_head_decoding")
     cells = [template.model_copy(update={"method": name, "level": "neurons"}) for name in names]
     target = Folder(tmp_path / "results")

@@ -26,9 +26,13 @@ from attriboard.errors import ConfigurationError
 from attriboard.evaluation import capability
 from attriboard.measurements.metrics import METRICS
 from attriboard.model import Model
-from attriboard.records.record import Cell, Folder, Record, Settings
+from attriboard.records.record import Cell, Record
+from attriboard.records.settings import Settings
+from attriboard.records.store import Folder
 from attriboard.run import runner
-from attriboard.run.runner import Outcome, aggregates, identity, run_cells
+from attriboard.records.aggregate import aggregates
+from attriboard.run.identity import record_identity
+from attriboard.run.runner import Outcome, run_cells
 from attriboard.run.suite import Suite
 from attriboard.task import tasks
 from tests.bench.toy import WORDS, save_model
@@ -84,7 +88,7 @@ train_examples = 12
 test_examples = 14
 max_kept = 6
 min_kept = 4
-ablation_draws = 2
+ablation = { draws = 2 }
 speed_examples = 2
 speed_repeats = 2
 batch_size = 8
@@ -174,7 +178,7 @@ def made(suite: Suite, world: Path) -> tuple[Path, Outcome, int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capability, "measure", count)
-        outcome = run_cells(suite.name, suite.cells(), suite.settings, Folder(path))
+        outcome = run_cells(suite.name, suite.plan(), Folder(path))
     (untouched,) = {r.model.weights_sha256 for r in outcome.made if r.model}
     return path, outcome, measured.count(untouched)
 
@@ -184,7 +188,7 @@ def run_one(suite: Suite, folder: Path, families: tuple[str, ...], **changes: ob
     fields = {"task": "one_of_two", "level": "neurons", "method": "random", "model": suite.models[0]}
     settings = {"families": list(families), **changes.pop("settings", {})}  # type: ignore[dict-item]
     cell = Cell(**{**fields, **changes}, settings=settings)  # type: ignore[arg-type]
-    (record,) = run_cells(suite.name, [cell], suite.settings, Folder(folder)).made
+    (record,) = run_cells(suite.name, [cell], Folder(folder)).made
     return record
 
 
@@ -196,10 +200,10 @@ def test_records_hold_the_families_that_their_group_asks_for(made: tuple[Path, O
     assert [(r.status, r.reason) for r in outcome.made] == [("ok", "")] * 2 * len(GROUPS)
     asked = [set(families) for _, _, families in GROUPS for _ in range(2)]
     for record in outcome.made:
-        assert set(record.families) == set(record.settings.families)
-        assert {METRICS[name].family for name in record.aggregates} == {*record.families, "speed"}
-        assert set(record.families) <= set(record.seconds)
-    assert sorted(map(sorted, asked)) == sorted(sorted(r.families) for r in outcome.made)
+        assert set(record.measurements) == set(record.settings.evaluations)
+        assert {METRICS[name].family for name in record.aggregates} == {*record.measurements, "speed"}
+        assert set(record.measurements) <= set(record.seconds)
+    assert sorted(map(sorted, asked)) == sorted(sorted(r.measurements) for r in outcome.made)
 
 
 def test_records_are_read_as_they_were_written(made: tuple[Path, Outcome, int]) -> None:
@@ -211,35 +215,35 @@ def test_records_are_read_as_they_were_written(made: tuple[Path, Outcome, int]) 
 
 def test_aggregates_follow_from_the_stored_measurements(made: tuple[Path, Outcome, int]) -> None:
     for record in Folder(made[0]).read():
-        assert record.speed
-        assert aggregates(record.families.values(), record.speed, record.items) == record.aggregates
+        assert record.measurements["speed"]
+        assert aggregates(record.measurements.values(), record.items) == record.aggregates
 
 
 def test_all_families_together_measure_what_they_measure_alone(made: tuple[Path, Outcome, int]) -> None:
     inclined = [r for r in made[1].made if r.cell.task == "inclined"]
     for method in ("attribution_patching", "random"):
-        alone, together = sorted((r for r in inclined if r.cell.method == method), key=lambda r: len(r.families))
+        alone, together = sorted((r for r in inclined if r.cell.method == method), key=lambda r: len(r.measurements))
         assert alone.preference and alone.preference == together.preference
         assert alone.scores_sha256 == together.scores_sha256
 
 
 def test_the_factors_of_the_settings_are_those_of_the_edits(made: tuple[Path, Outcome, int]) -> None:
     for record in made[1].made:
-        if record.editing:
-            assert {name: kind.factor for name, kind in record.editing.kinds.items()} == {
+        if record.measurements["editing"]:
+            assert {name: kind.factor for name, kind in record.measurements["editing"].kinds.items()} == {
                 "suppress": 0.0,
                 "boost": 2.0,
                 "rewrite": None,
             }
-        if record.preference:
-            assert record.preference.factor == 0.0
+        if record.measurements["bias"]:
+            assert record.measurements["bias"].factor == 0.0
 
 
 def test_other_factors_give_other_edits(made: tuple[Path, Outcome, int], suite: Suite, tmp_path: Path) -> None:
     factors = {"suppress_factor": 0.5, "boost_factor": 3.0}
     families = ("editing", "preference")
     other = run_one(suite, tmp_path, families, task="inclined", method="attribution_patching", settings=factors)
-    usual = next(r for r in made[1].made if r.editing and r.preference and r.cell.method == other.cell.method)
+    usual = next(r for r in made[1].made if r.measurements["editing"] and r.measurements["bias"] and r.cell.method == other.cell.method)
     assert other.editing and other.preference and usual.editing and usual.preference
     assert (other.editing.kinds["suppress"].factor, other.editing.kinds["boost"].factor) == (0.5, 3.0)
     for kind in ("suppress", "boost"):
@@ -252,8 +256,8 @@ def test_other_factors_give_other_edits(made: tuple[Path, Outcome, int], suite: 
 def test_the_capability_of_the_untouched_model_is_measured_once(made: tuple[Path, Outcome, int]) -> None:
     _, outcome, untouched = made
     assert untouched == 1
-    stored = [r.pruning.capability for r in outcome.made if r.pruning] + [
-        r.editing.capability for r in outcome.made if r.editing
+    stored = [r.measurements["pruning"].capability for r in outcome.made if r.measurements["pruning"]] + [
+        r.measurements["editing"].capability for r in outcome.made if r.measurements["editing"]
     ]
     assert len(stored) == 8 and all(one == stored[0] and one is not None for one in stored)
 
@@ -264,7 +268,7 @@ def test_every_model_has_a_capability_of_its_own(suite: Suite, world: Path, tmp_
         for name, folder in (("a", world / "model"), ("b", save_with_start(tmp_path / "other", seed=1)))
     ]
     both = [Cell(**r.cell.model_dump()) for r in records]
-    together = run_cells(suite.name, both, suite.settings, Folder(tmp_path / "together")).made
+    together = run_cells(suite.name, both, Folder(tmp_path / "together")).made
     for alone, other in zip(records, together):
         assert alone.pruning and other.pruning and alone.pruning.capability == other.pruning.capability
     assert records[0].pruning.capability != records[1].pruning.capability
@@ -313,7 +317,7 @@ def test_families_that_do_not_exist_are_refused(world: Path, tmp_path: Path, fam
 
 def test_a_family_that_is_skipped_leaves_the_others(suite: Suite, tmp_path: Path) -> None:
     record = run_one(suite, tmp_path, ("faithfulness", "pruning"), level="nodes", method="direct_logit_attribution")
-    assert record.status == "ok" and set(record.families) == {"faithfulness"}
+    assert record.status == "ok" and set(record.measurements) == {"faithfulness"}
     why = "nodes cannot be pruned; the levels that can are heads and neurons."
     assert record.not_measured == {"pruning": why}
     assert f"- pruning not measured: {record.cell}: {why}" in render(Board.read(tmp_path))
@@ -330,11 +334,11 @@ def test_a_cell_of_which_every_family_is_skipped_is_skipped(suite: Suite, tmp_pa
 
 def test_an_lm_eval_task_that_does_not_exist_is_named_and_the_rest_goes_on(suite: Suite, tmp_path: Path) -> None:
     record = run_one(suite, tmp_path, ("pruning", "editing"), settings={"capability": LACKING})
-    assert record.status == "ok" and set(record.families) == {"pruning", "editing"}
+    assert record.status == "ok" and set(record.measurements) == {"pruning", "editing"}
     why = record.not_measured["lm-eval task no_such_task"]
     assert why.startswith("lm-eval has no task 'no_such_task'")
-    assert record.pruning and record.pruning.capability and record.editing
-    assert list(record.pruning.capability.accuracy) == ["attriboard_next_word"]
+    assert record.measurements["pruning"] and record.measurements["pruning"].capability and record.measurements["editing"]
+    assert list(record.measurements["pruning"].capability.accuracy) == ["attriboard_next_word"]
     assert {"capability_kept", "edit_suppress_capability_kept"} <= set(record.aggregates)
     text = render(Board.read(tmp_path))
     assert f"- lm-eval task no_such_task not measured: {record.cell}: {why}" in text.split("## Not run, and why")[1]
@@ -351,9 +355,9 @@ def test_without_any_capability_task_what_is_kept_is_absent(suite: Suite, tmp_pa
 def test_numbers_that_are_none_come_back_from_another_process(
     made: tuple[Path, Outcome, int], suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = next(r for r in made[1].made if r.preference)
-    assert record.preference
-    broken = record.preference.model_copy(update={"documents_removed": [[-math.inf] * 4] * 3})
+    record = next(r for r in made[1].made if r.measurements["bias"])
+    assert record.measurements["bias"]
+    broken = record.measurements["bias"].model_copy(update={"documents_removed": [[-math.inf] * 4] * 3})
     sent = record.model_copy(update={"preference": broken})
     monkeypatch.setattr(runner.Workshop, "execute", lambda self, suite, cell: sent)
     text = runner._ray_cell("acting", record.cell.model_dump(), suite.settings.model_dump(), 1, [])
@@ -428,9 +432,9 @@ def test_tables_with_different_families_do_not_mix(made: tuple[Path, Outcome, in
     board = Board.read(made[0])
     assert len(board.tables) == len(GROUPS) and len({table.title for table in board.tables}) == len(GROUPS)
     for table in board.tables:
-        assert len({r.settings.families for r in table.records}) == 1
+        assert len({r.settings.evaluations for r in table.records}) == 1
         assert {r.cell.method for r in table.records} == {"attribution_patching", "random"}
-        family, *more = table.records[0].settings.families
+        family, *more = table.records[0].settings.evaluations
         assert more or f", {family}, n = 6" in table.title
 
 
@@ -478,7 +482,7 @@ def test_the_order_is_that_of_the_first_score_a_table_has(made: tuple[Path, Outc
     decides = {"pruning": "pruning_accuracy_area", "editing": "edit_suppress_score", "preference": "bias_removed"}
     for table in Board.read(made[0]).tables:
         if len(table.records[0].families) == 1:
-            values = [r.aggregates[decides[table.records[0].settings.families[0]]].value for r in table.records]
+            values = [r.aggregates[decides[table.records[0].settings.evaluations[0]]].value for r in table.records]
             assert values == sorted(values, reverse=True)
 
 
@@ -517,8 +521,8 @@ def test_the_overall_ranks_come_from_tables_with_faithfulness(made: tuple[Path, 
 
 
 def test_without_faithfulness_there_are_no_overall_ranks(suite: Suite, tmp_path: Path) -> None:
-    cells = [c for c in suite.cells() if c.settings["families"] == ["preference"]]
-    run_cells(suite.name, cells, suite.settings, Folder(tmp_path))
+    cells = [c for c in suite.plan() if c.settings["families"] == ["preference"]]
+    run_cells(suite.name, cells, Folder(tmp_path))
     board = Board.read(tmp_path)
     assert board.overall().empty and "## Overall" not in render(board)
     assert json.loads(render(board, "json"))["overall"] == []
@@ -556,14 +560,14 @@ def test_the_figures_show_the_records_curves(made: tuple[Path, Outcome, int]) ->
     lines = pruned.axes[0].lines
     assert len({line.get_color() for line in lines[::2]}) == len(table.records) + 1  # and chance
     for i, record in enumerate(table.records):
-        assert record.pruning and record.preference
-        for line, curve in zip(lines[2 * i : 2 * i + 2], (record.pruning.masked, record.pruning.masked_absolute)):
-            rows = [record.pruning.clean, *curve]
+        assert record.measurements["pruning"] and record.measurements["bias"]
+        for line, curve in zip(lines[2 * i : 2 * i + 2], (record.measurements["pruning"].masked, record.measurements["pruning"].masked_absolute)):
+            rows = [record.measurements["pruning"].clean, *curve]
             assert line.get_xdata().tolist() == [0, 0.25, 0.5, 0.75]
             assert line.get_ydata().tolist() == pytest.approx([sum(x[2] for x in row) / 14 for row in rows])
         assert [line.get_linestyle() for line in lines[2 * i : 2 * i + 2]] == ["-", "--"]
         (line,) = [x for x in preferred.axes[0].lines if x.get_label() == record.cell.method]
-        held = record.preference
+        held = record.measurements["bias"]
         before = sum(map(abs, held.test))
         left = [100.0, *(100 * sum(map(abs, values)) / before for values in held.test_removed)]
         assert line.get_ydata().tolist() == pytest.approx(left)
@@ -584,8 +588,8 @@ def test_identity_depends_on_the_texts_of_the_capability_tasks(
 
     def now() -> str:
         runner._harness_hash.cache_clear()
-        cell = suite.cells()[0]
-        return identity(cell, suite.settings.of(cell))
+        cell = suite.plan()[0]
+        return record_identity(cell, suite.settings.of(cell))
 
     before = now()
     assert now() == before
@@ -614,6 +618,6 @@ def test_identity_depends_on_the_texts_of_the_capability_tasks(
     ],
 )
 def test_identity_depends_on_the_settings_of_the_families(suite: Suite, change: dict) -> None:
-    cell = suite.cells()[0].model_copy(update={"settings": {}})
-    assert identity(cell, suite.settings.changed(change)) != identity(cell, suite.settings)
+    cell = suite.plan()[0].model_copy(update={"settings": {}})
+    assert record_identity(cell, suite.settings.changed(change)) != record_identity(cell, suite.settings)
     assert Settings() != Settings().changed(change)

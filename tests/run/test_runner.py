@@ -12,9 +12,11 @@ import pytest
 
 from attriboard.errors import ConfigurationError, UnknownNameError
 from attriboard.method import methods
-from attriboard.records.record import Cell, Folder, Record
+from attriboard.records.record import Cell, Record
+from attriboard.records.store import Folder
 from attriboard.run import runner
-from attriboard.run.runner import identity, run_cells
+from attriboard.run.identity import record_identity
+from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.task import tasks
 
@@ -27,8 +29,8 @@ def suite(toy: dict) -> Suite:
 
 
 def _run(suite: Suite, path: Path, **kwargs) -> runner.Outcome:
-    cells = kwargs.pop("cells", None) or suite.cells()
-    return run_cells(suite.name, cells, suite.settings, Folder(path), **kwargs)
+    cells = kwargs.pop("cells", None) or suite.plan()
+    return run_cells(suite.name, cells, Folder(path), **kwargs)
 
 
 # --- suites -------------------------------------------------------------------------------------------------------
@@ -75,20 +77,20 @@ def test_a_task_built_on_another_file_is_stale_when_that_file_changes() -> None:
 def test_a_group_may_have_models_and_settings_of_its_own(toy: dict, suite: Suite, tmp_path: Path) -> None:
     group = '\n[[groups]]\ntasks = ["repeat"]\nmethods = ["random"]\nlevels = ["heads"]\nmodels = ["{}"]\n'
     file = tmp_path / "toy.toml"
-    more = group.format(toy["model"]) + "settings = {max_kept = 4, ablation_draws = 1}\n"
+    more = group.format(toy["model"]) + "settings = {max_kept = 4, ablation = { draws = 1 }}\n"
     file.write_text(toy["suite"].read_text() + more)
-    cells = Suite.load(file).cells(method=["random"])
+    cells = Suite.load(file).plan(method=["random"])
     assert [cell.settings for cell in cells] == [{}, {"max_kept": 4, "ablation_draws": 1}]
     folder = Folder(tmp_path / "out")
     assert not run_cells(suite.name, cells, suite.settings, folder).failed
     large, small = sorted(folder.read(), key=lambda r: -r.settings.max_kept)
     assert (large.settings.max_kept, small.settings.max_kept) == (6, 4)
-    assert small.settings.ablation_draws == len(small.ablation.random) == 1
+    assert small.settings.ablation_draws == len(small.measurements["ablation"].random) == 1
     assert (len(large.items), len(small.items)) == (6, 4)
     assert run_cells(suite.name, cells, suite.settings, folder).done_before == 2
     # the same settings, wherever they are written, make the same cell
     plain = cells[0].model_copy(update={"settings": {"max_kept": 6}})
-    assert identity(plain, suite.settings.of(plain)) == identity(cells[0], suite.settings)
+    assert record_identity(plain, suite.settings.of(plain)) == record_identity(cells[0], suite.settings)
 
 
 def test_an_unknown_model_is_refused_with_a_near_name(toy: dict, tmp_path: Path) -> None:
@@ -99,31 +101,31 @@ def test_an_unknown_model_is_refused_with_a_near_name(toy: dict, tmp_path: Path)
 
 
 def test_a_new_method_joins_every_task_and_level_it_can_score(suite: Suite) -> None:
-    cells = suite.cells(method=["activation_norm"])
+    cells = suite.plan(method=["activation_norm"])
     assert [(c.task, c.level, c.method) for c in cells] == [("repeat", "heads", "activation_norm")]
 
 
 def test_a_method_asked_for_a_level_it_lacks_is_refused(suite: Suite) -> None:
     with pytest.raises(ConfigurationError, match="cna scores neurons, not heads"):
-        suite.cells(method=["cna"], level=["heads"])
+        suite.plan(method=["cna"], level=["heads"])
 
 
 def test_the_shipped_suites_are_valid() -> None:
     for name in ("quick", "full"):
-        assert Suite.load(Path(name)).cells()
+        assert Suite.load(Path(name)).plan()
 
 
 # --- identity -----------------------------------------------------------------------------------------------------
 
 
 def test_identity_depends_on_every_setting_but_the_batch_size(suite: Suite) -> None:
-    cell = suite.cells()[0]
-    base = identity(cell, suite.settings)
-    assert identity(cell, suite.settings.model_copy(update={"batch_size": 1})) == base
+    cell = suite.plan()[0]
+    base = record_identity(cell, suite.settings)
+    assert record_identity(cell, suite.settings.model_copy(update={"batch_size": 1})) == base
     for change in ({"max_kept": 5}, {"test_examples": 11}, {"ablation_draws": 3}, {"dtype": "bfloat16"}):
-        assert identity(cell, suite.settings.model_copy(update=change)) != base
+        assert record_identity(cell, suite.settings.model_copy(update=change)) != base
     for change in ({"seed": 1}, {"replacement": "zero"}, {"method_options": {"replacement": "mean"}}):
-        assert identity(cell.model_copy(update=change), suite.settings) != base
+        assert record_identity(cell.model_copy(update=change), suite.settings) != base
 
 
 def test_identity_depends_on_the_method_file_and_the_weights(suite: Suite, toy: dict, tmp_path: Path) -> None:
@@ -131,21 +133,21 @@ def test_identity_depends_on_the_method_file_and_the_weights(suite: Suite, toy: 
     copy.mkdir()
     for file in toy["model"].iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    cell = suite.cells()[0].model_copy(update={"model": str(copy)})
-    before = identity(cell, suite.settings)
+    cell = suite.plan()[0].model_copy(update={"model": str(copy)})
+    before = record_identity(cell, suite.settings)
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    assert identity(cell, suite.settings) != before
+    assert record_identity(cell, suite.settings) != before
 
     own = tmp_path / "mine.py"
     text = toy["methods"].read_text().replace('"wrong_shape"', '"mine"')
     own.write_text(text[: text.index("@dataclass\nclass NotANumber")])
     methods.include(own)
-    mine = suite.cells(method=["mine"])[0]
-    before = identity(mine, suite.settings)
+    mine = suite.plan(method=["mine"])[0]
+    before = record_identity(mine, suite.settings)
     own.write_text(own.read_text() + "\n# changed\n")
-    assert identity(mine, suite.settings) != before
+    assert record_identity(mine, suite.settings) != before
 
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def test_the_same_cell_run_twice_gives_the_same_record_up_to_timings(suite: Suit
 
 
 def test_failed_cells_are_recorded_and_cost_no_other_cell(suite: Suite, tmp_path: Path) -> None:
-    cells = suite.cells(method=["wrong_shape", "not_a_number", "raises", "needs_a_mark", "random"])
+    cells = suite.plan(method=["wrong_shape", "not_a_number", "raises", "needs_a_mark", "random"])
     outcome = _run(suite, tmp_path, cells=cells)
     found = {r.cell.method: (r.status, r.reason) for r in Folder(tmp_path).read()}
     assert found["random"][0] == "ok"
@@ -185,13 +187,13 @@ def test_failed_cells_are_recorded_and_cost_no_other_cell(suite: Suite, tmp_path
 
 
 def test_failed_cells_are_tried_again(suite: Suite, tmp_path: Path) -> None:
-    cells = suite.cells(method=["raises"])
+    cells = suite.plan(method=["raises"])
     _run(suite, tmp_path, cells=cells)
     assert len(_run(suite, tmp_path, cells=cells).made) == 1
 
 
 def test_a_task_without_kept_examples_fails_its_cells_only(suite: Suite, tmp_path: Path) -> None:
-    cells = suite.cells(task=["hopeless"], method=["random"]) + suite.cells(method=["random"])
+    cells = suite.plan(task=["hopeless"], method=["random"]) + suite.plan(method=["random"])
     by_task = {r.cell.task: r for r in _run(suite, tmp_path, cells=cells).made}
     assert by_task["repeat"].status == "ok"
     assert by_task["hopeless"].status == "failed"
@@ -253,7 +255,7 @@ def test_records_carry_what_made_them(suite: Suite, tmp_path: Path) -> None:
     assert record.model.n_components == 12
     assert len(record.data_sha256) == 64
     assert record.provenance and record.provenance.torch and record.provenance.created
-    assert len(record.items) == len(record.faithfulness.full) == 6
+    assert len(record.items) == len(record.measurements["faithfulness"].full) == 6
     assert record.chance == pytest.approx(1 / 24)
     assert json.loads((tmp_path / record.filename).read_text())["status"] == "ok"
     assert record.filename.endswith(f"{record.identity[:12]}.json")
@@ -263,7 +265,7 @@ def test_ray_gives_the_same_records_as_local(suite: Suite, tmp_path: Path) -> No
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     try:
-        cells = suite.cells() + suite.cells(method=["raises"])
+        cells = suite.plan() + suite.plan(method=["raises"])
         distributed = _run(suite, tmp_path / "ray", cells=cells, executor="ray")
     finally:
         ray.shutdown()

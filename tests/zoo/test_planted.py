@@ -27,8 +27,10 @@ from attriboard.log_prob import last_token
 from attriboard.measurements.metrics import METRICS
 from attriboard.method import make_method
 from attriboard.model import Model, hook_name
-from attriboard.records.record import Cell, Folder, Settings
-from attriboard.run.runner import Workshop
+from attriboard.records.record import Cell
+from attriboard.records.settings import Settings
+from attriboard.records.store import Folder
+from attriboard.run.worker import Worker
 from attriboard.run.suite import Suite, find_suite
 from attriboard.scores import Scores
 from attriboard.task import Example, split_of, tasks
@@ -571,7 +573,7 @@ def test_answers_do_not_depend_on_padding_or_neighbors(name: str, side: str) -> 
 # --- in records and on the board -----------------------------------------------------------------------------------
 
 SETTINGS = Settings(
-    families=("ground_truth",),
+    evaluations=("ground_truth",),
     train_examples=24,
     test_examples=8,
     speed_examples=1,
@@ -591,10 +593,10 @@ def test_records_hold_the_truth_beside_the_scores(tmp_path: Path, toy: dict[str,
     ]
     records = [workshop.execute("mine", cell) for cell in cells]
     for record in records:
-        assert record.status == "ok" and record.ground_truth is not None, record.reason
+        assert record.status == "ok" and record.measurements["ground_truth"] is not None, record.reason
         folder.write(record)
         again = type(record).model_validate_json((tmp_path / record.filename).read_text())
-        assert again.ground_truth == record.ground_truth
+        assert again.ground_truth == record.measurements["ground_truth"]
     patched, _, tokens = records
     assert patched.aggregates["suppressor_auroc"].value == patched.aggregates["truth_auroc"].value == 1.0
     assert patched.aggregates["truth_auroc"].low is None
