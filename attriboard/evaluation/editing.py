@@ -1,28 +1,11 @@
-"""Editing: does changing what a method ranks highest change the answer, everywhere it is asked, and nothing else?
+"""How editing is measured; what is judged of an edit stands in :mod:`attriboard.measurements.editing`.
 
-Three kinds of edit act on the output weights of the top k components (see :mod:`attriboard.edits`):
+The edits are those of :mod:`attriboard.edits`. k is chosen on the train split for each kind by itself: the one with the
+highest harmonic mean of efficacy and locality there, the smaller of equals. Where no train example was answered
+wrongly, boost takes efficacy by probability for that.
 
-- *suppress*: one edit for the whole task, the weights scaled by 0 (or a factor below 1); away from the answer.
-- *boost*: one edit for the whole task, the weights scaled by 2 (or a factor above 1); towards the answer.
-- *rewrite* (of neurons): one edit for each example, a change of rank one; from the answer to the foil.
-
-Each is judged on the test split:
-
-- *efficacy*, the share of examples that reach the edit's target. By argmax: the answer is no longer given (suppress);
-  an example answered wrongly before is answered (boost); the foil is given (rewrite). "Given" means the top token, or
-  for a choice the likelier of answer and foil. By probability: the foil is likelier than the answer (suppress,
-  rewrite); p(answer) rises (boost).
-- *generality*: the efficacy by argmax on an example's paraphrases, which no edit was made with; those that the
-  untouched model answers (for boost: answers wrongly). Averaged over an example's paraphrases first.
-- *locality*: on other prompts, the share whose top token stays, and KL(before || after) in nats over the whole
-  vocabulary at the last token. Other prompts are neutral ones; for a rewrite a few of those, and a few other examples
-  of the task, in a fixed rotation.
-- *capability kept*, in 0..1, with the edit in place; of rewrites, the mean over the first few examples' edits.
-- *score*: the harmonic mean of efficacy (by argmax), generality, locality (share kept) and capability kept, as many of
-  them as were measured, and 0 if any of them is 0. Without efficacy there is no score.
-
-k is chosen on the train split for each kind by itself: the one with the highest harmonic mean of efficacy and locality
-there, the smaller of equals. Where no train example was answered wrongly, boost takes efficacy by probability for that.
+The other prompts of locality are neutral ones; for a rewrite a few of those, and a few other examples of the task, in a
+fixed rotation.
 """
 
 from __future__ import annotations
@@ -30,15 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..edits import (
-    EDITABLE,
     Rewrite,
     WeightEdit,
     activation_edits,
@@ -50,158 +31,23 @@ from ..edits import (
     why_no_rewrite,
 )
 from ..errors import ConfigurationError, UnknownNameError
-from ..measurements.base import Family, Scalar, Statistic
+from ..measurements.editing import KINDS, SIZES, Editing, EditKind, EditResult, Values, harmonic_mean
 from ..model import EncodedExample, hook_name
-from ..stats.intervals import Array, bootstrap_interval, nanmean
+from ..stats.sets import up_to_half
 from ..task import Example
-from .capability import Capability, kept
+from .base import Job
+from .capability import neutral_prompts
+from .changing import ChangingEvaluation
 
 if TYPE_CHECKING:
     from ..components import Level
+    from ..measurements.capability import Capability
     from ..model import Batch, Model
     from ..scores import Scores
     from .context import Context
 
-EditKind = Literal["suppress", "boost", "rewrite"]
-KINDS: tuple[EditKind, ...] = ("suppress", "boost", "rewrite")
-SIZES = (10, 50, 200)
-"""Numbers k of edited components to choose from, as far as they are at most half of the level."""
 OTHERS = 8
 """How many neutral prompts, and how many other examples of the task, judge the locality of one example's rewrite."""
-
-Values = list[float | None]
-
-
-class KindOfEdit(BaseModel):
-    """What one kind of edit did, example by example.
-
-    Attributes:
-        factor: by which weights are scaled; None for rewrites.
-        k: the number of edited components.
-        train: ``(k, efficacy, locality)`` on the train split, for every k that could have been chosen; empty if that is
-            only one.
-        argmax, probability, generality: ``[n]``, efficacy and generality of each example in 0..1; None where it has
-            none.
-        stays, kl: ``[1][P]``, or of rewrites ``[n][P]`` (no prompts for examples that are not rewritten): whether the
-            top token of each other prompt stays, and KL(before || after) there.
-        strengths: ``[n]``, the length of each rewrite's change of the weights; None for other kinds.
-        capability: what the model can do with the edit in place; of rewrites, under each of the first few examples'.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    factor: float | None
-    k: int
-    train: list[tuple[int, float, float]]
-    argmax: Values
-    probability: Values
-    generality: Values
-    stays: list[list[float]]
-    kl: list[list[float]]
-    strengths: Values | None
-    capability: list[Capability]
-
-    @property
-    def one_edit(self) -> bool:
-        """Whether one edit was made for the whole task."""
-        return self.factor is not None
-
-
-class Editing(Family):
-    """Per-example measurements of every kind of edit.
-
-    Attributes:
-        kept: how many test examples were kept; they come first.
-        wrong: how many test examples were answered wrongly by the untouched model; they follow (0 without boost).
-        kinds: by kind of edit.
-        capability: what the untouched model can do; None if that was not measured.
-        not_measured: by metric name (or ``edit_<kind>`` for all of a kind), why it was not measured.
-    """
-
-    over_kept: ClassVar[bool] = False
-
-    kept: int
-    wrong: int
-    kinds: dict[str, KindOfEdit]
-    capability: Capability | None
-    not_measured: dict[str, str]
-
-    @property
-    def n(self) -> int:
-        return self.kept + self.wrong
-
-    def gaps(self) -> dict[str, str]:
-        return self.not_measured | ({} if self.capability is None else self.capability.gaps())
-
-    def capability_kept(self, name: str) -> float | None:
-        """In 0..1, the mean over the edits of a kind under which capability was measured; None without any."""
-        if self.capability is None:
-            return None
-        shares = [kept(self.capability, found) for found in self.kinds[name].capability]
-        measured = [share for share in shares if not np.isnan(share)]
-        return float(np.mean(measured)) if measured else None
-
-    def statistics(self) -> dict[str, Statistic]:
-        """By metric name, the aggregate as a function of example indices ``[..., n]``, the kept ones first.
-
-        Metrics without a value are left out.
-        """
-        found: dict[str, Statistic] = {}
-        for name, kind in self.kinds.items():
-            values = {
-                "efficacy": _array(kind.argmax),
-                "efficacy_probability": _array(kind.probability),
-                "generality": _array(kind.generality),
-            }
-            if not kind.one_edit:
-                values["locality"], values["locality_kl"] = _row_means(kind.stays), _row_means(kind.kl)
-            means = {metric: nanmean(x) for metric, x in values.items() if np.isfinite(x).any()}
-            found |= {f"edit_{name}_{metric}": mean for metric, mean in means.items()}
-            if "efficacy" in means:
-                parts = [means[metric] for metric in ("efficacy", "generality", "locality") if metric in means]
-                if kind.one_edit:
-                    parts.append(_constant(float(np.mean(kind.stays))))
-                if (left := self.capability_kept(name)) is not None:
-                    parts.append(_constant(left))
-                found[f"edit_{name}_score"] = _harmonic_of(parts)
-        return found
-
-    def scalars(self) -> dict[str, Scalar]:
-        """Locality of an edit that is one for the whole task, with intervals over prompts; capability kept."""
-        found: dict[str, Scalar] = {}
-        for name, kind in self.kinds.items():
-            if kind.one_edit:
-                for metric, (row,) in (("locality", kind.stays), ("locality_kl", kind.kl)):
-                    mean = nanmean(_array(row))
-                    low, high = bootstrap_interval(len(row), mean) or (None, None)
-                    found[f"edit_{name}_{metric}"] = (float(np.mean(row)), low, high)
-            if (left := self.capability_kept(name)) is not None:
-                found[f"edit_{name}_capability_kept"] = (left, None, None)
-        return found
-
-
-def _array(values: Sequence[float | None]) -> Array:
-    """``[N]`` with NaN for None."""
-    return np.array(values, dtype=np.float64)
-
-
-def _row_means(rows: Sequence[Sequence[float]]) -> Array:
-    """``[N]``: the mean of each row, NaN for an empty one."""
-    return np.array([np.mean(row) if row else np.nan for row in rows])
-
-
-def _constant(value: float) -> Statistic:
-    return lambda index: np.full(index.shape[:-1], value)
-
-
-def _harmonic_of(parts: Sequence[Statistic]) -> Statistic:
-    return lambda index: harmonic_mean(np.stack([part(index) for part in parts]))
-
-
-def harmonic_mean(values: Array) -> Array:
-    """The harmonic mean over the first axis of values in 0..1; 0 where any of them is 0."""
-    with np.errstate(divide="ignore"):
-        return len(values) / (1.0 / values).sum(0)
 
 
 # --- what an edit does to a prompt ------------------------------------------------------------------------------------
@@ -252,7 +98,7 @@ def _under(model: Model, prompts: Sequence[EncodedExample], edits: Sequence[Sequ
 
     The untouched pass is run once for a prompt, and those under an edit start at the first layer that is edited.
     """
-    found: list[Tensor] = [torch.empty(0)] * len(prompts)
+    tables: list[Tensor] = [torch.empty(0)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
     for at in range(0, len(order), model.batch_size):
         group = order[at : at + model.batch_size]
@@ -269,11 +115,33 @@ def _under(model: Model, prompts: Sequence[EncodedExample], edits: Sequence[Sequ
             logits = model.run(part, edits=changes, start=(first, untouched[start][rows])).logits
             seen.append(_look(model, part, untouched.logits[rows], logits).cpu())
         for i, table in zip(group, torch.cat(seen).split([len(edits[i]) for i in group])):
-            found[i] = table
-    return found
+            tables[i] = table
+    return tables
 
 
 # --- the evaluation ---------------------------------------------------------------------------------------------------
+
+
+class EditingEvaluation(ChangingEvaluation):
+    """Every kind of edit that the level has."""
+
+    name = "editing"
+    measurement = Editing
+
+    def measure(self, job: Job) -> Editing:
+        options: Editing.Options = job.options
+        capability_before = job.capability.before()
+        return evaluate(
+            job.context,
+            job.component_scores,
+            job.level,
+            neutral_prompts(job.capability.limit),
+            options.sizes,
+            suppress_factor=options.suppress_factor,
+            boost_factor=options.boost_factor,
+            capability=job.capability.measure,
+            capability_before=capability_before,
+        )
 
 
 def evaluate(
@@ -310,52 +178,31 @@ def evaluate(
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownNameError("kind of edit", kind, KINDS)
-    bench = _Bench(context, scores, level, neutral, sizes, capability, others)
+    editor = _Editor(context, scores, level, neutral, sizes, capability, others)
     wrong = context.wrong if "boost" in kinds else {"train": [], "test": []}
-    found: dict[str, KindOfEdit] = {}
+    results: dict[str, EditResult] = {}
     for kind in kinds:
         if kind == "rewrite":
             why_not = why_no_rewrite(context.model, level)
             if why_not is None and any(e.foil is None for e in context.train + context.test):
                 why_not = "not every example has a foil."
             if why_not is None:
-                found[kind] = bench.rewritten(capability_edits, len(wrong["test"]))
+                results[kind] = editor.rewritten(capability_edits, len(wrong["test"]))
             else:
-                bench.not_measured["edit_rewrite"] = why_not
+                editor.not_measured["edit_rewrite"] = why_not
         else:
-            found[kind] = bench.scaled(kind, suppress_factor if kind == "suppress" else boost_factor, wrong)
+            results[kind] = editor.scaled(kind, suppress_factor if kind == "suppress" else boost_factor, wrong)
     return Editing(
         base_items=[e.example.item for e in [*context.test, *wrong["test"]]],
         kept=len(context.test),
         wrong=len(wrong["test"]),
-        kinds=found,
+        kinds=results,
         capability=capability_before,
-        not_measured=bench.not_measured,
+        not_measured=editor.not_measured,
     )
 
 
-def applies(level: Level) -> bool:
-    """Whether the level's components have output weights to edit."""
-    return level.name in EDITABLE
-
-
-def up_to_half(sizes: Sequence[int], level: Level, model: Model) -> list[int]:
-    """The distinct sizes that are at most half of the level, ascending.
-
-    Raises:
-        ConfigurationError: there is none, or one below 1.
-    """
-    n = level.size(model)
-    found = sorted({k for k in sizes if k <= n // 2})
-    if not found or found[0] < 1:
-        raise ConfigurationError(
-            f"the numbers of {level.name} to edit are {', '.join(map(str, sizes)) or 'none'}; at least one from 1 to "
-            f"{n // 2}, half of those of {model.name}, is needed and none below 1."
-        )
-    return found
-
-
-class _Bench:
+class _Editor:
     """What all kinds of edit share: the components to edit, the prompts to ask, and what could not be measured."""
 
     def __init__(
@@ -371,13 +218,13 @@ class _Bench:
         self.context, self.model, self.level = context, context.model, level
         self.capability, self.others = capability, others
         self.ranking = scores.ranking()
-        self.sizes = up_to_half(sizes, level, context.model)
+        self.sizes = up_to_half(sizes, level.size(context.model), level.name, context.model.name)
         if not neutral:
             raise ConfigurationError("locality is measured on neutral prompts, and none was given.")
         self.neutral = [_prompt(context.model, text) for text in neutral]
         self.not_measured: dict[str, str] = {}
 
-    def scaled(self, kind: EditKind, factor: float, wrong: dict[str, list[EncodedExample]]) -> KindOfEdit:
+    def scaled(self, kind: EditKind, factor: float, wrong: dict[str, list[EncodedExample]]) -> EditResult:
         """Suppresses or boosts the top k."""
         edits = [scale(self.model, self.level, self.ranking[:k], factor) for k in self.sizes]
         elsewhere = torch.stack(_under(self.model, self.neutral, [edits] * len(self.neutral)))
@@ -401,7 +248,7 @@ class _Bench:
             if not wrong["test"]:
                 for metric in ("efficacy", "score"):
                     self.not_measured[f"edit_boost_{metric}"] = "no test example was answered wrongly before."
-        return KindOfEdit(
+        return EditResult(
             factor=factor,
             k=self.sizes[at],
             train=train,
@@ -414,7 +261,7 @@ class _Bench:
             capability=self._capability([edit]),
         )
 
-    def rewritten(self, capability_edits: int, wrong: int) -> KindOfEdit:
+    def rewritten(self, capability_edits: int, wrong: int) -> EditResult:
         """Rewrites the top k for each example; the ``wrong`` ones that follow the kept ones are not rewritten."""
         train = []
         for k in self.sizes if len(self.sizes) > 1 else ():
@@ -429,7 +276,7 @@ class _Bench:
         stays, kl = self._around(examples, edits)
         rest: Values = [None] * wrong
         empty: list[list[float]] = [[] for _ in rest]
-        return KindOfEdit(
+        return EditResult(
             factor=None,
             k=k,
             train=train,
@@ -446,11 +293,11 @@ class _Bench:
         """What the model can do under each edit; nothing where that is not to be measured."""
         if self.capability is None:
             return []
-        found = []
+        capabilities = []
         for edit in edits:
             with edited(self.model, edit):
-                found.append(self.capability(self.model))
-        return found
+                capabilities.append(self.capability(self.model))
+        return capabilities
 
     def _around(
         self, examples: Sequence[EncodedExample], edits: Sequence[Rewrite]

@@ -1,178 +1,68 @@
-"""Pruning: how much of the task survives when the lowest-scored components are removed?
+"""How pruning is measured; what the curve says stands in :mod:`attriboard.measurements.pruning`.
 
 The signed scores decide: what a method scores lowest goes first, so what works against the answer goes before what does
 nothing. Because that alone can ruin a model, the curve is measured once more with what a method scores nearest to zero
-removed first ("absolute"). Under the "layerwise" allocation every layer loses
-the same share, so that the sliced model is a plain model of smaller width and ``random`` is the same-layer control of
-every method; under "global" the whole model is ranked at once.
+removed first ("absolute"). Under the "layerwise" allocation every layer loses the same share, so that the sliced model
+is an ordinary model of smaller width and ``random`` is the same-layer control of every method; under "global" the whole
+model is ranked at once.
 
 Components are removed twice. *As masks*, at a series of sparsities, by setting their activations to zero at every
-position (biases of the output projections stay): accuracy on all drawn test examples, answered before or not, since
-pruning may break right answers and mend wrong ones. *Really*, at one sparsity, by :mod:`attriboard.slicing`: the
-smaller model must give the logits of the masked one, and is timed against the original.
+position (biases of the output projections stay): accuracy on all drawn test examples. *Really*, at one sparsity, by
+:mod:`attriboard.slicing`: the smaller model must give the logits of the masked one, and is timed against the original.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..errors import ConfigurationError, ModelError, TaskError
-from ..interventions import MEASURES, measure_all, replacing
-from ..measurements.base import Family, Scalar, Statistic
+from ..interventions import measure_all, replacing
+from ..measurements.pruning import SPARSITIES, Allocation, Pruning, Slice
 from ..slicing import around, check_prunable, parameters, slice_model
-from ..stats.intervals import Array, bootstrap_interval
 from ..task import image_hash
-from .ablation import matched_draw
-from .capability import Capability, kept
-from .recovery import Coefficients, Recovery, recover
-from .speed import timed
+from .base import Job
+from .changing import ChangingEvaluation
+from .controls import matched_draw
+from .recovery import recover
+from .timing import timed
 
 if TYPE_CHECKING:
     from ..components import Level
+    from ..measurements.capability import Capability
     from ..model import Batch, Edit, EncodedExample, Model
     from ..scores import Scores
     from .context import Context
 
-Allocation = Literal["layerwise", "global"]
-SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-KEPT = 0.95
-"""The share of the untouched accuracy that counts as kept."""
 WATCHED = 50
 """How many of the best neurons kept are watched during recovery."""
-_CORRECT = MEASURES.index("correct")
 
 
-class Slice(BaseModel):
-    """The smaller model at one sparsity.
+class PruningEvaluation(ChangingEvaluation):
+    """The curve by masks and the sliced model, on all drawn test examples."""
 
-    Attributes:
-        difference: largest difference between its logits and the masked model's, as a share of the largest logit.
-        parameters_before, parameters_after: how many the whole model has.
-        timed_examples: examples in the batch that was timed.
-        seconds_before, seconds_after: of one forward pass of that batch, by repeat, the two models in turn.
-        capability: what it can still do; None if that was not measured.
-    """
+    name = "pruning"
+    measurement = Pruning
 
-    model_config = ConfigDict(extra="forbid")
-
-    difference: float
-    parameters_before: int
-    parameters_after: int
-    timed_examples: int
-    seconds_before: list[float]
-    seconds_after: list[float]
-    capability: Capability | None = None
-
-
-class Pruning(Family):
-    """Per-example measurements behind the curve, and what was measured of the sliced model.
-
-    Attributes:
-        allocation: "layerwise" or "global".
-        sparsities: shares of the components removed, ascending.
-        examples_sha256: of the drawn test examples, in order.
-        clean: ``[N][3]``: the :data:`~attriboard.interventions.MEASURES` of every drawn test example, untouched.
-        masked: ``[sparsities][N][3]``: the same with the components removed by masks.
-        masked_absolute: the same where what a method scores nearest to zero goes first.
-        capability: what the untouched model can do; None if that was not measured.
-        slice_sparsity: share of the components that the sliced model lacks.
-        sliced: the sliced model; None where there is none.
-        not_sliced: why there is none.
-        recovery: what a little training of the sliced model brought back; None where none was asked for.
-    """
-
-    over_kept: ClassVar[bool] = False
-
-    allocation: Allocation
-    sparsities: list[float]
-    examples_sha256: str
-    clean: list[list[float]]
-    masked: list[list[list[float]]]
-    masked_absolute: list[list[list[float]]]
-    capability: Capability | None = None
-    slice_sparsity: float
-    sliced: Slice | None = None
-    not_sliced: str | None = None
-    recovery: Recovery | None = None
-
-    @property
-    def n(self) -> int:
-        return len(self.clean)
-
-    def accuracy(self, index: NDArray[np.intp], absolute: bool = False) -> Array:
-        """``[1 + sparsities, ...]``: untouched and at every sparsity, for example indices ``[..., N]``."""
-        correct = np.asarray([self.clean, *(self.masked_absolute if absolute else self.masked)])[..., _CORRECT]
-        return correct[:, index].mean(-1)
-
-    def statistics(self) -> dict[str, Statistic]:
-        found: dict[str, Statistic] = {**self._curve(False), **self._curve(True)}
-        if self.recovery is not None:
-            found["pruning_accuracy_recovered"] = self.recovery.accuracy
-        return found
-
-    def _curve(self, absolute: bool) -> dict[str, Statistic]:
-        sparsity = np.array([0.0, *self.sparsities])
-        middle = int(np.abs(sparsity[1:] - 0.5).argmin()) + 1
-
-        def area(index: NDArray[np.intp]) -> Array:
-            return np.trapezoid(self.accuracy(index, absolute), sparsity, axis=0) / sparsity[-1]
-
-        def kept_sparsity(index: NDArray[np.intp]) -> Array:
-            accuracy = self.accuracy(index, absolute)
-            # an accuracy of zero has nothing to be kept; the margin is for shares that are equal but for rounding
-            keeps = (accuracy[1:] >= KEPT * accuracy[0] - 1e-9) & (accuracy[0] > 0)
-            return sparsity[np.logical_and.accumulate(keeps, axis=0).sum(0)]
-
-        suffix = "_absolute" if absolute else ""
-        return {
-            f"pruning_accuracy_area{suffix}": area,
-            f"pruning_kept_sparsity{suffix}": kept_sparsity,
-            f"pruning_accuracy_half{suffix}": lambda index: self.accuracy(index, absolute)[middle],
-        }
-
-    def gaps(self) -> dict[str, str]:
-        found = {} if self.not_sliced is None else {"slice": self.not_sliced}
-        return found | ({} if self.capability is None else self.capability.gaps())
-
-    def scalars(self) -> dict[str, Scalar]:
-        """What the slice saves and costs: parameters, speed (smallest and largest repeat), capability, coefficients."""
-        if self.sliced is None:
-            return {}
-        slow, fast = np.array(self.sliced.seconds_before), np.array(self.sliced.seconds_after)
-        ratios = slow / fast
-        found: dict[str, Scalar] = {
-            "parameters_removed": (1 - self.sliced.parameters_after / self.sliced.parameters_before, None, None),
-            "speed_up": (float(np.median(slow) / np.median(fast)), float(ratios.min()), float(ratios.max())),
-        }
-        recovered = None if self.recovery is None else self.recovery.capability
-        for name, after in (("capability_kept", self.sliced.capability), ("capability_recovered", recovered)):
-            share = math.nan if self.capability is None or after is None else kept(self.capability, after)
-            if not math.isnan(share):  # as it is where no task could be measured
-                found[name] = (share, None, None)
-        for name, group in (("coefficient_ratio", "top"), ("coefficient_ratio_control", "same_layers")):
-            if self.recovery is not None and group in self.recovery.coefficients:
-                found[name] = _ratio(self.recovery.coefficients[group])
-        return found
-
-
-def _ratio(coefficients: Coefficients) -> Scalar:
-    """Mean size after training over mean size before it, with its interval over neurons."""
-    before, after = np.array(coefficients.before), np.array(coefficients.after)
-
-    def ratio(index: NDArray[np.intp]) -> Array:
-        return after[index].mean(-1) / before[index].mean(-1)
-
-    low, high = bootstrap_interval(len(before), ratio) or (None, None)
-    return float(ratio(np.arange(len(before)))), low, high
+    def measure(self, job: Job) -> Pruning:
+        options: Pruning.Options = job.options
+        return evaluate(
+            job.context,
+            job.component_scores,
+            job.level,
+            options.allocation,
+            options.sparsities,
+            options.slice,
+            speed_repeats=job.speed_repeats,
+            capability=job.capability.measure,
+            capability_before=job.capability.before(),
+            recovery_steps=options.recovery_steps,
+            seed=job.seed,
+        )
 
 
 def removed(values: Tensor, sparsity: float, allocation: Allocation = "layerwise") -> Tensor:
@@ -251,7 +141,7 @@ def evaluate(
             f"the metric of task {context.task.name!r} is not finite when {level.name} are pruned in {model.dtype}; "
             f"choose another dtype."
         )
-    found = Pruning(
+    pruning = Pruning(
         base_items=[e.example.item for e in context.drawn["test"]],
         allocation=allocation,
         sparsities=list(sparsities),
@@ -266,13 +156,13 @@ def evaluate(
     try:
         hf = slice_model(model, ~mask, level)
     except ModelError as error:
-        found.not_sliced = str(error)
-        return found
+        pruning.not_sliced = str(error)
+        return pruning
     sliced = around(model, hf)
     difference = check_slice(model, sliced, level, mask, examples)
     batch = model.batch(examples[:speed_examples])
     before, after = timed_in_turn(model, sliced, batch, speed_repeats)
-    found.sliced = Slice(
+    pruning.sliced = Slice(
         difference=difference,
         parameters_before=parameters(model.hf),
         parameters_after=parameters(hf),
@@ -284,8 +174,8 @@ def evaluate(
     if recovery_steps:
         neurons = _watched(model, scores, level, ~mask) if level.name == "neurons" else {}
         train = context.drawn["train"]
-        found.recovery = recover(sliced, train, examples, recovery_steps, seed, neurons, capability)
-    return found
+        pruning.recovery = recover(sliced, train, examples, recovery_steps, seed, neurons, capability)
+    return pruning
 
 
 def removing(model: Model, level: Level, mask: Tensor) -> dict[str, Edit]:
@@ -345,30 +235,3 @@ def _digest(examples: Sequence[EncodedExample]) -> str:
         look = None if e.example.image is None else image_hash(e.example.image)
         digest.update(repr((e.tokens, e.answer, e.foil, e.example.choice, look)).encode())
     return digest.hexdigest()
-
-
-def paired_difference(a: Pruning, b: Pruning, sparsity: float, absolute: bool = False) -> Scalar:
-    """Accuracy of ``a`` minus that of ``b`` on the same examples at one sparsity, with its bootstrap interval.
-
-    Args:
-        absolute: where what scores nearest to zero was removed first.
-
-    Raises:
-        ConfigurationError: the two were measured on different examples, or not at this sparsity.
-    """
-    if a.examples_sha256 != b.examples_sha256:
-        raise ConfigurationError(
-            f"two pruning records of different test examples ({len(a.clean)} and {len(b.clean)}) cannot be compared "
-            f"example by example; compare records of one task, model and seed."
-        )
-    for one in (a, b):
-        if sparsity not in one.sparsities:
-            raise ConfigurationError(
-                f"pruning was not measured at sparsity {sparsity:g}, only at "
-                f"{', '.join(f'{s:g}' for s in one.sparsities)}."
-            )
-    curves = [one.masked_absolute if absolute else one.masked for one in (a, b)]
-    correct = [np.asarray(c[one.sparsities.index(sparsity)])[:, _CORRECT] for c, one in zip(curves, (a, b))]
-    difference = correct[0] - correct[1]
-    low, high = bootstrap_interval(len(difference), lambda index: difference[index].mean(-1)) or (None, None)
-    return float(difference.mean()), low, high

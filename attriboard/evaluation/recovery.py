@@ -1,4 +1,4 @@
-"""Recovery: what a little training brings back to a sliced model, and what it does to the neurons that mattered.
+"""How a sliced model is trained a little; what that brought back stands in :mod:`attriboard.measurements.recovery`.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) through peft, with a small fixed budget, trained on the answer token of the
 train examples and merged into the weights. Yu and Ananiadou (2024, arXiv 2409.14144) find that such training enlarges
@@ -11,72 +11,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..components import get_level
 from ..errors import ConfigurationError
-from ..interventions import MEASURES, measure_all
+from ..interventions import measure_all
 from ..loading import quiet
 from ..log_prob import FrozenUnembedding, last_token, level_candidates
+from ..measurements.recovery import Coefficients, Recovery
 from ..model import Model
-from ..stats.intervals import Array
-from .capability import Capability
 
 if TYPE_CHECKING:
+    from ..measurements.capability import Capability
     from ..model import Batch, EncodedExample
 
 RANK = 8
 ALPHA = 16
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 8
-
-
-class Coefficients(BaseModel):
-    """Some neurons before and after training; every list has one entry per neuron, a mean over train examples.
-
-    Attributes:
-        names: of the neurons, as in the model that was sliced.
-        before, after: absolute coefficient at the last token.
-        increase_before, increase_after: log-probability increase of the answer by the neuron's output there.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    names: list[str]
-    before: list[float]
-    after: list[float]
-    increase_before: list[float]
-    increase_after: list[float]
-
-
-class Recovery(BaseModel):
-    """What training did to a sliced model.
-
-    Attributes:
-        trained_parameters: how many LoRA had.
-        losses: by step, the mean cross-entropy of the answer token, in nats, before the step.
-        before, after: ``[N][3]``: the :data:`~attriboard.interventions.MEASURES` of every drawn test example.
-        coefficients: of the "top" neurons and of as many of the "same_layers"; none where heads were pruned.
-        capability: what the trained model can do; None if that was not measured.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    trained_parameters: int
-    losses: list[float]
-    before: list[list[float]]
-    after: list[list[float]]
-    coefficients: dict[str, Coefficients]
-    capability: Capability | None = None
-
-    def accuracy(self, index: NDArray[np.intp]) -> Array:
-        """``[...]``: accuracy after training, for example indices ``[..., N]``."""
-        return np.asarray(self.after)[:, MEASURES.index("correct")][index].mean(-1)
 
 
 def recover(
@@ -171,8 +125,8 @@ def _watch(model: Model, examples: Sequence[EncodedExample], neurons: Sequence[i
     index = torch.tensor(neurons, device=model.device)
     coefficients, increases = [], []
     for batch in model.batches(examples):
-        found, last = last_token(model, batch, ("resid_mid", "post"))
-        coefficients.append(found["post"].flatten(1)[:, index].abs().double())
-        candidates = level_candidates(model, get_level("neurons"), found["resid_mid"], found["post"])
+        activations, last = last_token(model, batch, ("resid_mid", "post"))
+        coefficients.append(activations["post"].flatten(1)[:, index].abs().double())
+        candidates = level_candidates(model, get_level("neurons"), activations["resid_mid"], activations["post"])
         increases.append(candidates.increases(FrozenUnembedding(model, last), batch.answer, index).double())
     return torch.cat(coefficients).mean(0), torch.cat(increases).mean(0)

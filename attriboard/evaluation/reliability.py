@@ -1,11 +1,7 @@
-"""Reliability: would a method say the same of other examples of the task?
+"""How reliability is measured; what follows from it stands in :mod:`attriboard.measurements.reliability`.
 
-The train examples are divided into two halves, a base item never torn apart; the scores are averaged over each half,
-and the two are compared by Spearman's rank correlation over components and by the components that their tops have in
-common. Methods that score single examples are asked of many halvings without another pass. Methods that score all
-examples together score the two halves of one halving.
-
-A method that does not look at the examples agrees with itself whatever it says: reliability is worth nothing alone.
+Methods that score single examples are asked of many halvings without another pass. Methods that score all examples
+together score the two halves of one halving.
 """
 
 from __future__ import annotations
@@ -13,18 +9,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.stats
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import SkipCell
-from ..measurements.base import Family, Scalar, Statistic
+from ..measurements.reliability import Reliability
 from ..method import checked
-from ..stats.intervals import LEVEL, clusters_of
+from ..scores import top_mask
+from ..stats.intervals import clusters_of
+from ..stats.ranks import rank_correlation
+from .base import Evaluation, Job
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -39,46 +37,17 @@ MIN_ITEMS = 4
 """Halves of fewer base items than two each say nothing."""
 
 
-class Reliability(Family):
-    """What the halves of each halving have in common; ``base_items`` are those of the train examples.
+class ReliabilityEvaluation(Evaluation):
+    """Halves of the train examples against each other."""
 
-    Attributes:
-        halves: ``[H][E/2]``, the train examples of the first half; the second half has all others.
-        top: the number of components at the top.
-        rank_correlation: ``[H]``, Spearman's, of the two halves' scores over components.
-        in_common: ``[H]``, the share of the first half's top that is in the second half's.
-    """
+    name = "reliability"
+    measurement = Reliability
 
-    over_kept: ClassVar[bool] = False
-
-    halves: list[list[int]]
-    top: int
-    rank_correlation: list[float]
-    in_common: list[float]
-
-    @property
-    def n(self) -> int:
-        return len(self.base_items)
-
-    def statistics(self) -> dict[str, Statistic]:
-        return {}
-
-    def scalars(self) -> dict[str, Scalar]:
-        """Means over halvings, with the middle 95 % of them where there are several."""
-        mean = float(np.mean(self.rank_correlation))
-        return {
-            "reliability": (mean, *_middle(self.rank_correlation)),
-            # of two parallel halves the whole; the sign is kept, where the formula itself would run to minus infinity
-            "reliability_stepped_up": (2 * mean / (1 + abs(mean)), None, None),
-            "reliability_top": (float(np.mean(self.in_common)), *_middle(self.in_common)),
-        }
-
-
-def _middle(values: Sequence[float]) -> tuple[float | None, float | None]:
-    if len(values) < 2:
-        return None, None
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    def measure(self, job: Job) -> Reliability:
+        options: Reliability.Options = job.options
+        if job.method is None:
+            raise SkipCell("the scores are precomputed, and no method is run.")
+        return evaluate(job.context, job.method, job.component_scores, job.level, options.halvings)
 
 
 def evaluate(context: Context, method: Method, scores: Scores, level: Level, draws: int) -> Reliability:
@@ -108,17 +77,18 @@ def evaluate(context: Context, method: Method, scores: Scores, level: Level, dra
     def scored(half: Sequence[int]) -> Tensor:
         if each is not None:
             return each[list(half)].double().mean(0)
-        found = method.attribute(model, [examples[i] for i in half], level)
-        return checked(found, method, model, level).values.flatten()
+        own = method.attribute(model, [examples[i] for i in half], level)
+        return checked(own, method, model, level).values.flatten()
 
     top = min(TOP, max(1, level.size(model) // 2))
     correlations, shares = [], []
     for pair in pairs:
         a, b = (scored(half) for half in pair)
-        correlations.append(rank_correlation(a, b))
+        correlations.append(rank_correlation(a.numpy(), b.numpy()))
         if not math.isfinite(correlations[-1]):
             raise SkipCell(f"all scores of {method.name} are equal on half of the examples, so they have no ranks.")
-        shares.append(len(_top(a, top) & _top(b, top)) / top)
+        shared = _top(a, top) & _top(b, top)
+        shares.append(int(shared.sum()) / top)
     return Reliability(
         base_items=items,
         halves=[first for first, _ in pairs],
@@ -174,14 +144,6 @@ def _that_fits(
     raise SkipCell(f"{method.name} scores all examples together, and no half of them is enough for it: {why}")
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of scores ``[n]``, ties sharing their mean rank; NaN if all of one are equal."""
-    x, y = a.numpy(), b.numpy()
-    if len(x) < 2 or min(np.ptp(x), np.ptp(y)) == 0:
-        return math.nan
-    return float(scipy.stats.spearmanr(x, y).statistic)
-
-
-def _top(scores: Tensor, k: int) -> set[int]:
-    """The ``k`` highest, of equal ones the first."""
-    return set(torch.argsort(scores, descending=True, stable=True)[:k].tolist())
+def _top(scores: Tensor, k: int) -> Tensor:
+    """``[n]`` bool: the ``k`` highest of scores ``[n]``, of equal ones the first."""
+    return top_mask(torch.argsort(scores, descending=True, stable=True), k)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
+from numpy.typing import ArrayLike
 
 from .intervals import ALPHA, Array
 from .tests import FLIPS
@@ -69,15 +70,17 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else float("nan")
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's correlation of two lists of scores; NaN where one has no spread or fewer than two entries.
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """Spearman's correlation of two lists of scores ``[n]``, ties sharing their mean rank.
+
+    NaN where all of one are equal, or there are fewer than two.
 
     Raises:
         ValueError: they differ in length.
     """
-    if len(a) != len(b):
-        raise ValueError(f"scores of {len(a)} and {len(b)} components cannot be correlated.")
-    ranks = [scipy.stats.rankdata(values) for values in (a, b)]
-    if len(a) < 2 or not all(np.ptp(r) for r in ranks):
+    x, y = np.asarray(a), np.asarray(b)
+    if len(x) != len(y):
+        raise ValueError(f"scores of {len(x)} and {len(y)} components cannot be correlated.")
+    if len(x) < 2 or min(np.ptp(x), np.ptp(y)) == 0:
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(scipy.stats.spearmanr(x, y).statistic)

@@ -20,7 +20,7 @@ from attriboard.components import Level, get_level
 from attriboard.edits import STRENGTHS
 from attriboard.errors import AttriboardError, ConfigurationError, MethodError, UnknownNameError
 from attriboard.evaluation import editing
-from attriboard.evaluation.capability import Capability
+from attriboard.measurements.capability import Capability
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.editing import Editing, KindOfEdit, evaluate
 from attriboard.loading import load_model

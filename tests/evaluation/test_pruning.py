@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from attriboard.components import LEVELS
 from attriboard.errors import ConfigurationError, SkipCell, TaskError
 from attriboard.evaluation import recovery
-from attriboard.evaluation.capability import Capability
+from attriboard.measurements.capability import Capability
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.pruning import WATCHED, Pruning, Slice, check_slice, evaluate, paired_difference, removed
 from attriboard.evaluation.recovery import Recovery, recover
