@@ -59,7 +59,7 @@ compare: install
 
 docs: install
 	$(BIN)/python -m attriboard.measurements.metrics > docs/metrics.md
-	$(BIN)/python -m attriboard.selftest.properties > docs/selftests.md
+	$(BIN)/python -m attriboard.selftest > docs/selftests.md
 	$(BIN)/attriboard leaderboard results/quick --figures build/figures --out leaderboard.md
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png
 

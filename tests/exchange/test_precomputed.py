@@ -27,7 +27,7 @@ from attriboard.run.runner import identity, run_cells
 from attriboard.run.suite import Suite
 from attriboard.scores import Scores
 from attriboard.task import tasks
-from tests.commands.test_cli import _call
+from tests.bench.cli import call
 
 SPEED = {"seconds_per_example", "forward_equivalents", "peak_memory_mib"}
 MORE = """
@@ -339,7 +339,7 @@ def test_a_file_that_cannot_be_entered_is_one_sentence_before_anything_runs(
     said = {"names": json.dumps(names), "level": "heads", "model": str(toy["model"]), **metadata}
     save_file({"scores": values}, tmp_path / "mine.safetensors", {k: v for k, v in said.items() if v})
     arguments = ["--out", tmp_path / "out", "--include", toy["task"], "--scores", tmp_path / "mine.safetensors"]
-    code, _, err = _call(capsys, "run", tmp_path / "toy.toml", *arguments)
+    code, _, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -365,7 +365,7 @@ def test_what_is_no_score_file_is_one_sentence(
         place.write_bytes(content)
     given = place.parent if name and "/" in name else place
     arguments = ["--out", tmp_path / "out", "--include", toy["task"], "--scores", given]
-    code, _, err = _call(capsys, "run", tmp_path / "toy.toml", *arguments)
+    code, _, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert not (tmp_path / "out").exists()
 
@@ -385,10 +385,10 @@ def test_scores_alone_are_run_unless_methods_are_named_too(
     stored(toy, tmp_path / "mine" / "a.safetensors")
     stored(toy, tmp_path / "mine" / "deep" / "b.safetensors", "nodes", seed=1)
     arguments = ["--out", tmp_path / "out", "--include", toy["task"], "--scores", tmp_path / "mine"]
-    code, out, err = _call(capsys, "run", tmp_path / "toy.toml", *arguments)
+    code, out, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 0 and "2 cells run, 0 done before, 0 failed" in out, err
     arguments += ["--scores", tmp_path / "mine" / "a.safetensors", "--method", "random"]  # named twice, entered once
-    code, out, err = _call(capsys, "run", tmp_path / "toy.toml", *arguments)
+    code, out, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 0 and "1 cells run, 2 done before, 0 failed" in out, err
     assert {r.cell.method_label for r in Folder(tmp_path / "out").read()} == {"a (entered)", "b (entered)", "random"}
     assert len(read_all([tmp_path / "mine", tmp_path / "mine" / "a.safetensors"])) == 2
@@ -400,9 +400,9 @@ def test_a_file_made_by_attribute_says_its_task_and_seed(
     file = tmp_path / "mine.safetensors"
     arguments = ["--model", toy["model"], "--method", "random", "--level", "heads", "--out", file]
     drawn = ["--task", "repeat", "--seed", "3", "--limit", "4", "--include", toy["task"]]
-    assert _call(capsys, "attribute", *arguments, *drawn)[0] == 0
+    assert call(capsys, "attribute", *arguments, *drawn)[0] == 0
     found = read(file)
     assert (found.name, found.task, found.seed, found.model) == ("random", "repeat", 3, str(toy["model"]))
-    assert _call(capsys, "attribute", *arguments, "--prompt", "w1 w2 w3", "--answer", "w3")[0] == 0
+    assert call(capsys, "attribute", *arguments, "--prompt", "w1 w2 w3", "--answer", "w3")[0] == 0
     found = read(file)
     assert (found.task, found.seed) == ("", None)

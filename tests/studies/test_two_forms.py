@@ -32,7 +32,7 @@ from attriboard.studies.two_forms import (
 from attriboard.studies.two_forms_report import render
 from attriboard.task import Example, split_of, tasks
 from tests.bench import models as m
-from tests.commands.test_cli import _call
+from tests.bench.cli import call
 
 TASKS = '''
 """The same questions with a picture and in words; what is asked stands in a file."""
@@ -451,7 +451,7 @@ def test_what_cannot_be_compared_exits_2_with_one_sentence(
         m.tokenizer().save_pretrained(tmp_path / "narrow")
     places = {"TOY": toy["model"], "NARROW": tmp_path / "narrow"}
     arguments = [x for name, value in options.items() for x in (name, places.get(str(value), value))]
-    code, _, err = _call(capsys, "compare", *pair, *arguments)
+    code, _, err = call(capsys, "compare", *pair, *arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert not (tmp_path / "r.md").exists()
 
@@ -461,7 +461,7 @@ def test_a_pair_without_pictures_is_compared_too(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["compare", "asked_in_words", "asked_in_words", "--model", world["one"], "--limit", "12"]
-    code, _, err = _call(capsys, *arguments)
+    code, _, err = call(capsys, *arguments)
     assert code == 0, err
     text = (tmp_path / "asked_in_words_vs_asked_in_words.md").read_text()
     assert "Neither task has pictures." in text and "(Spearman) 1.00 [1.00, 1.00]" in text
