@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from ..capability_tasks.attriboard_documents import read
 from ..errors import ConfigurationError, ModelError
+from ..instructions import no_retries
 from ..model import Model
 
 DEFAULT: tuple[str, ...] = ("attriboard_next_word", "attriboard_facts", "attriboard_agreement", "attriboard_prose")
@@ -36,7 +37,6 @@ DEFAULT: tuple[str, ...] = ("attriboard_next_word", "attriboard_facts", "attribo
 FOLDER = Path(__file__).parents[1] / "capability_tasks"
 FEWSHOT_SEED = 1234  # lm-eval's own, so that few-shot tasks show the examples they show elsewhere
 BATCH_TOKENS = 1024  # the logits of so many tokens stand in memory at once: 200 MB for a vocabulary of 49,152
-PROBE_SECONDS = 5.0
 
 
 class Capability(BaseModel):
@@ -224,33 +224,6 @@ def _nothing_left_behind(device: torch.device) -> Iterator[None]:
         os.environ.update(environment)
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-
-
-@contextmanager
-def no_retries(hub: bool) -> Iterator[None]:
-    """Where the hub cannot be reached, its clients work from their caches instead of retrying for half a minute."""
-    if not hub or _hub_answers():
-        yield
-        return
-    import datasets
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_answers() -> bool:
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-    except Exception:  # no name service, no route, a proxy that refuses, offline mode
-        return False
-    return True
 
 
 @torch.no_grad()

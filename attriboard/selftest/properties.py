@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..components import LEVELS
-from ..errors import UnknownNameError
+from ..errors import check_name
 from ..method import Method
 from .bench import SEEING, TEXT, Case
 
@@ -77,6 +77,5 @@ def check_names(method: type[Method]) -> None:
     """
     declarable = [name for name, one in PROPERTIES.items() if not one.universal]
     for name in method.properties:
-        if name not in declarable:
-            way_out = "Every method has that one without declaring it." if name in PROPERTIES else ""
-            raise UnknownNameError(f"property of method {method.name!r}:", name, declarable, way_out)
+        way_out = "Every method has that one without declaring it." if name in PROPERTIES else ""
+        check_name(f"property of method {method.name!r}:", name, declarable, way_out)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.bench.cli import call
@@ -31,3 +34,19 @@ def test_wrong_names_exit_2_with_one_sentence(
     code, _, err = call(capsys, *arguments)
     assert code == 2
     assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("old", "new"), [("compare", "compare-forms"), ("regression", "scale-questions")])
+def test_commands_go_by_their_old_names_too_which_are_not_shown(
+    old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, shown, _ = call(capsys, "--help")
+    listed = {line.split()[1] for line in shown.splitlines() if line.startswith("│ ") and len(line.split()) > 1}
+    assert code == 0 and new in listed and old not in listed
+    assert call(capsys, old, "--help")[1].split("Options")[1] == call(capsys, new, "--help")[1].split("Options")[1]
+
+
+def test_importing_the_command_line_imports_no_torch() -> None:
+    code = "import sys, attriboard.cli; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -26,8 +26,8 @@ from attriboard.exchange.lm_eval import export
 from attriboard.loading import load_model
 from attriboard.model import Model
 from attriboard.task import Example, Task, tasks
-from tests.bench.models import fresh, tokenizer, words
 from tests.bench.cli import call, process
+from tests.bench.models import fresh, tokenizer, words
 from tests.models.test_pretrained import installed
 
 

@@ -19,8 +19,8 @@ from attriboard.exchange.precomputed import shape_of
 from attriboard.loading import load_model, outline
 from attriboard.model import Model
 from attriboard.scores import Scores
-from tests.bench.models import CONFIGS, hooked
 from tests.bench.cli import call
+from tests.bench.models import CONFIGS, hooked
 
 GPT2 = Graph(n_layers=12, n_heads=12, parallel_attn_mlp=False, d_model=768)
 TINY = Graph(n_layers=3, n_heads=4, parallel_attn_mlp=False, d_model=32)

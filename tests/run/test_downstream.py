@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from attriboard import instructions
 from attriboard.board import board as leaderboard
 from attriboard.board.board import Board, number, render
 from attriboard.errors import ConfigurationError
@@ -31,8 +32,8 @@ from attriboard.run import runner
 from attriboard.run.runner import Outcome, aggregates, identity, run_cells
 from attriboard.run.suite import Suite
 from attriboard.task import tasks
-from tests.bench.toy import WORDS, save_model
 from tests.bench.cli import call, process
+from tests.bench.toy import WORDS, save_model
 
 TASK = '''
 """Repeat the last word, one of two; or a preference between the two."""
@@ -151,7 +152,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capability, "FOLDER", texts)
         patch.setattr(capability, "_manager", lambda all_tasks: manager)  # lm-eval's own index takes ten seconds
-        patch.setattr(capability, "_hub_answers", lambda: False)
+        patch.setattr(instructions, "hub_answers", lambda: False)
         yield path
     runner._harness_hash.cache_clear()
 
