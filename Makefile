@@ -54,7 +54,7 @@ board: install
 
 # the same questions asked of a picture and in words
 compare: install
-	$(BIN)/attriboard compare color_vqa color_tqa_scenes --model llava-smollm2-135m \
+	$(BIN)/attriboard compare-forms color_vqa color_tqa_scenes --model llava-smollm2-135m \
 		--against llava-smollm2-135m-untuned --out results/compare/vqa_vs_tqa.md
 
 docs: install

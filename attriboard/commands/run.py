@@ -34,7 +34,7 @@ def run(
     scores: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Enter scores made elsewhere: a .safetensors file, MIB's .json or .pt, or a folder of them "
+            help="Measure precomputed scores: a .safetensors file, MIB's .json or .pt, or a folder of them "
             "(repeatable). Runs these alone; name methods with --method to run them too. Records that the folder holds "
             "already stay, so the board shows both."
         ),

@@ -314,7 +314,7 @@ def too_many(found: dict[str, float]) -> None:
         (heads(lambda f: (lacking(f), too_many(f))), {}, "it lacks a0.h1, a2.h3 and has beside them m0, m1"),
         (heads(), {"level": "nodes"}, "does not score the 15 nodes of"),
         (heads(), {"level": "haeds"}, "unknown level 'haeds': did you mean 'heads'"),
-        (heads(), {"level": "tokens"}, "scores tokens, which belong to single examples and are not entered"),
+        (heads(), {"level": "tokens"}, "scores tokens, which belong to single examples and are not read"),
         (heads(), {"level": ""}, "lacks the metadata 'level'."),
         (heads(), {"model": ""}, "lacks the metadata 'model'."),
         (heads(), {"model": "smollm2-135m"}, "model smollm2-135m, which this run of suite 'toy' does not ask for"),
