@@ -25,9 +25,10 @@ def writing(file: Path, *errors: type[Exception]) -> Iterator[None]:
     Raises:
         ConfigurationError: names the file and the reason.
     """
+    kinds: tuple[type[Exception], ...] = (OSError, *errors)
     try:
         yield
-    except (OSError, *errors) as error:
+    except kinds as error:
         raise ConfigurationError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}.") from error
 
 

@@ -27,6 +27,7 @@ from attriboard.studies.scale_questions import (
     prompts_of,
     read_items,
 )
+from attriboard.task import tasks
 from tests.bench.cli import call
 from tests.bench.models import EXAMPLES, FOUR, hooked, plain_run, tokenizer, words
 
@@ -134,6 +135,15 @@ def test_own_items() -> None:
     for emotion in ("anger", "fear", "joy", "sadness"):
         gold = sorted(item.gold for item in items if f"Emotion E: {emotion}." in item.tail)
         assert len(gold) == 8 and gold[0] == 0.0 and gold[-1] == 1.0
+
+
+def test_own_items_are_those_that_tasks_bring_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    bringing = [task for task in tasks if task.scale_questions is not None]
+    assert [item for task in bringing for item in read_items(str(task.scale_questions))] == read_items()
+    for task in bringing:
+        monkeypatch.setattr(task, "scale_questions", None)
+    with pytest.raises(TaskError, match="no task brings questions for a number; give a file of them as --data"):
+        read_items()
 
 
 def line(instruction: str = "Rate it from 0 to 1. Tweet: so 4 it is. Intensity Score: ", output: str = "0.604") -> str:
