@@ -54,12 +54,12 @@ board: install
 
 # the same questions asked of a picture and in words
 compare: install
-	$(BIN)/attriboard compare color_vqa color_tqa_scenes --model llava-smollm2-135m \
+	$(BIN)/attriboard compare-forms color_vqa color_tqa_scenes --model llava-smollm2-135m \
 		--against llava-smollm2-135m-untuned --out results/compare/vqa_vs_tqa.md
 
 docs: install
 	$(BIN)/python -m attriboard.measurements.metrics > docs/metrics.md
-	$(BIN)/python -m attriboard.selftest.properties > docs/selftests.md
+	$(BIN)/python -m attriboard.selftest > docs/selftests.md
 	$(BIN)/attriboard leaderboard results/quick --figures build/figures --out leaderboard.md
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class AttriboardError(Exception):
@@ -23,6 +23,16 @@ class UnknownNameError(AttriboardError):
         else:
             hint = "none is registered."
         super().__init__(f"unknown {kind} {name!r}: {hint}{' ' + way_out if way_out else ''}")
+
+
+def check_name(kind: str, name: str, known: Collection[str], way_out: str = "") -> None:
+    """Refuses a name that is not among those known.
+
+    Raises:
+        UnknownNameError: carries near names.
+    """
+    if name not in known:
+        raise UnknownNameError(kind, name, known, way_out)
 
 
 class ConfigurationError(AttriboardError):
@@ -46,7 +56,7 @@ class MethodError(AttriboardError):
 
 
 class ScoresError(AttriboardError):
-    """A file of scores that cannot be read, or does not fit the model or suite it is entered for."""
+    """A file of precomputed scores that cannot be read, or does not fit the model or suite it is given for."""
 
 
 class SkipCell(AttriboardError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from .errors import TaskError
 
 PARTS = ("test", "validation", "train")
 """Which part of a data set is read, the first that it has."""
+PROBE_SECONDS = 5.0
+"""How long the hub has to answer."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,34 @@ def open_dataset(source: str, config: str | None = None) -> Any:
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         return datasets.load_from_disk(str(folder))
     return datasets.load_dataset(str(folder) if folder.is_dir() else source, config)
+
+
+@contextmanager
+def no_retries(hub: bool) -> Iterator[None]:
+    """Where the hub cannot be reached, its clients work from their caches instead of retrying for half a minute."""
+    if not hub or hub_answers():
+        yield
+        return
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached within :data:`PROBE_SECONDS`."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+    except Exception:  # no name service, no route, a proxy that refuses, offline mode
+        return False
+    return True
 
 
 def _loaded(source: str) -> Iterator[tuple[Any, str]]:

@@ -41,7 +41,9 @@ class Method:
         modality: "any", or "vision" if it can score only examples with an image.
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
-        properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md.
+        default_for: studies that use this method unless others are named: "compare-forms".
+        properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md. Names that
+            do not exist are refused there and by ``attriboard validate``.
     """
 
     name: ClassVar[str] = ""
@@ -52,14 +54,8 @@ class Method:
     modality: ClassVar[str] = "any"
     uses: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[bool] = False
+    default_for: ClassVar[tuple[str, ...]] = ()
     properties: ClassVar[tuple[str, ...]] = ()
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "properties" in vars(cls):
-            from .selftest.properties import check_names  # which imports this module
-
-            check_names(cls)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         """The scores of each example of a batch, which must not depend on the other rows or on padding.

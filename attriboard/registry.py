@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from .errors import AttriboardError, ConfigurationError, UnknownNameError
+from .errors import AttriboardError, ConfigurationError, UnknownNameError, check_name
 
 T = TypeVar("T")
 
@@ -122,8 +122,7 @@ class Registry(Generic[T]):
         cls = self.get(name)
         known = [f for f in getattr(cls, "__dataclass_fields__", {}) if not f.startswith("_")]
         for key in options or {}:
-            if key not in known:
-                raise UnknownNameError(f"option of {self.kind} {name!r}:", key, known)
+            check_name(f"option of {self.kind} {name!r}:", key, known)
         try:
             return cls(**(options or {}))
         except (TypeError, ValueError) as error:

@@ -11,12 +11,13 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from PIL.Image import Image
 
-from .errors import ConfigurationError, TaskError, UnknownNameError
+from .errors import ConfigurationError, TaskError, check_name
 from .registry import Registry
 
 SPLITS = ("train", "test")
@@ -111,6 +112,8 @@ class Task(ABC):
         levels: the levels that can be scored on it.
         modality: "text", or "vision" if its examples have images.
         stream: tasks with the same one draw the same candidates from the same seed; each its own by default.
+        scale_questions: a JSON-lines file of questions for a number that belong to the task, which ``attriboard
+            scale-questions`` asks; None where there are none.
         writes: if above 0, the model first continues a candidate by at most that many tokens, and :meth:`targets`
             makes examples of what it wrote.
     """
@@ -130,6 +133,7 @@ class Task(ABC):
     levels: ClassVar[tuple[str, ...]] = ("heads", "neurons", "attn_neurons", "nodes", "tokens")
     modality: ClassVar[str] = "text"
     stream: ClassVar[str] = ""
+    scale_questions: ClassVar[Path | None] = None
     writes: ClassVar[int] = 0
 
     subsets: tuple[str, ...] = ()
@@ -138,8 +142,12 @@ class Task(ABC):
         usual = tuple(subset for subset in self.all_subsets if subset not in self.controls)
         self.subsets = tuple(self.subsets) or usual
         for subset in self.subsets:
-            if subset not in self.all_subsets:
-                raise UnknownNameError(f"subset of task {self.name!r}:", subset, self.all_subsets)
+            check_name(f"subset of task {self.name!r}:", subset, self.all_subsets)
+
+    def declare(self, **attributes: tuple[str, ...]) -> None:
+        """Sets class attributes for this task alone, where an option decides them; before :meth:`__post_init__` of the
+        base class, which reads them."""
+        vars(self).update(attributes)
 
     @property
     def chance(self) -> float | None:

@@ -17,6 +17,7 @@ from PIL.Image import Image
 
 from attriboard.errors import ConfigurationError, ExampleError, TaskError
 from attriboard.images import as_rgb, check_size, open_image
+from attriboard.instructions import open_dataset
 from attriboard.task import Example, Task, split_of
 from attriboard.zoo.language import CAPTION
 from attriboard.zoo.scenes import COLORS, HELD_OUT, KINDS, Scene, random_scene
@@ -117,7 +118,7 @@ class CaptioningNeurons(Task):
                     f"counterfactual is {self.counterfactual!r}, which only drawn pictures have: leave it out, as data "
                     f"is {self.data!r}."
                 )
-            self.all_subsets, self.regions = ("noun",), ()  # type: ignore[misc]  # an option decides
+            self.declare(all_subsets=("noun",), regions=())
         super().__post_init__()
 
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
@@ -363,7 +364,7 @@ def from_datasets(source: str) -> list[Photo]:
 
     Of several parts the validation part is taken, else the test part, else the first.
     """
-    dataset = load(source)
+    dataset = opened(source)
     parts = dataset if isinstance(dataset, dict) else {"": dataset}
     part = next(parts[name] for name in ("validation", "test", *parts) if name in parts)
     column = next((name for name in CAPTION_COLUMNS if name in part.column_names), None)
@@ -379,22 +380,17 @@ def from_datasets(source: str) -> list[Photo]:
     ]
 
 
-def load(source: str) -> Any:
+def opened(source: str) -> Any:
     """The data set at ``source``.
 
     Raises:
         TaskError: neither the hub nor such a folder can be read.
     """
-    import datasets
-
-    folder = Path(source).expanduser()
     try:
-        if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
-            return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder) if folder.is_dir() else source)
+        return open_dataset(source)
     except Exception as error:  # the hub, its client and the file readers each raise their own kinds
         reason = f"{type(error).__name__}: {_first_line(error)}"
-        if folder.is_dir():
+        if Path(source).expanduser().is_dir():
             raise TaskError(f"the folder {source!r} cannot be read as pictures with captions ({reason}).") from error
         raise TaskError(
             f"data {source!r} cannot be reached ({reason}): download it and give its folder as data=PATH."

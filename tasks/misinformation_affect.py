@@ -11,6 +11,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from pathlib import Path
 from statistics import fmean
 from typing import ClassVar
 
@@ -206,6 +207,7 @@ class MisinformationAffect(Task):
     all_subsets: ClassVar[tuple[str, ...]] = tuple(LABELS)
     marks: ClassVar[tuple[str, ...]] = ("affect",)
     evidence: ClassVar[tuple[str, ...]] = ("affect",)
+    scale_questions: ClassVar[Path | None] = Path(__file__).parent / "data" / "affect_regression.jsonl"
 
     form: str = "few_shot"
     shots: int = 1

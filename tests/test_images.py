@@ -20,7 +20,7 @@ from attriboard.images import MAX_PIXELS, as_rgb, open_image
 from attriboard.loading import load_model
 from attriboard.task import Example
 from tests.bench import models as m
-from tests.commands.test_cli import _call, _process
+from tests.bench.cli import call, process
 
 METHODS = '''
 """Two methods for positions of the input, and one that goes wrong on them."""
@@ -160,7 +160,7 @@ def test_files_that_are_no_usable_picture_exit_2_with_one_sentence(
         open_image(file)
     assert message in str(caught.value)
     for option in (["--image", file], ["--image", folders["picture"], "--counterfactual-image", file]):
-        code, _, err = _call(capsys, *_arguments(folders, tmp_path / "s.safetensors", *option))
+        code, _, err = call(capsys, *_arguments(folders, tmp_path / "s.safetensors", *option))
         assert code == 2 and message in err and "Traceback" not in err and "Warning" not in err
         assert len(err.strip().splitlines()) == 1
 
@@ -244,7 +244,7 @@ def test_a_saved_model_loads_by_its_folder_and_scores_the_same(
     file = tmp_path / "s.safetensors"
     arguments = _arguments(folders, file, "--image", folders["picture"])
     arguments[2] = folders[family]
-    code, out, err = _call(capsys, *arguments)
+    code, out, err = call(capsys, *arguments)
     assert code == 0, err
     scores, metadata = _stored(file)
     run = made.run(batches[1], ["hook_embed"], gradients=True)
@@ -263,7 +263,7 @@ def test_models_whose_patches_form_no_single_grid_are_refused_before_their_weigh
         config.save_pretrained(tmp_path)  # no weights are there to be read
         arguments = _arguments(folders, tmp_path / "s.safetensors", "--image", folders["picture"])
         arguments[2] = tmp_path
-        code, _, err = _call(capsys, *arguments)
+        code, _, err = call(capsys, *arguments)
         assert code == 2 and f"vision-language models of type '{kind}' are not supported" in err
         assert "known: llava, vipllava, idefics3, smolvlm" in err and "Traceback" not in err
 
@@ -275,7 +275,7 @@ def test_a_saved_processor_that_makes_no_grid_exits_2(
     m.tiny_processor(num_additional_image_tokens=0).save_pretrained(tmp_path)
     arguments = _arguments(folders, tmp_path / "s.safetensors", "--image", folders["picture"])
     arguments[2] = tmp_path
-    code, _, err = _call(capsys, *arguments)
+    code, _, err = call(capsys, *arguments)
     assert code == 2 and "cannot be established: its processor makes 1 crops of 42 × 42 pixels and 8 image" in err
     assert "Traceback" not in err
 
@@ -286,7 +286,7 @@ def test_a_folder_without_a_processor_exits_2(
     m.fresh_llava().save_pretrained(tmp_path)
     arguments = _arguments(folders, tmp_path / "s.safetensors", "--image", folders["picture"])
     arguments[2] = tmp_path
-    code, _, err = _call(capsys, *arguments)
+    code, _, err = call(capsys, *arguments)
     assert code == 2 and "cannot be loaded" in err and "Traceback" not in err
 
 
@@ -295,7 +295,7 @@ def test_a_folder_without_a_processor_exits_2(
 
 def test_patches_in_a_real_process_with_a_drawing(folders: dict[str, Path], tmp_path: Path) -> None:
     file, drawing = tmp_path / "s.safetensors", tmp_path / "deep" / "map.png"
-    done = _process(*_arguments(folders, file, "--image", folders["picture"], "--foil", "w30", "--overlay", drawing))
+    done = process(*_arguments(folders, file, "--image", folders["picture"], "--foil", "w30", "--overlay", drawing))
     assert done.returncode == 0, done.stderr
     scores, metadata = _stored(file)
     assert tuple(scores.shape) == (3, 3) and scores.dtype == torch.float32
@@ -316,7 +316,7 @@ def test_the_drawing_gets_what_the_model_saw_and_its_answer(
     seen: list[tuple[Image.Image, torch.Tensor, str, Path]] = []
     monkeypatch.setattr(attriboard.board.heatmaps, "overlay", lambda *arguments: seen.append(arguments))
     extra = ["--image", folders["picture"], "--overlay", tmp_path / "map.png"]
-    assert _call(capsys, *_arguments(folders, tmp_path / "s.safetensors", *extra))[0] == 0
+    assert call(capsys, *_arguments(folders, tmp_path / "s.safetensors", *extra))[0] == 0
     ((picture, scores, title, out),) = seen
     model = m.seeing("llava")
     example = Example(PROMPT, ANSWER, image=open_image(folders["picture"]))
@@ -333,7 +333,7 @@ def test_tokens_are_the_words_and_not_the_patches(
 ) -> None:
     file = tmp_path / "s.safetensors"
     extra = ["--image", folders["picture"]] if with_image else ["--prompt", "w5 w17 w33"]
-    code, out, err = _call(capsys, *_arguments(folders, file, *extra, level="tokens"))
+    code, out, err = call(capsys, *_arguments(folders, file, *extra, level="tokens"))
     assert code == 0, err
     scores, metadata = _stored(file)
     assert tuple(scores.shape) == (3,) and json.loads(metadata["names"]) == ["t0", "t1", "t2"]
@@ -348,7 +348,7 @@ def test_tokens_of_a_text_only_model(
     file = tmp_path / "s.safetensors"
     arguments = _arguments(folders, file, "--prompt", "w1 w2", "--answer", "w3", level="tokens")
     arguments[2] = toy["model"]
-    code, _, err = _call(capsys, *arguments)
+    code, _, err = call(capsys, *arguments)
     assert code == 0, err
     assert tuple(_stored(file)[0].shape) == (2,)
 
@@ -360,7 +360,7 @@ def test_components_are_scored_with_pictures_too(
     file = tmp_path / "s.safetensors"
     arguments = _arguments(folders, file, "--image", folders["picture"], level="heads")
     arguments[4] = "activation_patching"
-    code, _, err = _call(capsys, *arguments, "--counterfactual-image", folders["other"], "--foil", "w30")
+    code, _, err = call(capsys, *arguments, "--counterfactual-image", folders["other"], "--foil", "w30")
     assert code == 0, err
     plain = m.Plain("llava", m.fresh_llava())
     pixels = [m.pixels(open_image(folders[name])) for name in ("picture", "other")]
@@ -396,7 +396,7 @@ def test_a_task_is_averaged_over_its_examples_for_patches_and_refused_for_tokens
     file = tmp_path / "s.safetensors"
     base = ["attribute", "--model", folders["llava"], "--method", "plain_gradient", "--out", file, "--task", "squares"]
     base += ["--include", folders["methods"], "--include", tmp_path / "squares.py", "--limit", "40"]
-    code, out, err = _call(capsys, *base, "--level", "patches")
+    code, out, err = call(capsys, *base, "--level", "patches")
     assert code == 0, err
     scores, metadata = _stored(file)
     n = json.loads(metadata["details"])["averaged_over_examples"]
@@ -417,9 +417,9 @@ def test_a_task_is_averaged_over_its_examples_for_patches_and_refused_for_tokens
         total += gradient[torch.tensor(e.tokens) == m.IMAGE_ID].norm(dim=-1).double()
     assert m.close(scores.flatten().double(), total / len(right))
 
-    code, _, err = _call(capsys, *base, "--level", "tokens")
+    code, _, err = call(capsys, *base, "--level", "tokens")
     assert code == 2 and "cannot be averaged over a task; give one --prompt." in err
-    code, _, err = _call(capsys, *base, "--level", "patches", "--overlay", tmp_path / "o.png")
+    code, _, err = call(capsys, *base, "--level", "patches", "--overlay", tmp_path / "o.png")
     assert code == 2 and "--overlay draws on one image; give --prompt with --image." in err
 
 
@@ -429,7 +429,7 @@ def test_a_task_with_pictures_needs_a_model_that_sees(
     (tmp_path / "squares.py").write_text(TASK % "w3")
     arguments = ["--model", toy["model"], "--method", "head_ablation", "--level", "heads", "--task", "squares"]
     arguments += ["--include", tmp_path / "squares.py", "--out", tmp_path / "s.safetensors"]
-    code, _, err = _call(capsys, "attribute", *arguments)
+    code, _, err = call(capsys, "attribute", *arguments)
     assert code == 2 and "task 'squares' asks about images, and" in err and "choose a vision-language model" in err
 
 
@@ -477,7 +477,7 @@ def test_what_cannot_be_scored_exits_2_with_one_sentence(
 ) -> None:
     file = tmp_path / "s.safetensors"
     given = [folders["picture"] if x == IMAGE_FILE else x for x in extra]
-    code, _, err = _call(capsys, *_arguments(folders, file, *given, level=level))
+    code, _, err = call(capsys, *_arguments(folders, file, *given, level=level))
     assert code == 2 and message in err and "Traceback" not in err
     assert not file.exists()
 
@@ -487,5 +487,5 @@ def test_an_image_for_a_text_only_model_exits_2(
 ) -> None:
     arguments = _arguments(folders, tmp_path / "s.safetensors", "--image", folders["picture"], "--answer", "w3")
     arguments[2] = toy["model"]
-    code, _, err = _call(capsys, *arguments)
+    code, _, err = call(capsys, *arguments)
     assert code == 2 and "reads text only and cannot look at an image; choose a vision-language model." in err

@@ -73,20 +73,20 @@ def export(folder: Path, names: Sequence[str] = (), limit: int = 64, seed: int =
         raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
     if split not in SPLITS:
         raise ConfigurationError(f"--split is {split!r}, expected 'train' or 'test'.")
-    made = [tasks.make(name) for name in dict.fromkeys(names or tasks.names())]
-    found = Exported()
+    chosen = [tasks.make(name) for name in dict.fromkeys(names or tasks.names())]
+    exported = Exported()
     files: dict[str, str] = {}
-    for task in made:
+    for task in chosen:
         try:
             examples = _examples(task, limit, seed, split)
         except TaskError as error:
             if names:
                 raise
-            found.skipped[task.name] = str(error)
+            exported.skipped[task.name] = str(error)
             continue
         files[f"attriboard_{task.name}.yaml"] = _yaml(task, examples, {"split": split, "seed": seed})
         files[f"attriboard_{task.name}.jsonl"] = "".join(_line(task, example) for example in examples)
-        found.written[task.name] = len(examples)
+        exported.written[task.name] = len(examples)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(LOADER, folder / LOADER.name)
@@ -94,7 +94,7 @@ def export(folder: Path, names: Sequence[str] = (), limit: int = 64, seed: int =
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"cannot write to the folder {folder}: {error.strerror or error}.") from error
-    return found
+    return exported
 
 
 def _examples(task: Task, limit: int, seed: int, split: str) -> list[Example]:
@@ -110,7 +110,7 @@ def _examples(task: Task, limit: int, seed: int, split: str) -> list[Example]:
 
 def _is_choice(example: Example) -> bool:
     """Whether the example asks which of answer and foil is likelier, not for the top token."""
-    return bool(getattr(example, "choice", False))
+    return example.choice
 
 
 def _yaml(task: Task, examples: Sequence[Example], drawn: Mapping[str, Any]) -> str:

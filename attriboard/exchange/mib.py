@@ -123,28 +123,28 @@ def save(scores: Scores, graph: Graph, file: Path) -> list[str]:
         ScoresError: another level, or a name that is no node. OSError: the file cannot be written.
     """
     check_level(scores.level)
-    found = dict(zip(scores.names, scores.values.flatten().tolist()))
-    if unknown := [name for name in found if name not in set(graph.src_nodes)]:
+    by_name = dict(zip(scores.names, scores.values.flatten().tolist()))
+    if unknown := [name for name in by_name if name not in set(graph.src_nodes)]:
         raise ScoresError(f"{listed(unknown)} cannot be written for MIB, whose graph here has {graph}.")
-    text = json.dumps(_json(found, graph)) + "\n" if file.suffix == ".json" else None
+    text = json.dumps(_json(by_name, graph)) + "\n" if file.suffix == ".json" else None
     file.parent.mkdir(parents=True, exist_ok=True)
     if text is not None:
         file.write_text(text)
     else:
-        torch.save(_tensors(found, graph), file)
-    return [name for name in graph.src_nodes if name not in found]
+        torch.save(_tensors(by_name, graph), file)
+    return [name for name in graph.src_nodes if name not in by_name]
 
 
 def _cfg(graph: Graph) -> dict[str, Any]:
     return {field.name: getattr(graph, field.name) for field in fields(graph)}
 
 
-def _json(found: Mapping[str, float], graph: Graph) -> dict[str, Any]:
-    nodes = {n: {"in_graph": False, **({"score": found[n]} if n in found else {})} for n in graph.src_nodes}
+def _json(by_name: Mapping[str, float], graph: Graph) -> dict[str, Any]:
+    nodes = {n: {"in_graph": False, **({"score": by_name[n]} if n in by_name else {})} for n in graph.src_nodes}
     return {"cfg": _cfg(graph), "nodes": nodes, "edges": {}}
 
 
-def _tensors(found: Mapping[str, float], graph: Graph) -> dict[str, Any]:
+def _tensors(by_name: Mapping[str, float], graph: Graph) -> dict[str, Any]:
     n_src, n_dst = len(graph.src_nodes), len(graph.dst_nodes)
     return {
         "cfg": _cfg(graph),
@@ -153,7 +153,7 @@ def _tensors(found: Mapping[str, float], graph: Graph) -> dict[str, Any]:
         "edges_scores": torch.zeros(n_src, n_dst),
         "edges_in_graph": torch.zeros(n_src, n_dst, dtype=torch.bool),
         "nodes_in_graph": torch.zeros(n_src, dtype=torch.bool),
-        "nodes_scores": torch.tensor([found.get(name, math.nan) for name in graph.src_nodes]),
+        "nodes_scores": torch.tensor([by_name.get(name, math.nan) for name in graph.src_nodes]),
     }
 
 
@@ -165,17 +165,17 @@ def load(file: Path) -> tuple[Graph, Scores]:
     Raises:
         ScoresError: the file cannot be read, is not of MIB's form, holds no node scores, or not one of every head.
     """
-    graph, found = _from_json(file) if file.suffix == ".json" else _from_tensors(file)
-    found = {name: score for name, score in found.items() if not math.isnan(score) and name != INPUT}
+    graph, by_name = _from_json(file) if file.suffix == ".json" else _from_tensors(file)
+    by_name = {name: score for name, score in by_name.items() if not math.isnan(score) and name != INPUT}
     names = graph.src_nodes[1:]
     level = "nodes"
-    if not any(name.startswith("m") for name in found):
+    if not any(name.startswith("m") for name in by_name):
         names, level = [name for name in names if name.startswith("a")], "heads"
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in by_name]:
         raise ScoresError(
             f"{file} has no score for {listed(missing)}; MIB keeps such nodes in every circuit, here each needs one."
         )
-    values = torch.tensor([found[name] for name in names]).view(graph.n_layers, -1)
+    values = torch.tensor([by_name[name] for name in names]).view(graph.n_layers, -1)
     if bad := [name for name, score in zip(names, values.flatten().tolist()) if math.isinf(score)]:
         raise ScoresError(f"{file} has scores that are not finite numbers: {listed(bad)}.")
     return graph, Scores(values, level, names)
@@ -194,11 +194,11 @@ def _from_json(file: Path) -> tuple[Graph, dict[str, float]]:
         raise ScoresError(f"{file} is not MIB's JSON: its nodes are not objects by name.")
     if unknown := [name for name in nodes if name not in {*graph.src_nodes, LOGITS}]:
         raise ScoresError(f"{file} scores what a model of its cfg ({graph}) does not have: {listed(unknown)}.")
-    found = {name: node["score"] for name, node in nodes.items() if node.get("score") is not None and name != LOGITS}
-    for name, score in found.items():
+    by_name = {name: node["score"] for name, node in nodes.items() if node.get("score") is not None and name != LOGITS}
+    for name, score in by_name.items():
         if isinstance(score, bool) or not isinstance(score, (int, float)):
             raise ScoresError(f"{file} has {score!r} as the score of {name}, expected a number.")
-    numbers = {name: _float(score) for name, score in found.items()}
+    numbers = {name: _float(score) for name, score in by_name.items()}
     _check_any(file, numbers, bool(edges), any("neurons_scores" in node for node in nodes.values()))
     return graph, numbers
 
@@ -215,12 +215,12 @@ class _RepeatedError(Exception):
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for key, value in pairs:
-        if key in made:
+        if key in content:
             raise _RepeatedError(repr(key))
-        made[key] = value
-    return made
+        content[key] = value
+    return content
 
 
 def _from_tensors(file: Path) -> tuple[Graph, dict[str, float]]:
@@ -252,16 +252,15 @@ def _from_tensors(file: Path) -> tuple[Graph, dict[str, float]]:
         if key.endswith("_scores") and not value.is_floating_point():
             raise ScoresError(f"{file} has {key} of type {value.dtype}, expected floating-point numbers.")
     scores = content.get("nodes_scores")
-    found = {} if scores is None else dict(zip(graph.src_nodes, scores.float().tolist()))
-    known = {name: score for name, score in found.items() if not math.isnan(score)}
+    by_name = {} if scores is None else dict(zip(graph.src_nodes, scores.float().tolist()))
+    known = {name: score for name, score in by_name.items() if not math.isnan(score)}
     _check_any(file, known, bool(content["edges_scores"].any()), content.get("neurons_scores") is not None)
     return graph, known
 
 
 def _graph(file: Path, content: Any, keys: Sequence[str]) -> Graph:
     if not isinstance(content, dict) or not all(key in content for key in keys):
-        held = [key for key in keys if isinstance(content, dict) and key in content]
-        lacking = ", ".join(key for key in keys if key not in held)
+        lacking = ", ".join(key for key in keys if not isinstance(content, dict) or key not in content)
         raise ScoresError(f"{file} is not a file of MIB's circuits: it lacks {lacking}.")
     cfg = content["cfg"]
     for field in fields(Graph):
@@ -277,9 +276,9 @@ def _is_size(value: Any, name: str) -> bool:
     return type(value) is int and 0 < value <= (10**6 if name == "d_model" else 1024)
 
 
-def _check_any(file: Path, found: Mapping[str, float], edges: bool, dimensions: bool) -> None:
+def _check_any(file: Path, by_name: Mapping[str, float], edges: bool, dimensions: bool) -> None:
     """Refuses files without a single node score, by what they hold instead."""
-    if any(name != INPUT and not math.isnan(score) for name, score in found.items()):
+    if any(name != INPUT and not math.isnan(score) for name, score in by_name.items()):
         return
     if dimensions:
         raise ScoresError(f"{file} scores output dimensions of nodes, which are no components here; score nodes.")

@@ -1,4 +1,4 @@
-"""Scores made elsewhere: files that enter the board as data, so that no method's code is run.
+"""Precomputed scores: files that come to the board as data, so that no method's code is run.
 
 Two kinds of files are read: safetensors as :meth:`Scores.save` writes them, and MIB's circuits (:mod:`.mib`).
 Names say which score belongs to which component; the order in the file says nothing.
@@ -129,12 +129,12 @@ def read(path: Path) -> ScoreFile:
         sha256 = hash_file(path)
     except OSError as error:
         raise ScoresError(f"{path} cannot be read ({error.strerror}).") from error
-    plain = path.parent.name if path.stem == "importances" and path.parent.name else path.stem
+    own_name = path.parent.name if path.stem == "importances" and path.parent.name else path.stem
     if path.suffix == ".safetensors":
-        file = _from_safetensors(path, sha256, plain)
+        file = _from_safetensors(path, sha256, own_name)
     else:
         graph, scores = mib.load(path)
-        file = ScoreFile(path, sha256, plain, scores, graph=graph)
+        file = ScoreFile(path, sha256, own_name, scores, graph=graph)
     if not NAME.fullmatch(file.name):
         raise ScoresError(
             f"{path} would stand on the board as {file.name!r}; give it a name of at most 60 letters, digits, spaces "
@@ -143,7 +143,7 @@ def read(path: Path) -> ScoreFile:
     return file
 
 
-def _from_safetensors(path: Path, sha256: str, plain: str) -> ScoreFile:
+def _from_safetensors(path: Path, sha256: str, own_name: str) -> ScoreFile:
     try:
         with safe_open(path, framework="pt") as stored:
             metadata: dict[str, str] = stored.metadata() or {}
@@ -152,8 +152,8 @@ def _from_safetensors(path: Path, sha256: str, plain: str) -> ScoreFile:
     except (OSError, SafetensorError) as error:
         raise ScoresError(f"{path} cannot be read as safetensors ({error}).") from error
     if values is None:
-        held = f"; it has {', '.join(tensors)}" if tensors else ""
-        raise ScoresError(f"{path} has no tensor called 'scores'{held}.")
+        others = f"; it has {', '.join(tensors)}" if tensors else ""
+        raise ScoresError(f"{path} has no tensor called 'scores'{others}.")
     if missing := [key for key in ("names", "level", "model") if not metadata.get(key)]:
         raise ScoresError(f"{path} lacks the metadata {', '.join(map(repr, missing))}.")
     level, names = metadata["level"], _names(path, metadata["names"])
@@ -161,7 +161,7 @@ def _from_safetensors(path: Path, sha256: str, plain: str) -> ScoreFile:
         raise ScoresError(f"{path}: {UnknownNameError('level', level, COMPONENTS)}")
     if level not in COMPONENTS:
         raise ScoresError(
-            f"{path} scores {level}, which belong to single examples and are not entered; known are "
+            f"{path} scores {level}, which belong to single examples and are not read; known are "
             f"{', '.join(COMPONENTS)}."
         )
     if values.numel() != len(names):
@@ -179,7 +179,7 @@ def _from_safetensors(path: Path, sha256: str, plain: str) -> ScoreFile:
     return ScoreFile(
         path,
         sha256,
-        metadata.get("method") or plain,
+        metadata.get("method") or own_name,
         Scores(values, level, names),
         metadata["model"],
         task=metadata.get("task", ""),

@@ -11,7 +11,6 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 
 import numpy as np
 import scipy.stats
@@ -23,9 +22,10 @@ from ..errors import ConfigurationError, ExampleError, TaskError
 from ..instructions import Instruction, chat, read_instructions
 from ..model import EncodedExample, Model
 from ..stats.intervals import bootstrap_interval
-from ..task import Example
+from ..task import Example, tasks
 
 OWN = "own"
+"""The questions that tasks bring along."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def expected_values(model: Model, prompts: Sequence[str], scale: Scale) -> list[
         encoded.append(EncodedExample(Example(prompt, ""), ids, 0, None, None))
         groups[len(ids), answers].append(place)
     values = torch.tensor(scale.values, dtype=torch.float64)
-    found = [0.0] * len(prompts)
+    expected = [0.0] * len(prompts)
     for (_, answers), places in groups.items():  # prompts of one length: nothing is padded
         beginnings = sorted({answer[:n] for answer in answers for n in range(len(answer))}, key=lambda b: (len(b), b))
         for start in range(0, len(places), model.batch_size):
@@ -97,8 +97,8 @@ def expected_values(model: Model, prompts: Sequence[str], scale: Scale) -> list[
             scores = [sum(log_p[answer[:n]][:, answer[n]] for n in range(len(answer))) for answer in answers]
             p = torch.stack(scores, 1).softmax(1)  # type: ignore[arg-type]  # sum of tensors, not of the int 0
             for i, value in zip(chosen, (p @ values).tolist()):
-                found[i] = value
-    return found
+                expected[i] = value
+    return expected
 
 
 def _answer_tokens(model: Model, prompt: str, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
@@ -149,16 +149,20 @@ class Item:
 
 
 def read_items(source: str = OWN) -> list[Item]:
-    """The regression questions of a source (see :func:`attriboard.instructions.read_instructions`).
+    """The scale questions of a source: a file or data set (see :func:`attriboard.instructions.read_instructions`).
 
-    The scale is read from what stands before the text: an instruction that names -4 and 4, or 0 and 1.
+    :data:`OWN` are those that registered tasks bring along (:attr:`Task.scale_questions`). The scale is read from what
+    stands before the text: an instruction that names -4 and 4, or 0 and 1.
 
     Raises:
-        TaskError: the source cannot be read, or an item names neither scale or has an output that is no number on it.
+        TaskError: the source cannot be read, or an item names neither scale or has an output that is no number on it;
+            or no task brings any.
     """
     if source == OWN:
-        with as_file(files("attriboard.tasks.data").joinpath("affect_regression.jsonl")) as file:
-            return read_items(str(file))
+        brought = [str(task.scale_questions) for task in tasks if task.scale_questions is not None]
+        if not brought:
+            raise TaskError("no task brings questions for a number; give a file of them as --data.")
+        return [item for file in brought for item in read_items(file)]
     return [_item(instruction) for instruction in read_instructions(source)]
 
 
@@ -225,8 +229,8 @@ class OnScale(BaseModel):
     interval: tuple[float, float] | None
 
 
-class Regression(BaseModel):
-    """What the regression questions of one source say about one model."""
+class ScaleAnswers(BaseModel):
+    """What the scale questions of one source say about one model."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -248,7 +252,7 @@ def measure(
     shots: int = 0,
     seed: int = 0,
     about: dict[str, object] | None = None,
-) -> Regression:
+) -> ScaleAnswers:
     """Asks a model the questions of :func:`read_items`: all, or ``limit`` of each scale.
 
     Args:
@@ -259,7 +263,7 @@ def measure(
         ConfigurationError: see :func:`prompts_of`. ExampleError: a prompt is too
             long for the model.
     """
-    found = Regression(
+    answers = ScaleAnswers(
         model=model.name,
         weights_sha256=model.weights_sha256,
         data=source,
@@ -277,9 +281,9 @@ def measure(
         expected = expected_values(model, [prompt for _, prompt in asked], scale)
         gold = [item.gold for item, _ in asked]
         r, interval = pearson_r(expected, gold)
-        found.scales.append(OnScale(scale=str(scale), n=len(asked), pearson_r=r, interval=interval))
-        found.items += [
+        answers.scales.append(OnScale(scale=str(scale), n=len(asked), pearson_r=r, interval=interval))
+        answers.items += [
             Measured(place=item.place, scale=str(scale), gold=item.gold, expected=value)
             for (item, _), value in zip(asked, expected)
         ]
-    return found
+    return answers

@@ -2,14 +2,13 @@
 
 Measured as Yu and Ananiadou (arXiv:2411.10950) look at LLaVA: head scores of a visual and a textual form of the same
 questions, the vocabulary view of image patches, and the same text questions to the language model before its visual
-tuning. Everything is kept per example; what is concluded is computed from it in :mod:`comparison_report`.
+tuning. Everything is kept per example; what is concluded is computed from it in :mod:`.two_forms_report`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.stats
@@ -22,14 +21,13 @@ from ..components import get_level
 from ..errors import ConfigurationError, MethodError, SkipCell, TaskError
 from ..evaluation.drawing import answered, draw
 from ..log_prob import FrozenUnembedding
-from ..model import hook_name
+from ..method import Method, methods
+from ..model import EncodedExample, Model, hook_name
 from ..stats.intervals import Array
+from ..task import Task
 
-if TYPE_CHECKING:
-    from ..method import Method
-    from ..model import EncodedExample, Model
-    from ..task import Task
-
+STUDY = "compare-forms"
+"""As methods name it in :attr:`Method.default_for`."""
 SPLIT = "train"
 """Head scores are found on it, as everywhere."""
 MIN_TWINS = 4
@@ -98,8 +96,8 @@ class ComparedModel(_Strict):
     weights_sha256: str
 
 
-class Comparison(_Strict):
-    """All measurements of one comparison.
+class TwoForms(_Strict):
+    """All measurements of one question asked in two forms.
 
     Attributes:
         tasks: the two tasks' names; ``task_versions`` theirs.
@@ -140,21 +138,33 @@ class _Questions:
     right: dict[str, EncodedExample]
 
 
-def compare(
+def default_methods() -> list[str]:
+    """The names of the methods that offer themselves for this study (:attr:`Method.default_for`).
+
+    Raises:
+        ConfigurationError: none does.
+    """
+    names = [method.name for method in methods if STUDY in method.default_for]
+    if not names:
+        raise ConfigurationError("no method offers itself for this study; name one that scores heads with --method.")
+    return names
+
+
+def measure(
     model: Model,
     tasks: tuple[Task, Task],
-    methods: Sequence[Method],
+    scoring: Sequence[Method],
     limit: int,
     seed: int,
     provenance: dict[str, str | int | None],
     against: Model | None = None,
-) -> Comparison:
+) -> TwoForms:
     """Asks the same questions in two ways, and in the second way to another model if one is given.
 
     Args:
         model: answers both tasks.
         tasks: two tasks whose examples share :attr:`~attriboard.task.Example.twin`.
-        methods: score heads, each example by itself.
+        scoring: methods that score heads, each example by itself.
         limit: questions drawn from each task; those answered right in both conditions are scored.
         seed: of the questions.
         provenance: versions and machine, kept as they are.
@@ -170,19 +180,19 @@ def compare(
             f"{against.name} has {against.n_layers} layers of {against.n_heads} heads and {model.name} "
             f"{model.n_layers} of {model.n_heads}; heads can be compared only where there are equally many."
         )
-    for method in methods:
+    for method in scoring:
         method.check_level(get_level("heads"))
     first, second = (_ask(model, task, limit, seed) for task in tasks)
     twins = _shared(first, second)
-    heads = {m.name: _pair(m, twins, (model, first), (model, second)) for m in methods}
+    heads = {m.name: _pair(m, twins, (model, first), (model, second)) for m in scoring}
     asked, heads_against = [first.asked, second.asked], {}
     if against is not None:
         other = _ask(against, tasks[1], limit, seed)
         asked.append(other.asked)
         same = _shared(second, other)
-        heads_against = {m.name: _pair(m, same, (model, second), (against, other)) for m in methods}
+        heads_against = {m.name: _pair(m, same, (model, second), (against, other)) for m in scoring}
     seen = next((q for q, task in zip((first, second), tasks) if task.modality == "vision"), None)
-    return Comparison(
+    return TwoForms(
         tasks=(tasks[0].name, tasks[1].name),
         task_versions=(tasks[0].version, tasks[1].version),
         models=[
@@ -223,7 +233,7 @@ def _shared(a: _Questions, b: _Questions) -> list[str]:
 
 
 def _pair(method: Method, twins: list[str], first: tuple[Model, _Questions], second: tuple[Model, _Questions]) -> Pair:
-    found = []
+    by_condition = []
     for model, questions in (first, second):
         examples = [questions.right[twin] for twin in twins]
         try:
@@ -235,8 +245,8 @@ def _pair(method: Method, twins: list[str], first: tuple[Model, _Questions], sec
         scores = torch.stack(alone).flatten(1)
         if not bool(torch.isfinite(scores).all()):
             raise MethodError(f"{method.name} returned scores of {questions.asked.task} that are NaN or infinite.")
-        found.append(scores.double().tolist())
-    return Pair(twins=twins, first=found[0], second=found[1])
+        by_condition.append(scores.double().tolist())
+    return Pair(twins=twins, first=by_condition[0], second=by_condition[1])
 
 
 def views(model: Model, examples: Sequence[EncodedExample]) -> list[View]:
@@ -250,7 +260,7 @@ def views(model: Model, examples: Sequence[EncodedExample]) -> list[View]:
     ids: dict[str, list[int]] = {}
     for i, text in enumerate(vocabulary):
         ids.setdefault(text, []).append(i)
-    found = []
+    seen = []
     for encoded in examples:
         words = _words(encoded)
         chosen = _patches(model, encoded)
@@ -271,8 +281,8 @@ def views(model: Model, examples: Sequence[EncodedExample]) -> list[View]:
             hits[region] = {role: [int(layer[here].sum()) for layer in layers] for role, layers in shown.items()}
             start += len(patches)
         counts = {region: len(patches) for region, patches in chosen.items()}
-        found.append(View(twin=encoded.example.twin, words=words, patches=counts, hits=hits))
-    return found
+        seen.append(View(twin=encoded.example.twin, words=words, patches=counts, hits=hits))
+    return seen
 
 
 def _words(encoded: EncodedExample) -> dict[str, str]:
@@ -287,11 +297,11 @@ def _words(encoded: EncodedExample) -> dict[str, str]:
 def _patches(model: Model, encoded: EncodedExample) -> dict[str, list[int]]:
     """By region the patches that belong to it: at least half covered by an object, or not at all by any."""
     covered = {r: model.patch_coverage(encoded, r).flatten() for r in REGIONS[:2] if r in encoded.example.regions}
-    found = {region: (share >= 0.5).nonzero().flatten().tolist() for region, share in covered.items()}
+    patches = {region: (share >= 0.5).nonzero().flatten().tolist() for region, share in covered.items()}
     if covered:
         bare = torch.stack(list(covered.values())).amax(0) < 1e-6
-        found[REGIONS[2]] = bare.nonzero().flatten().tolist()
-    return found
+        patches[REGIONS[2]] = bare.nonzero().flatten().tolist()
+    return patches
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -340,11 +350,11 @@ def split_half(x: Array, y: Array, seed: int = 0) -> dict[str, Array]:
     """
     rng = np.random.default_rng(seed)
     half = len(x) // 2
-    found: dict[str, list[float]] = {"first": [], "second": [], "between": []}
+    correlations: dict[str, list[float]] = {"first": [], "second": [], "between": []}
     for _ in range(DIVISIONS):
         order = rng.permutation(len(x))
         one, other = order[:half], order[half : 2 * half]
-        found["first"].append(float(spearman(x[one].mean(0), x[other].mean(0))))
-        found["second"].append(float(spearman(y[one].mean(0), y[other].mean(0))))
-        found["between"].append(float(spearman(x[one].mean(0), y[other].mean(0))))
-    return {name: np.asarray(values) for name, values in found.items()}
+        correlations["first"].append(float(spearman(x[one].mean(0), x[other].mean(0))))
+        correlations["second"].append(float(spearman(y[one].mean(0), y[other].mean(0))))
+        correlations["between"].append(float(spearman(x[one].mean(0), y[other].mean(0))))
+    return {name: np.asarray(values) for name, values in correlations.items()}

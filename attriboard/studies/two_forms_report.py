@@ -1,4 +1,4 @@
-"""A comparison as Markdown: every number and every sentence comes from the stored measurements alone."""
+"""One question asked in two forms, as Markdown: every number and sentence comes from the stored measurements alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from ..stats.intervals import Array, bootstrap_interval
-from .two_forms import DIVISIONS, REGIONS, TOP, Asked, Comparison, Pair, overlap, resampled_mean, spearman, split_half
+from .two_forms import DIVISIONS, REGIONS, TOP, Asked, Pair, TwoForms, overlap, resampled_mean, spearman, split_half
 
 KS = (10, 20)
 """Sizes at which top heads are compared."""
@@ -18,9 +18,8 @@ Interval = tuple[float, float] | None
 Statistic = Callable[[NDArray[np.intp]], Array]
 
 
-def render(comparison: Comparison) -> str:
-    """The report."""
-    c = comparison
+def render_report(c: TwoForms) -> str:
+    """The report, in Markdown."""
     a, b = c.tasks
     lines = [
         f"# {a} and {b}: the same questions asked in two ways",
@@ -44,8 +43,8 @@ def render(comparison: Comparison) -> str:
         for method, pair in c.heads_against.items():
             lines += _heads(f"{method}: {one} and {other} on {b}", pair, one, other)
             lines += [*_ranks(c, pair, one, other), ""]
-    made = ", ".join(f"{key} {value}" for key, value in c.provenance.items() if value is not None)
-    return "\n".join([*lines, f"Made by: {made}."]) + "\n"
+    provenance = ", ".join(f"{key} {value}" for key, value in c.provenance.items() if value is not None)
+    return "\n".join([*lines, f"Made by: {provenance}."]) + "\n"
 
 
 # --- sentences chosen by numbers --------------------------------------------------------------------------------------
@@ -128,12 +127,12 @@ def _heads(title: str, pair: Pair, first: str, second: str) -> list[str]:
         lines.append(f"| {one} | {other} | {number(float(middle), spread[name])} |")
     lines += ["", _ceiling(halves, spread, first, second), ""]
     lines += ["| top k | shared | of unrelated orders: mean (middle 95 %) |", "| --- | --- | --- |"]
-    said = []
+    sentences = []
     for k in (k for k in KS if k < n):
         share, low_high = measured(n_items, lambda index, k=k: overlap(*_means(pair, index), k))  # type: ignore[misc]
         low, high = scipy.stats.hypergeom.ppf([0.025, 0.975], n, k, k) / k
         lines.append(f"| {k} | {number(share, low_high)} | {_two(k / n)} ({_two(low)} to {_two(high)}) |")
-        said.append(
+        sentences.append(
             against(
                 low_high,
                 low,
@@ -143,20 +142,20 @@ def _heads(title: str, pair: Pair, first: str, second: str) -> list[str]:
                 f"Whether the top {k} share more heads than by chance is open.",
             )
         )
-    return [*lines, "", " ".join(said), ""]
+    return [*lines, "", " ".join(sentences), ""]
 
 
 def _ceiling(halves: dict[str, Array], spread: dict[str, Interval], first: str, second: str) -> str:
     between = float(np.median(halves["between"]))
     within = [spread["first"], spread["second"]]
     if not np.isfinite(between) or any(interval is None for interval in within):
-        return "Where a correlation is not defined (equal scores), nothing can be said of this."
+        return "Where a correlation is not defined (equal scores), nothing can be sentences of this."
     if between < min(interval[0] for interval in within if interval is not None):
         return f"{first} and {second} agree less than halves of either do with each other."
     return f"That {first} and {second} agree less than halves of either do with each other cannot be told."
 
 
-def _ranks(c: Comparison, pair: Pair, one: str, other: str) -> list[str]:
+def _ranks(c: TwoForms, pair: Pair, one: str, other: str) -> list[str]:
     """Where the best heads of the first condition stand in the second."""
     x, y = np.asarray(pair.first).mean(0), np.asarray(pair.second).mean(0)
     place = np.empty(len(y), dtype=int)
@@ -171,7 +170,7 @@ def _ranks(c: Comparison, pair: Pair, one: str, other: str) -> list[str]:
     ]
 
 
-def _accuracy(c: Comparison) -> list[str]:
+def _accuracy(c: TwoForms) -> list[str]:
     """Answers right in both models, on the questions asked of both."""
     one, other = ({answer.twin: answer.right for answer in asked.answers} for asked in c.asked[1:3])
     twins = [twin for twin in one if twin in other]
@@ -196,7 +195,7 @@ def _accuracy(c: Comparison) -> list[str]:
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-def _views(c: Comparison) -> list[str]:
+def _views(c: TwoForms) -> list[str]:
     if c.viewed is None:
         return ["Neither task has pictures.", ""]
     lines = [
@@ -223,7 +222,7 @@ def _views(c: Comparison) -> list[str]:
     return lines
 
 
-def _shares(c: Comparison, region: str, role: str) -> Array:
+def _shares(c: TwoForms, region: str, role: str) -> Array:
     """``[N, L + 1]``: by question the share of a region's patches that show a word; NaN without such patches."""
     rows = []
     for view in c.views:

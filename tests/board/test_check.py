@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from attriboard.measurements.ground_truth import GroundTruth, JudgedScores
 from attriboard.measurements.speed import Speed
 from attriboard.records.record import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings
 from attriboard.stats.tests import holm, paired_test
+from tests.bench.cli import call, process
 
 ROOT = Path(__file__).parents[2]
 S, N = "sufficiency_log_area", "necessity_log_area"
@@ -405,9 +404,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def _check(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "attriboard.cli", "check", *map(str, arguments)]
-    env = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    return process("check", *arguments)
 
 
 def test_the_command_fails_on_what_became_worse(folders: tuple[Path, Path]) -> None:
@@ -448,15 +445,10 @@ def test_the_command_speaks_json(folders: tuple[Path, Path]) -> None:
 def test_the_command_refuses_with_a_sentence(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
-    from attriboard.cli import main
-
-    with pytest.MonkeyPatch.context() as patch:
-        filled = [a.format(good=folders[0], empty=tmp_path) for a in arguments]
-        patch.setattr(sys, "argv", ["attriboard", "check", *filled])
-        with pytest.raises(SystemExit) as caught:
-            main()
-    assert caught.value.code == 2
-    assert sentence in capsys.readouterr().err
+    filled = [a.format(good=folders[0], empty=tmp_path) for a in arguments]
+    code, _, err = call(capsys, "check", *filled)
+    assert code == 2
+    assert sentence in err
 
 
 def test_a_damaged_record_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:

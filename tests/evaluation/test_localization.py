@@ -725,7 +725,7 @@ def test_equal_maps_give_the_same_bytes_and_a_map_of_equal_scores_can_be_drawn(t
 
 
 def test_a_whole_run_from_the_command_line(toy: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.commands.test_cli import _call
+    from tests.bench.cli import call
 
     suite = tmp_path / "inputs.toml"
     text = (
@@ -733,11 +733,11 @@ def test_a_whole_run_from_the_command_line(toy: dict, tmp_path: Path, capsys: py
     )
     suite.write_text(re.sub(r"methods = \[.*\]", 'methods = ["last_token", "embedding_sum"]', text))
     include = ["--include", toy["task"], "--include", toy["methods"]]
-    code, out, err = _call(capsys, "run", suite, "--out", tmp_path / "out", *include)
+    code, out, err = call(capsys, "run", suite, "--out", tmp_path / "out", *include)
     assert code == 0, err
     assert "4 cells run, 0 done before, 0 failed" in out
-    code, out, err = _call(capsys, "run", suite, "--out", tmp_path / "out", *include)
+    code, out, err = call(capsys, "run", suite, "--out", tmp_path / "out", *include)
     assert "0 cells run, 4 done before" in out
-    code, out, err = _call(capsys, "leaderboard", tmp_path / "out", "--figures", tmp_path / "figures")
+    code, out, err = call(capsys, "leaderboard", tmp_path / "out", "--figures", tmp_path / "figures")
     assert code == 0 and "| last_token |" in out and "| *embedding_sum* |" in out and "mean replacement" in out
     assert len(list((tmp_path / "figures").glob("*.png"))) == 2

@@ -26,8 +26,8 @@ from attriboard.exchange.lm_eval import export
 from attriboard.loading import load_model
 from attriboard.model import Model
 from attriboard.task import Example, Task, tasks
+from tests.bench.cli import call, process
 from tests.bench.models import fresh, tokenizer, words
-from tests.commands.test_cli import _call, _process
 from tests.models.test_pretrained import installed
 
 
@@ -183,11 +183,11 @@ def test_wrong_requests_are_refused_in_one_sentence(
 
 def test_the_command_in_a_real_process(toy: dict, tmp_path: Path) -> None:
     arguments = ["export-lm-eval", tmp_path / "out", "--include", toy["task"], "--task", "repeat", "--limit", 6]
-    done = _process(*arguments)
+    done = process(*arguments)
     assert done.returncode == 0, done.stderr
     assert "attriboard_repeat: 6 examples" in done.stdout and "--tasks attriboard_repeat" in done.stdout
     assert len((tmp_path / "out" / "attriboard_repeat.jsonl").read_text().splitlines()) == 6
-    wrong = _process("export-lm-eval", tmp_path / "out" / "attriboard_repeat.jsonl", "--task", "arithmetic")
+    wrong = process("export-lm-eval", tmp_path / "out" / "attriboard_repeat.jsonl", "--task", "arithmetic")
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert wrong.stderr.startswith("error: cannot write to the folder")
 
@@ -204,12 +204,12 @@ def test_the_command_in_a_real_process(toy: dict, tmp_path: Path) -> None:
 def test_the_command_says_what_is_wrong(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = _call(capsys, "export-lm-eval", tmp_path / "out", *arguments)
+    code, _, err = call(capsys, "export-lm-eval", tmp_path / "out", *arguments)
     assert code == 2 and message in err and not (tmp_path / "out").exists()
 
 
 def test_the_command_names_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = _call(capsys, "export-lm-eval", tmp_path, "--limit", "2")
+    code, out, err = call(capsys, "export-lm-eval", tmp_path, "--limit", "2")
     assert code == 0 and "attriboard_color_tqa: 2 examples" in out
     assert "skipped: task 'color_vqa' asks about pictures" in err
 
@@ -235,7 +235,7 @@ class Word(Task):
 @pytest.mark.slow
 def test_lm_evals_own_command_reads_the_folder(toy: dict, tmp_path: Path) -> None:
     (tmp_path / "word.py").write_text(WORD_TASK)
-    done = _process("export-lm-eval", tmp_path / "out", "--include", tmp_path / "word.py", "--task", "word")
+    done = process("export-lm-eval", tmp_path / "out", "--include", tmp_path / "word.py", "--task", "word")
     assert done.returncode == 0, done.stderr
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--model_args"]
     command += [f"pretrained={toy['model']},prefix_token_id=0"]  # its tokenizer has no beginning of sequence

@@ -19,8 +19,8 @@ from attriboard.exchange.precomputed import shape_of
 from attriboard.loading import load_model, outline
 from attriboard.model import Model
 from attriboard.scores import Scores
+from tests.bench.cli import call
 from tests.bench.models import CONFIGS, hooked
-from tests.commands.test_cli import _call
 
 GPT2 = Graph(n_layers=12, n_heads=12, parallel_attn_mlp=False, d_model=768)
 TINY = Graph(n_layers=3, n_heads=4, parallel_attn_mlp=False, d_model=32)
@@ -302,7 +302,7 @@ def test_export_writes_both_formats_and_says_what_has_no_score(
 ) -> None:
     for suffix in (".json", ".pt"):
         target = tmp_path / "deep" / f"mine{suffix}"
-        code, out, err = _call(capsys, "export-mib", stored, "--out", target)
+        code, out, err = call(capsys, "export-mib", stored, "--out", target)
         assert code == 0, err
         assert "15 nodes; without a score, so kept by MIB in every circuit: input" in out
         assert torch.equal(mib.load(target)[1].values, random_scores("nodes").values)
@@ -312,7 +312,7 @@ def test_export_reads_no_weights(toy: dict, stored: Path, tmp_path: Path, capsys
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text((toy["model"] / "config.json").read_text())
-    code, _, err = _call(capsys, "export-mib", stored, "--model", bare, "--out", tmp_path / "s.json")
+    code, _, err = call(capsys, "export-mib", stored, "--model", bare, "--out", tmp_path / "s.json")
     assert code == 0, err
 
 
@@ -320,7 +320,7 @@ def test_a_submission_stands_where_mib_looks_for_it(
     stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--out", tmp_path / "sub", "--submission", "ioi", "interpbench"]
-    code, _, err = _call(capsys, "export-mib", stored, *arguments)
+    code, _, err = call(capsys, "export-mib", stored, *arguments)
     assert code == 0, err
     assert len(read_as_mib(tmp_path / "sub" / "ioi_interpbench" / "importances.json")) == 16
     llama, gemma = Graph(32, 32, False, 4096), Graph(26, 8, False, 2304)
@@ -345,7 +345,7 @@ def test_a_submission_stands_where_mib_looks_for_it(
 def test_a_wrong_export_exits_2_with_one_sentence(
     stored: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = _call(capsys, "export-mib", stored, *arguments)
+    code, _, err = call(capsys, "export-mib", stored, *arguments)
     assert code == 2 and message in err and "Traceback" not in err
 
 
@@ -356,9 +356,9 @@ def test_levels_without_nodes_and_other_files_are_not_exported(
     level = LEVELS["neurons"]
     scores = Scores(torch.zeros(level.shape(model)), "neurons", level.names(model))
     scores.save(tmp_path / "n.safetensors", model=str(toy["model"]))
-    code, _, err = _call(capsys, "export-mib", tmp_path / "n.safetensors", "--out", tmp_path / "s.json")
+    code, _, err = call(capsys, "export-mib", tmp_path / "n.safetensors", "--out", tmp_path / "s.json")
     assert code == 2 and "one of the d_model output dimensions of a node, not an FFN hidden unit" in err
-    code, _, err = _call(capsys, "export-mib", tmp_path / "s.json", "--out", tmp_path / "t.json")
+    code, _, err = call(capsys, "export-mib", tmp_path / "s.json", "--out", tmp_path / "t.json")
     assert code == 2 and "does not end in .safetensors" in err
 
 

@@ -29,7 +29,7 @@ from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.scores import Scores
 from attriboard.task import tasks
-from tests.commands.test_cli import _call
+from tests.bench.cli import call
 
 SPEED = {"seconds_per_example", "forward_equivalents", "peak_memory_mib"}
 MORE = """
@@ -316,7 +316,7 @@ def too_many(found: dict[str, float]) -> None:
         (heads(lambda f: (lacking(f), too_many(f))), {}, "it lacks a0.h1, a2.h3 and has beside them m0, m1"),
         (heads(), {"level": "nodes"}, "does not score the 15 nodes of"),
         (heads(), {"level": "haeds"}, "unknown level 'haeds': did you mean 'heads'"),
-        (heads(), {"level": "tokens"}, "scores tokens, which belong to single examples and are not entered"),
+        (heads(), {"level": "tokens"}, "scores tokens, which belong to single examples and are not read"),
         (heads(), {"level": ""}, "lacks the metadata 'level'."),
         (heads(), {"model": ""}, "lacks the metadata 'model'."),
         (heads(), {"model": "smollm2-135m"}, "model smollm2-135m, which this run of suite 'toy' does not ask for"),
@@ -341,7 +341,7 @@ def test_a_file_that_cannot_be_entered_is_one_sentence_before_anything_runs(
     said = {"names": json.dumps(names), "level": "heads", "model": str(toy["model"]), **metadata}
     save_file({"scores": values}, tmp_path / "mine.safetensors", {k: v for k, v in said.items() if v})
     arguments = ["--out", tmp_path / "out", "--include", toy["task"], "--scores", tmp_path / "mine.safetensors"]
-    code, _, err = _call(capsys, "run", tmp_path / "toy.toml", *arguments)
+    code, _, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -367,7 +367,7 @@ def test_what_is_no_score_file_is_one_sentence(
         place.write_bytes(content)
     given = place.parent if name and "/" in name else place
     arguments = ["--out", tmp_path / "out", "--include", toy["task"], "--scores", given]
-    code, _, err = _call(capsys, "run", tmp_path / "toy.toml", *arguments)
+    code, _, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert not (tmp_path / "out").exists()
 
@@ -387,10 +387,10 @@ def test_scores_alone_are_run_unless_methods_are_named_too(
     stored(toy, tmp_path / "mine" / "a.safetensors")
     stored(toy, tmp_path / "mine" / "deep" / "b.safetensors", "nodes", seed=1)
     arguments = ["--out", tmp_path / "out", "--include", toy["task"], "--scores", tmp_path / "mine"]
-    code, out, err = _call(capsys, "run", tmp_path / "toy.toml", *arguments)
+    code, out, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 0 and "2 cells run, 0 done before, 0 failed" in out, err
     arguments += ["--scores", tmp_path / "mine" / "a.safetensors", "--method", "random"]  # named twice, entered once
-    code, out, err = _call(capsys, "run", tmp_path / "toy.toml", *arguments)
+    code, out, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 0 and "1 cells run, 2 done before, 0 failed" in out, err
     assert {r.cell.method_label for r in Folder(tmp_path / "out").read()} == {"a (precomputed)", "b (precomputed)", "random"}
     assert len(read_all([tmp_path / "mine", tmp_path / "mine" / "a.safetensors"])) == 2
@@ -402,9 +402,9 @@ def test_a_file_made_by_attribute_says_its_task_and_seed(
     file = tmp_path / "mine.safetensors"
     arguments = ["--model", toy["model"], "--method", "random", "--level", "heads", "--out", file]
     drawn = ["--task", "repeat", "--seed", "3", "--limit", "4", "--include", toy["task"]]
-    assert _call(capsys, "attribute", *arguments, *drawn)[0] == 0
+    assert call(capsys, "attribute", *arguments, *drawn)[0] == 0
     found = read(file)
     assert (found.name, found.task, found.seed, found.model) == ("random", "repeat", 3, str(toy["model"]))
-    assert _call(capsys, "attribute", *arguments, "--prompt", "w1 w2 w3", "--answer", "w3")[0] == 0
+    assert call(capsys, "attribute", *arguments, "--prompt", "w1 w2 w3", "--answer", "w3")[0] == 0
     found = read(file)
     assert (found.task, found.seed) == ("", None)

@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from attriboard import instructions
 from attriboard.board import board as leaderboard
 from attriboard.board.board import Board, number, render
 from attriboard.errors import ConfigurationError
@@ -35,8 +36,8 @@ from attriboard.run.identity import record_identity
 from attriboard.run.runner import Outcome, run_cells
 from attriboard.run.suite import Suite
 from attriboard.task import tasks
+from tests.bench.cli import call, process
 from tests.bench.toy import WORDS, save_model
-from tests.commands.test_cli import _call, _process
 
 TASK = '''
 """Repeat the last word, one of two; or a preference between the two."""
@@ -155,7 +156,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capability, "FOLDER", texts)
         patch.setattr(capability, "_manager", lambda all_tasks: manager)  # lm-eval's own index takes ten seconds
-        patch.setattr(capability, "_hub_answers", lambda: False)
+        patch.setattr(instructions, "hub_answers", lambda: False)
         yield path
     runner._harness_hash.cache_clear()
 
@@ -384,20 +385,20 @@ def _check_run(said: str, folder: Path) -> None:
 def test_a_capability_task_that_does_not_exist_does_not_stop_a_run(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = _call(capsys, *_arguments(world, tmp_path), "--capability", "no_such_task")
+    code, out, err = call(capsys, *_arguments(world, tmp_path), "--capability", "no_such_task")
     assert code == 0, err
     _check_run(out, tmp_path / "out")
 
 
 @pytest.mark.slow  # lm-eval's own index of tasks is read
 def test_nor_does_it_stop_a_real_process(world: Path, tmp_path: Path) -> None:
-    done = _process(*_arguments(world, tmp_path), "--capability", "no_such_task")
+    done = process(*_arguments(world, tmp_path), "--capability", "no_such_task")
     assert done.returncode == 0, done.stderr
     _check_run(done.stdout, tmp_path / "out")
 
 
 def test_capability_without_a_name_exits_2(world: Path, tmp_path: Path) -> None:
-    done = _process(*_arguments(world, tmp_path), "--capability", "")
+    done = process(*_arguments(world, tmp_path), "--capability", "")
     assert done.returncode == 2
     assert "--capability names no lm-eval task; give names with commas between them." in done.stderr
     assert not (tmp_path / "out").exists()

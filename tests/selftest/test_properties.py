@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from attriboard.cli import main
 from attriboard.errors import AttriboardError, ConfigurationError, UnknownNameError
 from attriboard.method import Method, methods
 from attriboard.scores import Scores
-from attriboard.selftest import properties as selftest
-from attriboard.selftest.properties import PROPERTIES, Finding, examine
-from attriboard.selftest.reference import Plain, metric
+from attriboard.selftest import PROPERTIES, Finding, examine, parametrize_with_properties
+from attriboard.selftest.bench import FOILS, tiny_model
+from attriboard.selftest.findings import judge
+from attriboard.selftest.properties import check_names
+from attriboard.selftest.reference import Plain as Reference
+from attriboard.selftest.reference import metric
 from attriboard.selftest.tiny import hooked, linear_gpt2, tiny_examples
 
 
@@ -187,7 +184,7 @@ BROKEN: list[tuple[str, str, type[Method]]] = [
 
 
 def judged(name: str, method: type[Method]) -> Finding:
-    return selftest._judge(method, PROPERTIES[name])
+    return judge(method, PROPERTIES[name])
 
 
 @pytest.mark.parametrize(("name", "method"), [pytest.param(p, m, id=f"{p}-{why}") for p, why, m in BROKEN])
@@ -227,7 +224,7 @@ def test_what_a_method_raises_is_a_finding_and_not_the_end() -> None:
 
 def test_what_cannot_be_tested_says_why() -> None:
     lonely = changed("in_context_heads", needs=frozenset({"forward"}))
-    lonely.check_examples = lambda self, examples: selftest.methods.make("lape").check_examples(examples[:1])  # type: ignore[method-assign]
+    lonely.check_examples = lambda self, examples: methods.make("lape").check_examples(examples[:1])  # type: ignore[method-assign]
     finding = judged("uses_answer", lonely)
     assert finding.status == "not tested" and "at least 2" in finding.detail
 
@@ -238,29 +235,31 @@ def test_a_declared_property_that_speaks_of_other_levels_fails() -> None:
 
 
 def test_the_linear_model_is_linear_and_the_others_are_not() -> None:
-    for hf, linear in ((linear_gpt2(), True), (hooked(selftest._tiny("gpt2", False)).hf, False)):
-        plain, model = Plain(hf), hooked(hf)
-        for e in tiny_examples(model, foils=selftest.FOILS):
-            one, other = plain.embeddings(e), plain.embeddings(e, counterfactual=True)
-            values = [float(metric(plain.run(x)[0][0], e)) for x in (one, other, (one + other) / 2)]
+    for hf, linear in ((linear_gpt2(), True), (hooked(tiny_model("gpt2", False)).hf, False)):
+        reference, model = Reference(hf), hooked(hf)
+        for e in tiny_examples(model, foils=FOILS):
+            one, other = reference.embeddings(e), reference.embeddings(e, counterfactual=True)
+            values = [float(metric(reference.run(x)[0][0], e)) for x in (one, other, (one + other) / 2)]
             assert (abs(values[2] - (values[0] + values[1]) / 2) < 1e-5) == linear
 
 
 # --- declaring --------------------------------------------------------------------------------------------------------
 
 
-def test_a_property_that_does_not_exist_is_refused_when_the_class_is_made() -> None:
-    with pytest.raises(UnknownNameError, match=r"property of method 'mine': 'finite_diferences': did you mean"):
+def test_a_property_that_does_not_exist_or_is_owed_anyway_is_refused_by_name() -> None:
+    class Mine(Method):
+        name = "mine"
+        properties = ("finite_diferences",)
 
-        class Mine(Method):
-            name = "mine"
-            properties = ("finite_diferences",)
+    class Boastful(Method):
+        name = "boastful"
+        properties = ("deterministic",)
 
-    with pytest.raises(UnknownNameError, match=r"'deterministic'.*Every method has that one without declaring it"):
-
-        class Boastful(Method):
-            name = "boastful"
-            properties = ("deterministic",)
+    for refuse in (check_names, examine, lambda method: parametrize_with_properties([method])):
+        with pytest.raises(UnknownNameError, match=r"property of method 'mine': 'finite_diferences': did you mean"):
+            refuse(Mine)
+        with pytest.raises(UnknownNameError, match=r"'deterministic'.*Every method has that one without declaring it"):
+            refuse(Boastful)
 
 
 @pytest.mark.parametrize(
@@ -283,96 +282,3 @@ def test_a_reference_that_nobody_registered_is_refused_when_the_control_is_made(
         methods.make("random_same_layer", {"reference": "eap-ig"})
     with pytest.raises(AttriboardError, match="reference of random_same_layer is 3"):
         methods.make("random_same_layer", {"reference": 3})
-
-
-def test_the_page_is_current() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "selftests.md").read_text()
-    # in a process of its own, since other tests register methods
-    command = [sys.executable, "-m", "attriboard.selftest.properties"]
-    made = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert page == made.stdout, "run `make docs`"
-    for name in PROPERTIES:
-        assert f"| `{name}` |" in page
-
-
-# --- the command line -------------------------------------------------------------------------------------------------
-
-FILE = '''
-"""Gradient times activation, once right and once with the sign turned."""
-from dataclasses import dataclass
-
-from attriboard.method import Method
-
-
-@dataclass
-class Right(Method):
-    name = "right"
-    paper = description = "a test"
-    levels = ("heads",)
-    properties = ("finite_differences", "uses_answer")
-
-    def score_batch(self, model, batch, level):
-        names = level.hooks(model)
-        run = model.run(batch, names, gradients=True)
-        gradients = run.gradients(model.metric(run.logits, batch), names)
-        return level.reduce(model, {name: run[name].detach() * gradients[name] for name in names})
-
-
-@dataclass
-class Turned(Right):
-    name = "turned"
-
-    def score_batch(self, model, batch, level):
-        return -super().score_batch(model, batch, level)
-'''
-
-
-def process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "attriboard.cli", "selftest", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-
-
-def test_a_method_of_ones_own_is_tested_from_its_file_in_a_real_process(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(FILE)
-    run = process("right", "turned", "--include", file)
-    assert run.returncode == 1, run.stderr
-    right, turned, failure = run.stdout.strip().splitlines()
-    assert right == "right: 9 of 9 properties hold" and turned == "turned: 8 of 9 properties hold"
-    assert re.match(
-        r"  finite_differences fails: turned at level heads on the tiny gpt2 gives a\d.h\d \S+ instead", failure
-    )
-    assert "Traceback" not in run.stderr
-
-
-def test_a_name_that_nobody_registered_exits_2_with_near_names() -> None:
-    run = process("head_ablatoin")
-    assert run.returncode == 2
-    assert "unknown method 'head_ablatoin': did you mean 'head_ablation'" in run.stderr
-
-
-def called(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["attriboard", "selftest", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-    printed = capsys.readouterr()
-    return int(caught.value.code or 0), printed.out, printed.err
-
-
-def test_findings_can_be_read_by_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = called(capsys, "weight_norm", "--json")
-    found = json.loads(out)
-    assert code == 0
-    assert {f["status"] for f in found} == {"holds"} and {f["method"] for f in found} == {"weight_norm"}
-    assert [f["property"] for f in found][-3:] == list(methods.get("weight_norm").properties)
-    code, out, _ = called(capsys, "weight_norm", "center_prior")
-    assert code == 0 and out.endswith("all properties of 2 methods that could be tested hold.\n")
-
-
-def test_a_file_that_declares_an_unknown_property_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "typo.py"
-    file.write_text(FILE.replace('"uses_answer"', '"use_answer"').replace('"right"', '"typo"'))
-    code, _, err = called(capsys, "--include", file)
-    assert code == 2 and "property of method 'typo': 'use_answer': did you mean 'uses_answer'" in err

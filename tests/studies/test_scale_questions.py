@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from attriboard.cli import main
 from attriboard.errors import ConfigurationError, ExampleError, TaskError
 from attriboard.instructions import chat
 from attriboard.loading import load_model
@@ -21,14 +19,16 @@ from attriboard.model import Model
 from attriboard.studies.scale_questions import (
     UNIT,
     VALENCE,
-    Regression,
     Scale,
+    ScaleAnswers,
     expected_values,
     measure,
     pearson_r,
     prompts_of,
     read_items,
 )
+from attriboard.task import tasks
+from tests.bench.cli import call
 from tests.bench.models import EXAMPLES, FOUR, hooked, plain_run, tokenizer, words
 
 PROMPTS = [words(tokens) for tokens in ([5, 17, 33], [80, 3, 14, 25, 9], [61, 10, 36], [8, 50, 2, 77, 41, 19, 66])]
@@ -137,6 +137,15 @@ def test_own_items() -> None:
         assert len(gold) == 8 and gold[0] == 0.0 and gold[-1] == 1.0
 
 
+def test_own_items_are_those_that_tasks_bring_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    bringing = [task for task in tasks if task.scale_questions is not None]
+    assert [item for task in bringing for item in read_items(str(task.scale_questions))] == read_items()
+    for task in bringing:
+        monkeypatch.setattr(task, "scale_questions", None)
+    with pytest.raises(TaskError, match="no task brings questions for a number; give a file of them as --data"):
+        read_items()
+
+
 def line(instruction: str = "Rate it from 0 to 1. Tweet: so 4 it is. Intensity Score: ", output: str = "0.604") -> str:
     return json.dumps({"instruction": instruction, "input": "", "output": output})
 
@@ -225,16 +234,7 @@ def test_the_report_keeps_every_item(smollm2: Model) -> None:
     assert all(0 < item.expected < 1 for item in unit)
     r = np.corrcoef([item.expected for item in unit], [item.gold for item in unit])[0, 1]
     assert found.scales[0].pearson_r == pytest.approx(r)
-    assert Regression.model_validate_json(found.model_dump_json()) == found
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["attriboard", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-    printed = capsys.readouterr()
-    return int(caught.value.code or 0), printed.out, printed.err
+    assert ScaleAnswers.model_validate_json(found.model_dump_json()) == found
 
 
 def test_the_command_prints_and_writes(
@@ -242,7 +242,7 @@ def test_the_command_prints_and_writes(
 ) -> None:
     monkeypatch.setattr("attriboard.loading.load_model", lambda *_: smollm2)
     out = tmp_path / "made" / "r.json"
-    code, printed, _ = call(capsys, "regression", "--model", "smollm2-135m", "--limit", 2, "--out", out)
+    code, printed, _ = call(capsys, "scale-questions", "--model", "smollm2-135m", "--limit", 2, "--out", out)
     assert code == 0
     assert "0 to 1: 2 items, Pearson r = " in printed and "-4 to 4: 2 items, Pearson r = " in printed
     found = json.loads(out.read_text())
@@ -261,12 +261,12 @@ def test_wrong_arguments_exit_2_with_one_sentence(
     arguments: list[Any], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, _, err = call(capsys, "regression", "--model", "smollm2-135m", *arguments)
+    code, _, err = call(capsys, "scale-questions", "--model", "smollm2-135m", *arguments)
     assert code == 2 and message in err and "Traceback" not in err
 
 
 def test_a_model_whose_tokenizer_knows_no_numbers(
     toy: dict[str, Path], capsys: pytest.CaptureFixture[str], written: Callable[..., str]
 ) -> None:
-    code, _, err = call(capsys, "regression", "--model", toy["model"], "--data", written(line()))
+    code, _, err = call(capsys, "scale-questions", "--model", toy["model"], "--data", written(line()))
     assert code == 2 and "does not tell the answers of the scale 0 to 1 apart" in err

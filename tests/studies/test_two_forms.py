@@ -21,18 +21,19 @@ from attriboard.studies.two_forms import (
     Answer,
     Asked,
     ComparedModel,
-    Comparison,
     Pair,
+    TwoForms,
     View,
+    default_methods,
     overlap,
     resampled_mean,
     spearman,
     split_half,
 )
-from attriboard.studies.two_forms_report import render
+from attriboard.studies.two_forms_report import render_report
 from attriboard.task import Example, split_of, tasks
 from tests.bench import models as m
-from tests.commands.test_cli import _call
+from tests.bench.cli import call
 
 TASKS = '''
 """The same questions with a picture and in words; what is asked stands in a file."""
@@ -141,19 +142,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def found(world: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Comparison]:
+def found(world: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, TwoForms]:
     """The report and the measurements that the command line writes for the pair."""
     from typer.testing import CliRunner
 
     from attriboard.cli import app
 
     out = tmp_path_factory.mktemp("report") / "deep" / "seen_vs_told.md"
-    arguments = ["compare", "asked_of_a_picture", "asked_in_words", "--model", world["one"], "--against", world["two"]]
-    arguments += ["--method", "log_prob_increase", "--method", "activation_norm", "--limit", "30", "--out", out]
+    arguments = ["compare-forms", "asked_of_a_picture", "asked_in_words", "--model", world["one"]]
+    arguments += [
+        "--against",
+        world["two"],
+        "--method",
+        "log_prob_increase",
+        "--method",
+        "activation_norm",
+        "--limit",
+        "30",
+        "--out",
+        out,
+    ]
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
     assert f"wrote {out} and seen_vs_told.json" in done.output
-    return out.read_text(), Comparison.model_validate_json(out.with_suffix(".json").read_text())
+    return out.read_text(), TwoForms.model_validate_json(out.with_suffix(".json").read_text())
 
 
 # --- statistics, literally --------------------------------------------------------------------------------------------
@@ -199,8 +211,8 @@ def test_halves_agree_as_far_as_their_items_do() -> None:
 def test_the_committed_report_is_rendered_from_its_measurements() -> None:
     folder = Path(__file__).parents[2] / "results" / "compare"
     for measured in folder.glob("*.json"):
-        stored = Comparison.model_validate_json(measured.read_text())
-        assert render(stored) == measured.with_suffix(".md").read_text()
+        stored = TwoForms.model_validate_json(measured.read_text())
+        assert render_report(stored) == measured.with_suffix(".md").read_text()
     assert (folder / "vqa_vs_tqa.json").exists()
 
 
@@ -211,7 +223,7 @@ def _asked(world: dict[str, Path]) -> list[dict]:
     return [q for q in json.loads(world["asked"].read_text()) if split_of(str(q["item"])) == "train"]
 
 
-def test_answers_are_those_of_each_model(world: dict[str, Path], found: tuple[str, Comparison]) -> None:
+def test_answers_are_those_of_each_model(world: dict[str, Path], found: tuple[str, TwoForms]) -> None:
     _, c = found
     assert [(a.model, a.task) for a in c.asked] == [
         (str(world["one"]), "asked_of_a_picture"),
@@ -231,7 +243,7 @@ def test_answers_are_those_of_each_model(world: dict[str, Path], found: tuple[st
         assert answer.right == (_own_answer(other, Example(q["told"][0], "w1")) == q["told"][1])
 
 
-def test_head_scores_are_those_of_each_question_alone(world: dict[str, Path], found: tuple[str, Comparison]) -> None:
+def test_head_scores_are_those_of_each_question_alone(world: dict[str, Path], found: tuple[str, TwoForms]) -> None:
     _, c = found
     model, by_item = m.tiny_llava(), {str(q["item"]): q for q in _asked(world)}
     right = [{a.twin for a in asked.answers if a.right} for asked in c.asked]
@@ -250,7 +262,7 @@ def test_head_scores_are_those_of_each_question_alone(world: dict[str, Path], fo
                 assert m.close(torch.tensor(scores), expected.flatten(), 1e-4)
 
 
-def test_views_are_the_literal_logit_lens_at_the_patches(world: dict[str, Path], found: tuple[str, Comparison]) -> None:
+def test_views_are_the_literal_logit_lens_at_the_patches(world: dict[str, Path], found: tuple[str, TwoForms]) -> None:
     _, c = found
     assert c.viewed == "asked_of_a_picture"
     assert {v.twin for v in c.views} == {a.twin for a in c.asked[0].answers if a.right}
@@ -290,9 +302,9 @@ def plain_word(token: int) -> str:
     return m.tiny_llava().tokenizer.decode([token])
 
 
-def test_the_report_comes_from_the_stored_measurements_alone(found: tuple[str, Comparison]) -> None:
+def test_the_report_comes_from_the_stored_measurements_alone(found: tuple[str, TwoForms]) -> None:
     text, c = found
-    assert render(c) == text
+    assert render_report(c) == text
     for method, pair in c.heads.items():
         section = text.split(f"### {method}: asked_of_a_picture")[1].split("###")[0]
         rho = scipy.stats.spearmanr(np.mean(pair.first, 0), np.mean(pair.second, 0)).statistic
@@ -310,7 +322,7 @@ def test_the_report_comes_from_the_stored_measurements_alone(found: tuple[str, C
 # --- sentences --------------------------------------------------------------------------------------------------------
 
 
-def _made(first: np.ndarray, second: np.ndarray, **changes: object) -> Comparison:
+def _made(first: np.ndarray, second: np.ndarray, **changes: object) -> TwoForms:
     twins = [str(i) for i in range(len(first))]
     pair = Pair(twins=twins, first=first.tolist(), second=second.tolist())
     base = {
@@ -327,7 +339,7 @@ def _made(first: np.ndarray, second: np.ndarray, **changes: object) -> Compariso
         "heads_against": {},
         "provenance": {},
     }
-    return Comparison.model_validate({**base, **changes})
+    return TwoForms.model_validate({**base, **changes})
 
 
 def _scores(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -338,16 +350,16 @@ def _scores(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_sentences_about_heads_follow_the_numbers() -> None:
     x, y = _scores(0)
-    alike = render(_made(x, y))
+    alike = render_report(_made(x, y))
     assert "a and b rank heads alike, beyond chance." in alike
     assert "The top 10 share more heads than chance would give them." in alike
     assert "That a and b agree less than halves of either do with each other cannot be told." in alike
-    opposite = render(_made(x, -y))
+    opposite = render_report(_made(x, -y))
     assert "a and b rank heads in opposite order, beyond chance." in opposite and "rank heads alike" not in opposite
     assert "The top 20 share fewer heads than chance would give them." in opposite
     assert "a and b agree less than halves of either do with each other." in opposite
     rng = np.random.default_rng(5)
-    noise = render(_made(rng.normal(size=(20, 40)), rng.normal(size=(20, 40))))
+    noise = render_report(_made(rng.normal(size=(20, 40)), rng.normal(size=(20, 40))))
     assert "no common order of heads can be told from chance in a and b." in noise
     assert "Whether the top 10 share more heads than by chance is open." in noise
     assert "Neither task has pictures." in noise
@@ -355,9 +367,9 @@ def test_sentences_about_heads_follow_the_numbers() -> None:
     orders = (np.random.default_rng(i).permutation(40).astype(float) for i in range(100))
     fixed = next(o for o in orders if 0.1 < spearman(o, np.arange(40.0)) < 0.3)
     shaken = [o + 0.01 * rng.normal(size=(20, 40)) for o in (fixed, np.arange(40.0))]
-    assert "no common order of heads can be told from chance in a and b." in render(_made(*shaken))
-    assert "a and b agree less than halves of either do with each other." in render(_made(*shaken))
-    same = render(_made(np.ones((20, 40)), np.ones((20, 40))))
+    assert "no common order of heads can be told from chance in a and b." in render_report(_made(*shaken))
+    assert "a and b agree less than halves of either do with each other." in render_report(_made(*shaken))
+    same = render_report(_made(np.ones((20, 40)), np.ones((20, 40))))
     assert "Rank correlation (Spearman) –" in same and "rank heads alike" not in same
 
 
@@ -374,7 +386,7 @@ def test_sentences_about_patches_follow_the_numbers() -> None:
     x, y = _scores(0)
 
     def said(hits: list[dict[str, int]]) -> str:
-        return render(_made(x, y, viewed="a", views=[_view(i, h) for i, h in enumerate(hits)]))
+        return render_report(_made(x, y, viewed="a", views=[_view(i, h) for i, h in enumerate(hits)]))
 
     more = said([{"object": 3 + i % 2, "background": 1} for i in range(20)])
     assert "patches of the object asked for show the word more often than those of the background." in more
@@ -397,7 +409,7 @@ def test_sentences_about_two_models_follow_the_numbers() -> None:
         made = _made(x, y)
         other = Asked(model="two", task="b", answers=[Answer(twin=str(i), right=r) for i, r in enumerate(right)])
         changes = {"models": models, "asked": [*made.asked, other], "heads_against": {"some_method": pair}}
-        return render(made.model_copy(update=changes))
+        return render_report(made.model_copy(update=changes))
 
     worse = said([i % 2 == 0 for i in range(20)])
     assert "both answer 10 of them right (0.50)" in worse and "one answers more of them right than two." in worse
@@ -451,7 +463,7 @@ def test_what_cannot_be_compared_exits_2_with_one_sentence(
         m.tokenizer().save_pretrained(tmp_path / "narrow")
     places = {"TOY": toy["model"], "NARROW": tmp_path / "narrow"}
     arguments = [x for name, value in options.items() for x in (name, places.get(str(value), value))]
-    code, _, err = _call(capsys, "compare", *pair, *arguments)
+    code, _, err = call(capsys, "compare-forms", *pair, *arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert not (tmp_path / "r.md").exists()
 
@@ -460,9 +472,13 @@ def test_a_pair_without_pictures_is_compared_too(
     world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["compare", "asked_in_words", "asked_in_words", "--model", world["one"], "--limit", "12"]
-    code, _, err = _call(capsys, *arguments)
+    arguments = ["compare-forms", "asked_in_words", "asked_in_words", "--model", world["one"], "--limit", "12"]
+    code, _, err = call(capsys, *arguments)
     assert code == 0, err
     text = (tmp_path / "asked_in_words_vs_asked_in_words.md").read_text()
     assert "Neither task has pictures." in text and "(Spearman) 1.00 [1.00, 1.00]" in text
     assert "a picture" not in text
+
+
+def test_the_method_that_offers_itself_is_used_unless_others_are_named() -> None:
+    assert default_methods() == ["log_prob_increase"]

@@ -20,7 +20,7 @@ from attriboard.evaluation.drawing import answered
 from attriboard.evaluation.drawing import draw as draw_for
 from attriboard.model import Model
 from attriboard.task import SPLITS, Example, tasks
-from tests.commands.test_cli import _call
+from tests.bench.cli import call
 from tests.models.test_pretrained import smollm2  # noqa: F401
 from tests.tasks.test_tasks import draw, length, marked, no_shared_cache  # noqa: F401
 
@@ -308,5 +308,5 @@ def test_a_suite_names_the_set_and_its_copy(copies: Path, tmp_path: Path, capsys
         f'name = "mine"\nmodels = ["smollm2-135m"]\n[[groups]]\ntasks = [{spec}]\nmethods = ["random"]\n'
         'levels = ["heads", "nodes"]\n'
     )
-    code, out, err = _call(capsys, "validate", file)
+    code, out, err = call(capsys, "validate", file)
     assert code == 0 and "mine: 2 cells" in out, err

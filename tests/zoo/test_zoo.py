@@ -32,12 +32,12 @@ from transformers import (
 
 from attriboard.loading import MODELS, _load, quiet
 from attriboard.zoo import llava
-from attriboard.zoo.build import evaluate, train
+from attriboard.zoo.build import batches, evaluate, passes, train
 from attriboard.zoo.build.packing import pack
 from attriboard.zoo.language import CAPTION, IMAGE, caption, color_answer, pairs_in, question
 from attriboard.zoo.scenes import COLORS, HELD_OUT, KINDS, RGB, SIZE, Scene, random_scene
 
-SETTINGS = train.Settings(steps_a=2, steps_b=2, batch_a=4, batch_b=2, texts=4, text_tokens=6, text_batch=2)
+SETTINGS = batches.Settings(steps_a=2, steps_b=2, batch_a=4, batch_b=2, texts=4, text_tokens=6, text_batch=2)
 
 
 def scenes(n: int = 24, held_out: bool | None = False) -> list[Scene]:
@@ -50,7 +50,7 @@ def small_tokenizer() -> Any:
     pieces = Regex(r" ?\w+|\n| |[^\w\s]")
     said = [question(kind) for kind in KINDS] + [CAPTION, "".join(train._OPENERS)]
     said += [
-        "".join(f" {word}" for word in (*COLORS, *KINDS, *train.ORDER, "background", "none", "a", "an", "and")),
+        "".join(f" {word}" for word in (*COLORS, *KINDS, *batches.ORDER, "background", "none", "a", "an", "and")),
         ",.",
     ]
     vocabulary = dict.fromkeys(w for text in said for w in re.findall(r" ?\w+|\n| |[^\w\s]", text))
@@ -163,7 +163,7 @@ class TestScenes:
 
     def test_patches_are_labelled_with_their_object(self) -> None:
         for scene in scenes():
-            colors, kinds, places = train.patch_labels(scene)
+            colors, kinds, places = batches.patch_labels(scene)
             for thing in scene.things:
                 patch = int(thing.y // llava.PATCH) * llava.GRID + int(thing.x // llava.PATCH)
                 if kinds[patch] != KINDS.index(thing.kind):
@@ -184,7 +184,7 @@ class TestLanguage:
     def test_training_texts_are_right_and_without_held_out_pairs(self, tokenizer: Any) -> None:
         rng = random.Random(0)
         for scene in scenes(60):
-            texts = train.texts_about(scene, tokenizer, rng, 0.2)
+            texts = batches.texts_about(scene, tokenizer, rng, 0.2)
             decoded = [tokenizer.decode(tokens).split(llava.IMAGE_TOKEN)[-1] for tokens, _, _ in texts]
             for thing, text in zip(scene.things, decoded):
                 assert text.endswith(f"The color of the {thing.kind} is {thing.color}")
@@ -199,11 +199,11 @@ class TestPacking:
         model = llava.build_llava(lm, tokenizer).eval().requires_grad_(False)
         rng = random.Random(1)
         drawn = scenes(6)
-        rows = [train.texts_about(scene, tokenizer, rng, 0.2) for scene in drawn]
-        packed = train.to_tensors(pack(rows), "cpu")
+        rows = [batches.texts_about(scene, tokenizer, rng, 0.2) for scene in drawn]
+        packed = batches.to_tensors(pack(rows), "cpu")
         pictures = llava.pixel_values(np.stack([scene.pixels() for scene in drawn]))
-        _, projected = train.features_and_projection(model, pictures)
-        together = train.answer_logits(model, projected, packed)
+        _, projected = passes.features_and_projection(model, pictures)
+        together = passes.answer_logits(model, projected, packed)
         at = 0
         for picture, texts in zip(pictures, rows):
             for tokens, prompt, _ in texts:
@@ -220,7 +220,7 @@ class TestLlava:
         scene = scenes(3)[2]
         text = question("fish").replace(IMAGE, processor.image_token)
         inputs = processor(images=scene.draw(), text=text, return_tensors="pt")
-        assert inputs.input_ids[0].tolist() == list(train._encode(tokenizer, question("fish")))
+        assert inputs.input_ids[0].tolist() == list(batches.encode(tokenizer, question("fish")))
         assert (inputs.input_ids == tokenizer.convert_tokens_to_ids(llava.IMAGE_TOKEN)).sum() == llava.PATCHES
         torch.testing.assert_close(inputs.pixel_values, llava.pixel_values(scene.pixels()[None]), atol=1e-6, rtol=0)
 
@@ -250,7 +250,7 @@ class TestLlava:
                 part.A.data.copy_(saved[f"lora.{layer}.{name}.A"])
                 part.B.data.copy_(saved[f"lora.{layer}.{name}.B"])
         inputs = {
-            "input_ids": torch.tensor([train._encode(tokenizer, question("cup"))]),
+            "input_ids": torch.tensor([batches.encode(tokenizer, question("cup"))]),
             "pixel_values": llava.pixel_values(scenes(1)[0].pixels()[None]),
         }
         torch.testing.assert_close(merged(**inputs).logits, plain(**inputs).logits, atol=1e-4, rtol=1e-4)
@@ -292,11 +292,11 @@ class TestTraining:
         assert all(torch.equal(one[name], two[name]) for name in one)
         assert any(value.any() for name, value in one.items() if name.endswith(".B")), "stage b taught nothing"
         with pytest.raises(ValueError, match="other settings"):
-            train.train(lm, tokenizer, folder, train.Settings(steps_a=3), resume=True, workers=0)
+            train.train(lm, tokenizer, folder, batches.Settings(steps_a=3), resume=True, workers=0)
 
     def test_drawing_in_another_process_changes_nothing(self, tokenizer: Any) -> None:
-        dataset = train.Steps(SETTINGS, "b", tokenizer)
-        here, there = ([batch.pictures for batch in train._loader(dataset, 0, workers)] for workers in (0, 1))
+        dataset = batches.Steps(SETTINGS, "b", tokenizer)
+        here, there = ([batch.pictures for batch in batches.loader(dataset, 0, workers)] for workers in (0, 1))
         assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))
 
     def test_learning_rate(self) -> None:

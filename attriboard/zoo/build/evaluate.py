@@ -1,6 +1,7 @@
 """Measures ``llava-smollm2-135m`` on pictures it was not trained on; writes its record and its model card.
 
-``python -m attriboard.zoo.build.evaluate`` measures the weights shipped here. Every figure of the card comes from the record.
+``python -m attriboard.zoo.build.evaluate`` measures the weights shipped here. Every figure of the card comes from the
+record.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from ..language import ABSENT, CAPTION, caption, color_answer, pairs_in, question
 from ..llava import LANGUAGE_MODEL, NAME, RECORD, WEIGHTS, load_llava, pixel_values, with_placeholders
-from .packing import Said, pack
 from ..scenes import HELD_OUT, KINDS, Scene, random_scene
-from .train import answer_logits, features_and_projection, pictures_in_step, to_tensors
+from .batches import pictures_in_step, to_tensors
+from .packing import Said, pack
+from .passes import answer_logits, features_and_projection
 
 CARD = Path(__file__).parents[1] / "README.md"
 TEMPLATE = Path(__file__).with_name("card_template.md")

@@ -1,0 +1,34 @@
+"""``attriboard check``: what became worse, slower or is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .output import out
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records.")],
+    against: Annotated[Path, typer.Option(metavar="DIR", help="The folder of records it is held against.")],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Compare this metric (repeatable); the headlines by default.")
+    ] = None,
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Also compare times.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Fails if a method became significantly worse, slower, or is missing in DIR, cell by cell."""
+    from ..board.check import check_folders
+
+    report = check_folders(folder, against, metric or (), speed)
+    if as_json:
+        said = {"failed": report.failed, "lines": report.lines(), **report.model_dump(mode="json")}
+        typer.echo(json.dumps(said, indent=1))
+    else:
+        for line in report.lines():
+            out.print(line, highlight=False, markup=False)
+    if report.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,44 @@
+"""``attriboard leaderboard``: the board, from stored records and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..errors import ConfigurationError
+from .output import err, make_folder_of, note_foreign_file, writing
+
+
+def leaderboard(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records.")],
+    form: Annotated[str, typer.Option("--format", help="md, csv, latex, html or json.")] = "md",
+    out_file: Annotated[Path | None, typer.Option("--out", help="A file; standard output by default.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Also draw curves and maps of every table into this folder.")
+    ] = None,
+) -> None:
+    """Builds the board from stored records and nothing else."""
+    from ..board import board as boards
+
+    boards.check_format(form)
+    board = boards.Board.read(folder)
+    text = boards.render(board, form)
+    for name, why in board.foreign.items():
+        note_foreign_file(folder / name, why)
+    if figures is not None:
+        try:
+            drawn = boards.figures(board, figures)
+        except OSError as error:
+            raise ConfigurationError(f"cannot draw into {figures}: {error.strerror or error}.") from error
+        for made in drawn:
+            err.print(f"drew {escape(str(made))}", highlight=False)
+    if out_file is None:
+        typer.echo(text, nl=False)
+        return
+    make_folder_of(out_file)
+    with writing(out_file):
+        out_file.write_text(text)
+    err.print(f"wrote {escape(str(out_file))}", highlight=False)

@@ -1,0 +1,47 @@
+"""Where commands print, and files that cannot be written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from ..errors import ConfigurationError
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+@contextmanager
+def writing(file: Path, *errors: type[Exception]) -> Iterator[None]:
+    """What keeps a file from being written becomes one sentence.
+
+    Args:
+        errors: kinds that count beside OSError.
+
+    Raises:
+        ConfigurationError: names the file and the reason.
+    """
+    kinds: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except kinds as error:
+        raise ConfigurationError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def make_folder_of(file: Path) -> None:
+    """Makes the folder that a file will stand in; called before the work, not after it.
+
+    Raises:
+        ConfigurationError: as :func:`writing`.
+    """
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def note_foreign_file(path: Path, why: str) -> None:
+    """Says that a file among the records is none of theirs."""
+    err.print(f"note: {escape(str(path))} is not a record of this suite ({escape(why)}); left alone.", highlight=False)

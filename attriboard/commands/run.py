@@ -1,0 +1,84 @@
+"""``attriboard run``: a suite's cells, one record each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..errors import ConfigurationError, check_name
+from .options import Include, include_files
+from .output import err, note_foreign_file, out
+from .progress import progress_of_cells
+
+
+def run(
+    suite: Annotated[Path, typer.Argument(help="A suite file, or the name of one in benchmarks/.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for records; results/SUITE by default.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task (repeatable).")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method (repeatable); a new one is added.")] = None,
+    model: Annotated[str | None, typer.Option(help="This model instead of the suite's.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="Only this level (repeatable).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Draw only this many examples per split (a trial run).")] = None,
+    seed: Annotated[int | None, typer.Option(help="This seed instead of the suite's.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the suite's by default.")] = None,
+    include: Include = None,
+    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    capability: Annotated[
+        str | None,
+        typer.Option(help="lm-eval tasks by which pruned and edited models are judged too: hellaswag,arc_easy."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run again what is done.")] = False,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Measure precomputed scores: a .safetensors file, MIB's .json or .pt, or a folder of them "
+            "(repeatable). Runs these alone; name methods with --method to run them too. Records that the folder holds "
+            "already stay, so the board shows both."
+        ),
+    ] = None,
+) -> None:
+    """Runs a suite and stores one record per cell; what is done already is skipped."""
+    from ..exchange.precomputed import read_all
+    from ..loading import check_device
+    from ..records.record import Folder
+    from ..run.runner import run_cells
+    from ..run.suite import Suite, limited, without_settings
+
+    include_files(include)
+    loaded = Suite.load(suite)
+    check_name("executor", executor, ("local", "ray"))
+    changes: dict[str, Any] = {}
+    if limit is not None:
+        changes |= limited(limit)
+    if device is not None:
+        changes["device"] = device
+    if capability is not None:
+        named = [name.strip() for name in capability.split(",") if name.strip()]
+        if not named:
+            raise ConfigurationError("--capability names no lm-eval task; give names with commas between them.")
+        changes["capability"] = tuple(dict.fromkeys([*loaded.settings.capability, *named]))
+    settings = loaded.settings.model_copy(update=changes)
+    check_device(settings.device)
+    cells = loaded.entered(read_all(scores), task or (), level or (), model, seed) if scores else []
+    if method or not scores:
+        cells += loaded.cells(task or (), method or (), level or (), model, seed)
+    cells = without_settings(cells, changes)
+    folder = Folder(out_dir or Path("results") / loaded.name)
+    folder.claim(loaded.name, description=loaded.description, expected=loaded.expected, not_run=loaded.not_run)
+    try:
+        with progress_of_cells() as (planned, started, finished):
+            outcome = run_cells(loaded.name, cells, settings, folder, force, executor, planned, started, finished)
+    except KeyboardInterrupt:
+        err.print("interrupted: finished cells are stored; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    for name, why in sorted(folder.foreign.items()):
+        note_foreign_file(folder.path / name, why)
+    done = f"{len(outcome.made) - len(outcome.failed)} cells run, {outcome.done_before} done before"
+    out.print(f"{done}, {len(outcome.failed)} failed. Records: {folder.path}", highlight=False)
+    for record in outcome.failed:
+        err.print(f"failed: {escape(str(record.cell))}: {escape(record.reason)}", highlight=False)
+    if outcome.failed:
+        raise typer.Exit(1)

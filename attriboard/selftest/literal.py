@@ -1,0 +1,45 @@
+"""Scores that equal the effect of replacing one component, judged by a pass of its own for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..model import EncodedExample, Model
+from .bench import FOILS, Case
+from .properties import register
+from .reference import Plain as Reference
+from .reference import metric
+from .tiny import hooked, in_double, linear_gpt2
+
+
+@register("heads", "neurons", "attn_neurons", "nodes", "patches", "tokens")
+def exact_effect(case: Case) -> None:
+    """A score is the metric lost in a pass of its own in which that component alone is replaced, at all positions.
+
+    For each kind of replacement; in float64, to 1e-5 of the largest.
+    """
+    _effects(case, case.model(double=True), case.reference(double=True), case.examples(double=True)[-2:])
+
+
+@register("heads", "neurons", "attn_neurons", "nodes", "tokens", families=("gpt2",))
+def exact_on_linear_model(case: Case) -> None:
+    """Where the model is linear, the estimate is the exact effect of replacing the component (1e-5, float64).
+
+    A GPT-2 with uniform attention (query and key weights zero), the identity for an activation function and norms that
+    divide by nothing: its logits are an affine function of every activation. Logits are subtracted, since log p is not.
+    """
+    hf = in_double(linear_gpt2())
+    model = hooked(hf)
+    _effects(case, model, Reference(hf), case.examples(double=True, foils=FOILS)[:2])
+
+
+def _effects(case: Case, model: Model, reference: Reference, examples: Sequence[EncodedExample]) -> None:
+    for kind, options in case.replacements():
+        expected = []
+        for e in examples:
+            parts, directions = reference.list_parts(case.level, e), reference.directions(e, case.level, kind, examples)
+            clean = metric(reference.run(reference.embeddings(e))[0][0], e)
+            expected.append(clean - reference.one_at_a_time(e, parts, directions, lambda x, e=e: metric(x, e)))  # type: ignore[misc]
+        scores = case.scores(model, examples, **options)
+        what = f"the metric lost with the {kind} replacement"
+        case.agree(scores, case.gathered(expected), 1e-5, what, case.names(model, examples))
