@@ -280,7 +280,7 @@ def smallest(rows: Sequence[dict[str, Any]], kind: str) -> int | None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """How many of the pairs failed, by kind and n, as it stands in ``docs/regression.md``."""
+    """How many of the pairs failed, by kind and n, as it stands in ``docs/check.md``."""
     sizes = sorted({row["n"] for row in rows})
     by_kind: dict[str, dict[int, int]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Fills the tables of ``docs/ground_truth.md``, and the README's, from the records of the suite ``planted``.
+"""Fills the tables of ``docs/ground_truth.md`` from the records of the suite ``planted``.
 
 `make planted` runs it.
 """
@@ -20,15 +20,13 @@ from attriboard.zoo.planted import MECHANISMS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "ground_truth.md"
-MARKS = ("<!-- tables -->", "<!-- /tables -->")
-README, README_MARKS = ROOT / "README.md", ("<!-- truth -->", "<!-- /truth -->")
 COLUMNS = tuple((mechanism, mechanism, "truth_auroc") for mechanism in MECHANISMS)
 """Mechanism, column head and metric."""
 SUPPRESSORS = ("suppressor", "suppressors of suppressor", "suppressor_auroc")
 
 
-def tables(records: Sequence[Record], levels: Sequence[str] = tuple(LEVELS)) -> str:
-    """A table for each of the levels: AUROC by method and mechanism, the mean over the models that have the mechanism.
+def tables(records: Sequence[Record]) -> str:
+    """A table for each level: AUROC by method and mechanism, the mean over the models that have the mechanism.
 
     Where models differ, the smallest and the largest stand behind the mean.
     """
@@ -40,7 +38,7 @@ def tables(records: Sequence[Record], levels: Sequence[str] = tuple(LEVELS)) -> 
                 mechanism = r.cell.task.removeprefix("planted_")
                 found[r.cell.level][r.cell.method_label, mechanism, metric].append(r.aggregates[metric].value)
     lines = []
-    for level in (level for level in levels if level in found):
+    for level in (level for level in LEVELS if level in found):
         cells = found[level]
         shown = [c for c in (*COLUMNS, SUPPRESSORS) if any((m, metric) == (c[0], c[2]) for _, m, metric in cells)]
         rows = {
@@ -69,9 +67,8 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results" / "planted"
     records = [r for r in Folder(folder).read() if r.status == "ok"]
     replaced = runpy.run_path(str(Path(__file__).with_name("readme.py")))["replaced"]
-    PAGE.write_text(replaced(PAGE.read_text(), *MARKS, tables(records)))
-    README.write_text(replaced(README.read_text(), *README_MARKS, tables(records, ("heads",))))
-    print(f"filled {PAGE} and {README}")
+    PAGE.write_text(replaced(PAGE.read_text(), "tables", tables(records)))
+    print(f"filled {PAGE}")
 
 
 if __name__ == "__main__":

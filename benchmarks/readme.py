@@ -1,33 +1,45 @@
-"""Fills the README's excerpts from the boards and ``results/speed.json``; `make board` runs it."""
+"""Fills the excerpts of the README and of the pages in ``docs/`` from stored records; `make board` runs it.
+
+Tables are cut out of rendered boards, so that a number on a page is the number on the board. An excerpt stands between
+the marks ``<!-- NAME -->`` and ``<!-- /NAME -->``, which :func:`excerpts` lists page by page.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from attriboard.evaluation import bias as preference
-from attriboard.evaluation import pruning
-from attriboard.records.record import Record
-from attriboard.records.store import Folder
+from attriboard import Board, Folder, render
 
 ROOT = Path(__file__).resolve().parent.parent
+QUICK, DOWNSTREAM, SPEED = (ROOT / "results" / name for name in ("quick", "downstream", "speed.json"))
+
+SMALL = ("arithmetic, heads", ("S", "N", "drop in p", "forwards"))
+"""The README's table: the beginning of its title, and the columns that are shown."""
+BEST = 3
+"""How many methods that are no controls it shows."""
 OVERALL = {"heads": "Attention heads", "neurons": "FFN neurons", "patches": "Image patches"}
-TABLES = (("arithmetic, heads", "S"), ("color_vqa, patches", "insertion"))
-"""What is shown in full: the beginning of a table's title, and a column that it has."""
-ACTING = (
+WHOLE = (("arithmetic, heads", ("S",)), ("color_vqa, patches", ("insertion",)))
+"""What ``docs/board.md`` shows in full: the beginning of a table's title, and columns of which it has one."""
+USES = (
     ("Pruning", "arithmetic, neurons", ("accuracy area",)),
     ("Bias", "gender_bias, neurons", ("bias removed",)),
     ("Editing", "arithmetic, neurons", ("suppress: locality", "boost: locality", "rewrite: locality")),
 )
-"""The same of the suite ``acting``; a kind of edit is a table of its own below the same title."""
-ACTING_MARKS = ("<!-- acting -->", "<!-- /acting -->")
+"""The same for ``docs/downstream.md``; each kind of edit is a table of its own below the same title."""
+CONTROL = "random_same_layer"
+"""The control that the best method is compared with."""
+
+
+# --- cutting tables out of a board --------------------------------------------------------------------------------
 
 
 class Section(NamedTuple):
-    """A part of the board: its whole title, the line about its examples, and the rows of its tables."""
+    """A part of a board: its whole title, the line about its examples, and the rows of its tables."""
 
     title: str
     about: str
@@ -35,20 +47,30 @@ class Section(NamedTuple):
 
     def having(self, columns: Sequence[str]) -> list[list[str]]:
         """The tables that have one of these columns."""
-        return [rows for rows in self.tables if set(columns) & {cell.strip() for cell in rows[0].split("|")}]
+        return [rows for rows in self.tables if set(columns) & set(cells(rows[0]))]
+
+
+def board_text(folder: Path) -> str:
+    """The board of a folder of records, in Markdown."""
+    return render(Board.read(folder), "md")
+
+
+def cells(row: str) -> list[str]:
+    """The cells of a table's row; a ``|`` inside a cell is escaped."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
 
 
 def sections(board: str, title: str) -> list[Section]:
     """The sections of a board whose titles begin so, in the board's order."""
-    found = []
+    matching = []
     for part in re.split(r"^### ", board, flags=re.MULTILINE)[1:]:
         if part.startswith(title):
             text = re.split(r"^##", part, maxsplit=1, flags=re.MULTILINE)[0]
             head, *paragraphs = text.strip().split("\n\n")
             tables = [paragraph.splitlines() for paragraph in paragraphs if paragraph.startswith("|")]
             about = "\n".join(paragraph for paragraph in paragraphs if not paragraph.startswith("|"))
-            found.append(Section(head, about, tables))
-    return found
+            matching.append(Section(head, about, tables))
+    return matching
 
 
 def fullest(board: str, title: str, columns: Sequence[str]) -> Section:
@@ -57,88 +79,72 @@ def fullest(board: str, title: str, columns: Sequence[str]) -> Section:
     Raises:
         LookupError: the board has none.
     """
-    having = [found._replace(tables=found.having(columns)) for found in sections(board, title)]
-    having = [found for found in having if found.tables]
+    having = [section._replace(tables=section.having(columns)) for section in sections(board, title)]
+    having = [section for section in having if section.tables]
     if not having:
         raise LookupError(f"the board has no table {title!r} with a column {' or '.join(map(repr, columns))}.")
-    return max(having, key=lambda found: len(found.tables[0]))
+    return max(having, key=lambda section: len(section.tables[0]))
 
 
-def shown(section: Section, name: str = "") -> list[str]:
-    """The lines of a section in the README."""
+def in_full(section: Section, name: str = "") -> list[str]:
+    """The lines of a whole section."""
     lines = [f"**{name}{section.title}.** {section.about}", ""]
     for rows in section.tables:
         lines += [*rows, ""]
     return lines
 
 
-def excerpt(board: str) -> str:
-    """The overall ranks of three levels, and two whole tables."""
-    out = ["Mean relative rank over the tasks (0 = best of its table, 1 = last).", ""]
+def selected(rows: Sequence[str], columns: Sequence[str], best: int) -> list[str]:
+    """A table's first ``best`` methods that are no controls, all of its controls, and only these columns.
+
+    Raises:
+        LookupError: the table lacks one of the columns.
+    """
+    head, align, *body = map(cells, rows)
+    missing = [column for column in columns if column not in head]
+    if missing:
+        raise LookupError(f"the table has no column {' and no '.join(map(repr, missing))}.")
+    places = [0, *map(head.index, columns)]
+    own = [row for row in body if not row[0].startswith("*")][:best]
+    chosen = [row for row in body if row in own or row[0].startswith("*")]
+    return [f"| {' | '.join(row[i] for i in places)} |" for row in (head, align, *chosen)]
+
+
+# --- the excerpts -------------------------------------------------------------------------------------------------
+
+
+def small(board: str) -> str:
+    """The README's table: the best methods and the controls of one table, with a line that says which table it is."""
+    title, columns = SMALL
+    section = fullest(board, title, columns)
+    rows = section.tables[0]
+    controls = sum(cells(row)[0].startswith("*") for row in rows[2:])
+    line = f"*{section.title}*: the best {BEST} of {len(rows) - 2 - controls} methods, and the {controls} controls."
+    return "\n".join([line, "", *selected(rows, columns, BEST)]) + "\n"
+
+
+def ranks(board: str) -> str:
+    """The overall ranks of three levels."""
+    lines = []
     for level, name in OVERALL.items():
-        out += [f"{name}:", "", *sections(board, f"{level}\n")[0].tables[0], ""]
+        lines += [f"{name}:", "", *sections(board, f"{level}\n")[0].tables[0], ""]
+    return "\n".join(lines)
+
+
+def tables(board: str) -> str:
+    """Two whole tables."""
     count = len(re.findall(r"^### .*, n = \d+$", board, flags=re.MULTILINE))
-    out += [f"Two of the {count} tables in full:", ""]
-    for title, column in TABLES:
-        out += shown(fullest(board, title, (column,)))
-    return "\n".join(out)
+    lines = [f"Two of the {count} tables in full:", ""]
+    for title, columns in WHOLE:
+        lines += in_full(fullest(board, title, columns))
+    return "\n".join(lines)
 
 
-def acting_excerpt(board: str) -> str:
+def uses(board: str) -> str:
     """A table of pruning and one of bias, and the tables of editing."""
     return "\n".join(
-        line for name, title, columns in ACTING for line in shown(fullest(board, title, columns), f"{name}: ")
+        line for name, title, columns in USES for line in in_full(fullest(board, title, columns), f"{name}: ")
     )
-
-
-RANDOM = "random_same_layer"
-
-
-def paired(records: Sequence[Record]) -> str:
-    """What the best method gains over the random control on the same examples, of pruning and of bias.
-
-    The best one is chosen on these very examples, which favors it.
-    """
-    lines = []
-    curves = [
-        r for r in records if r.measurements["pruning"] is not None and r.cell.level == "neurons" and not r.settings.recovery_steps
-    ]
-    for absolute, order in ((False, "lowest scores first"), (True, "scores nearest to zero first")):
-        suffix = "_absolute" if absolute else ""
-        best, control = _best_and_control(curves, f"pruning_accuracy_half{suffix}")
-        assert best.pruning is not None and control.pruning is not None  # as chosen above
-        gain = pruning.paired_difference(best.pruning, control.pruning, 0.5, absolute)
-        kept, left = (r.aggregates[f"pruning_accuracy_half{suffix}"].value for r in (best, control))
-        lines.append(
-            f"- Half of each layer's neurons removed, {order}: the best method, `{best.cell.method_label}`, keeps an "
-            f"accuracy of {kept:.3f}, same-layer random {left:.3f}; difference {_interval(gain)}."
-        )
-    for factor, how in ((0.0, "removed"), (0.5, "weakened to one half")):
-        biased = [r for r in records if r.measurements["bias"] is not None and r.settings.suppress_factor == factor]
-        best, control = _best_and_control(biased, "bias_removed")
-        assert best.preference is not None and control.preference is not None
-        value, ends = preference.paired_difference(best.preference, control.preference)
-        difference = _interval((value, *(ends or (None, None))))
-        gone, by_chance = (r.aggregates["bias_removed"].value for r in (best, control))
-        lines.append(
-            f"- Bias removed at a perplexity rise of at most 2 %, neurons {how}: the best method, "
-            f"`{best.cell.method_label}`, removes {gone:.3f} of it, same-layer random {by_chance:.3f}; difference "
-            f"{difference}."
-        )
-    return "\n".join(
-        ["Paired on the same test examples, with 95 % bootstrap intervals; best among these very examples:", "", *lines]
-    )
-
-
-def _best_and_control(records: Sequence[Record], metric: str) -> tuple[Record, Record]:
-    (control,) = (r for r in records if r.cell.method == RANDOM)
-    own = sorted((r for r in records if not r.control), key=lambda r: r.cell.method_label)
-    return max(own, key=lambda r: r.aggregates[metric].value), control
-
-
-def _interval(found: tuple[float, float | None, float | None]) -> str:
-    value, low, high = found
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def speed_rows(stored: dict) -> str:
@@ -150,26 +156,106 @@ def speed_rows(stored: dict) -> str:
     return "\n".join(rows) + "\n"
 
 
-def replaced(text: str, before: str, after: str, middle: str) -> str:
-    """The text with ``middle`` between the two markers."""
+# --- the best method against the random control, in pairs ---------------------------------------------------------
+
+
+def measured(record: Any, evaluation: str) -> Any:
+    """What an evaluation measured in a cell; None where it was not asked for."""
+    return record.measurements.get(evaluation)
+
+
+def options(record: Any, evaluation: str) -> Any:
+    """The settings of one evaluation in a cell."""
+    return getattr(record.settings, evaluation)
+
+
+def difference(best: Any, control: Any, evaluation: str, *how: Any) -> str:
+    """The difference of two cells on the same examples, with its interval."""
+    compare = importlib.import_module(f"attriboard.measurements.{evaluation}").paired_difference
+    value, *ends = compare(measured(best, evaluation), measured(control, evaluation), *how)
+    low, high = ends if len(ends) == 2 else ends[0] or (None, None)
+    text = f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return text.replace("-", "−")  # as on the board
+
+
+def paired(records: Sequence[Any]) -> str:
+    """What the best method gains over the random control on the same examples, of pruning and of bias.
+
+    The best one is chosen on these very examples, which favors it.
+    """
+    lines = []
+    curves = [
+        r
+        for r in records
+        if measured(r, "pruning") and r.cell.level == "neurons" and not options(r, "pruning").recovery_steps
+    ]
+    for absolute, order in ((False, "lowest scores first"), (True, "scores nearest to zero first")):
+        metric = f"pruning_accuracy_half{'_absolute' if absolute else ''}"
+        best, control = best_and_control(curves, metric)
+        kept, left = (r.aggregates[metric].value for r in (best, control))
+        lines.append(
+            f"- Half of each layer's neurons removed, {order}: the best method, `{best.cell.method_label}`, keeps an "
+            f"accuracy of {kept:.3f}, same-layer random {left:.3f}; difference "
+            f"{difference(best, control, 'pruning', 0.5, absolute)}."
+        )
+    for factor, how in ((0.0, "removed"), (0.5, "weakened to one half")):
+        biased = [r for r in records if measured(r, "bias") and options(r, "bias").factor == factor]
+        best, control = best_and_control(biased, "bias_removed")
+        gone, by_chance = (r.aggregates["bias_removed"].value for r in (best, control))
+        lines.append(
+            f"- Bias removed at a perplexity rise of at most 2 %, neurons {how}: the best method, "
+            f"`{best.cell.method_label}`, removes {gone:.3f} of it, same-layer random {by_chance:.3f}; difference "
+            f"{difference(best, control, 'bias')}."
+        )
+    return "\n".join(
+        [
+            "Paired on the same test examples, with 95 % bootstrap intervals. The best method is chosen on these very "
+            "examples, which favors it:",
+            "",
+            *lines,
+        ]
+    )
+
+
+def best_and_control(records: Sequence[Any], metric: str) -> tuple[Any, Any]:
+    """The method with the highest value that is no control, and the control it is compared with."""
+    (control,) = (r for r in records if r.cell.method == CONTROL)
+    own = sorted((r for r in records if not r.control), key=lambda r: r.cell.method_label)
+    return max(own, key=lambda r: r.aggregates[metric].value), control
+
+
+# --- filling the pages --------------------------------------------------------------------------------------------
+
+
+def replaced(text: str, name: str, middle: str) -> str:
+    """The text with ``middle`` between the marks of this name."""
+    before, after = f"<!-- {name} -->", f"<!-- /{name} -->"
     start = text.index(before) + len(before)
-    return f"{text[:start]}\n\n{middle}\n{text[text.index(after, start) :]}"
+    return f"{text[:start]}\n\n{middle.strip()}\n\n{text[text.index(after, start) :]}"
+
+
+def excerpts() -> dict[str, dict[str, str]]:
+    """By page, what stands between its marks; what has no stored records is left out."""
+    quick = board_text(QUICK)
+    pages = {
+        "README.md": {"board": small(quick)},
+        "docs/board.md": {"ranks": ranks(quick), "tables": tables(quick)},
+        "docs/architecture.md": {"speed": speed_rows(json.loads(SPEED.read_text()))},
+    }
+    if DOWNSTREAM.exists():
+        records = [r for r in Folder(DOWNSTREAM).read() if r.status == "ok"]
+        pages["docs/downstream.md"] = {"paired": paired(records), "uses": uses(board_text(DOWNSTREAM))}
+    return pages
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    text = replaced(
-        text, "## The board, as it came out", "Every method's map", excerpt((ROOT / "leaderboard.md").read_text())
-    )
-    acting = ROOT / "results" / "acting" / "leaderboard.md"
-    if acting.exists():
-        records = [r for r in Folder(acting.parent).read() if r.status == "ok"]
-        text = replaced(text, *ACTING_MARKS, f"{paired(records)}\n\n{acting_excerpt(acting.read_text())}")
-    speed = json.loads((ROOT / "results" / "speed.json").read_text())
-    text = replaced(text, "(`make speed`, records in `results/`):", "## Licence", speed_rows(speed))
-    readme.write_text(text)
-    print(f"filled {readme}")
+    for name, parts in excerpts().items():
+        page = ROOT / name
+        text = page.read_text()
+        for mark, middle in parts.items():
+            text = replaced(text, mark, middle)
+        page.write_text(text)
+        print(f"filled {page}")
 
 
 if __name__ == "__main__":

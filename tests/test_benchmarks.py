@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -89,8 +92,14 @@ About the others.
 """
 
 
-def test_sections_of_the_board_are_cut_out_whole() -> None:
-    sections = runpy.run_path(str(BENCHMARKS / "readme.py"))["sections"]
+@pytest.fixture(scope="module")
+def readme() -> dict[str, Any]:
+    """What ``benchmarks/readme.py`` defines."""
+    return runpy.run_path(str(BENCHMARKS / "readme.py"))
+
+
+def test_sections_of_the_board_are_cut_out_whole(readme: dict[str, Any]) -> None:
+    sections = readme["sections"]
     assert sections(BOARD, "heads\n") == [("heads", "", [["| method | rank |", "| --- | ---: |", "| a | 0.1 |"]])]
     few, these = sections(BOARD, "arithmetic, heads")
     assert (few.title, few.about, len(few.tables)) == ("arithmetic, heads, m, n = 8", "About few.", 1)
@@ -103,14 +112,13 @@ def test_sections_of_the_board_are_cut_out_whole() -> None:
     assert sections(BOARD, "none") == []
 
 
-def test_a_table_is_found_by_its_columns_and_the_fullest_is_taken() -> None:
-    readme = runpy.run_path(str(BENCHMARKS / "readme.py"))
-    found = readme["fullest"](BOARD, "arithmetic, heads", ("area",))
-    assert found.about == "About these." and [rows[-1] for rows in found.tables] == ["| b | 8 |"]
-    found = readme["fullest"](BOARD, "arithmetic, heads", ("S", "other area"))
-    assert [rows[-1] for rows in found.tables] == ["| a | 0.5 |", "| a | 9 |"]
+def test_a_table_is_found_by_its_columns_and_the_fullest_is_taken(readme: dict[str, Any]) -> None:
+    section = readme["fullest"](BOARD, "arithmetic, heads", ("area",))
+    assert section.about == "About these." and [rows[-1] for rows in section.tables] == ["| b | 8 |"]
+    section = readme["fullest"](BOARD, "arithmetic, heads", ("S", "other area"))
+    assert [rows[-1] for rows in section.tables] == ["| a | 0.5 |", "| a | 9 |"]
     assert readme["fullest"](BOARD, "arithmetic, heads", ("speed",)).about == "About few."
-    assert readme["shown"](found, "Name: ")[:3] == [
+    assert readme["in_full"](section, "Name: ")[:3] == [
         "**Name: arithmetic, heads, m, n = 8.** About these.",
         "",
         "| method | S |",
@@ -119,17 +127,84 @@ def test_a_table_is_found_by_its_columns_and_the_fullest_is_taken() -> None:
         readme["fullest"](BOARD, "arithmetic, heads", ("bias",))
 
 
-def test_what_is_looked_for_on_the_boards_are_columns_that_a_board_can_have() -> None:
-    readme = runpy.run_path(str(BENCHMARKS / "readme.py"))
+TABLE = [
+    "| method | S | (\\|score\\|) | N |",
+    "| --- | ---: | ---: | ---: |",
+    "| a | **0.9** | 1 | 2 |",
+    "| *x* | 0.8 | 3 | 4 |",
+    "| b | 0.7 | 5 | 6 |",
+    "| c | 0.6 | 7 | 8 |",
+    "| *y* |  | 9 | 10 |",
+]
+
+
+def test_the_best_methods_and_all_controls_are_selected_in_the_boards_order(readme: dict[str, Any]) -> None:
+    assert readme["selected"](TABLE, ("N", "S"), best=2) == [
+        "| method | N | S |",
+        "| --- | ---: | ---: |",
+        "| a | 2 | **0.9** |",
+        "| *x* | 4 | 0.8 |",
+        "| b | 6 | 0.7 |",
+        "| *y* | 10 |  |",
+    ]
+    assert readme["selected"](TABLE, (r"(\|score\|)",), best=1)[2:] == ["| a | 1 |", "| *x* | 3 |", "| *y* | 9 |"]
+    with pytest.raises(LookupError, match="the table has no column 'CMD'"):
+        readme["selected"](TABLE, ("S", "CMD"), best=2)
+
+
+def test_what_is_looked_for_on_the_boards_are_columns_that_a_board_can_have(readme: dict[str, Any]) -> None:
     titles = {metric.title for metric in METRICS.values()}
-    assert {column for _, column in readme["TABLES"]} <= titles
-    assert {column for _, _, columns in readme["ACTING"] for column in columns} <= titles
+    for _, columns in (readme["SMALL"], *readme["WHOLE"]):
+        assert set(columns) <= titles
+    assert {column for _, _, columns in readme["USES"] for column in columns} <= titles
 
 
-def test_only_what_stands_between_the_markers_is_replaced() -> None:
-    readme = runpy.run_path(str(BENCHMARKS / "readme.py"))
-    before, after = readme["ACTING_MARKS"]
-    empty = f"a\n\n{before}\n{after}\n\nz\n"
-    once = readme["replaced"](empty, before, after, "| b |\n")
-    assert once == f"a\n\n{before}\n\n| b |\n\n{after}\n\nz\n"
-    assert readme["replaced"](once, before, after, "| b |\n") == once
+def test_only_what_stands_between_the_marks_is_replaced(readme: dict[str, Any]) -> None:
+    empty = "a\n\n<!-- uses -->\n<!-- /uses -->\n\nz\n"
+    once = readme["replaced"](empty, "uses", "| b |\n")
+    assert once == "a\n\n<!-- uses -->\n\n| b |\n\n<!-- /uses -->\n\nz\n"
+    assert readme["replaced"](once, "uses", "| b |\n") == once
+    with pytest.raises(ValueError, match="not found"):
+        readme["replaced"](empty, "ranks", "| b |")
+
+
+def test_every_excerpt_has_its_marks_on_its_page(readme: dict[str, Any]) -> None:
+    for page, parts in readme["excerpts"]().items():
+        text = (BENCHMARKS.parent / page).read_text()
+        for name, middle in parts.items():
+            assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
+            assert middle.strip()
+
+
+def test_the_best_method_is_compared_with_the_random_control_on_the_same_examples(
+    readme: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sentences about pairs, from records of which only what they read is filled in."""
+
+    def record(method: str, value: float, control: bool = False, evaluation: str = "pruning", factor: float = 0.0):
+        names = ("pruning_accuracy_half", "pruning_accuracy_half_absolute", "bias_removed")
+        return SimpleNamespace(
+            cell=SimpleNamespace(method=method, method_label=method, level="neurons"),
+            control=control,
+            aggregates={name: SimpleNamespace(value=value) for name in names},
+            measurements={evaluation: value},
+            settings=SimpleNamespace(
+                pruning=SimpleNamespace(recovery_steps=0), bias=SimpleNamespace(factor=factor, sizes=[8])
+            ),
+        )
+
+    def module(name: str) -> SimpleNamespace:
+        if name.endswith("pruning"):
+            return SimpleNamespace(paired_difference=lambda a, b, sparsity, absolute: (b - a, -0.25, None))
+        return SimpleNamespace(paired_difference=lambda a, b: (a - b, (0.0, 0.5)))
+
+    space = readme["paired"].__globals__
+    monkeypatch.setitem(space, "importlib", SimpleNamespace(import_module=module))
+    records = [record("a", 0.5), record("b", 0.75), record("random_same_layer", 0.25, True), record("wanda", 0.9, True)]
+    for factor in (0.0, 0.5):
+        records += [record("a", 0.5 + factor, False, "bias", factor), record("b", 0.75, False, "bias", factor)]
+        records.append(record("random_same_layer", 0.25, True, "bias", factor))
+    lines = readme["paired"](records).splitlines()[2:]
+    assert [re.findall(r"`(\w+)`", line) for line in lines] == [["b"], ["b"], ["b"], ["a"]]
+    assert lines[0].endswith("keeps an accuracy of 0.750, same-layer random 0.250; difference −0.500.")
+    assert lines[3].endswith("removes 1.000 of it, same-layer random 0.250; difference 0.750 [0.000, 0.500].")

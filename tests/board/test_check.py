@@ -523,7 +523,7 @@ def test_the_page_shows_the_stored_power(monkeypatch: pytest.MonkeyPatch) -> Non
     import check_power
 
     stored = json.loads((ROOT / "results" / "check_power.json").read_text())
-    page = (ROOT / "docs" / "regression.md").read_text()
+    page = (ROOT / "docs" / "check.md").read_text()
     shown = page.split("<!-- power -->")[1].split("<!-- /power -->")[0]
     assert shown.strip() == check_power.table(stored["rows"]).strip()
     assert all(f"{100 * stored['planted']['drop'][m]:.1f} %" in page for m in stored["metrics"])
