@@ -1,4 +1,4 @@
-"""The command line: list, validate, selftest, run, attribute, leaderboard, check, studies of two kinds, exports.
+"""The command line: list, validate, selftest, run, attribute, leaderboard, refresh, check, two studies, exports.
 
 Exit codes: 0 success; 1 some cells or self-tests failed (after everything else ran), or a check found something worse,
 slower or missing; 2 a name, option or input that cannot be used.
@@ -20,6 +20,7 @@ from .commands.export import export_lm_eval, export_mib
 from .commands.leaderboard import leaderboard
 from .commands.list import list_names
 from .commands.output import err
+from .commands.refresh import refresh
 from .commands.run import run
 from .commands.scale_questions import scale_questions
 from .commands.selftest import selftest
@@ -29,7 +30,7 @@ from .errors import AttriboardError
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 app.command("list")(list_names)
-for command in (validate, selftest, run, attribute, compare_forms, scale_questions, leaderboard, check):
+for command in (validate, selftest, run, attribute, compare_forms, scale_questions, leaderboard, refresh, check):
     app.command()(command)
 app.command()(export_lm_eval)
 app.command()(export_mib)

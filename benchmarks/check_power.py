@@ -44,7 +44,7 @@ from attriboard.method import methods
 from attriboard.model import Cost
 from attriboard.records.record import Aggregate, Cell, ModelFacts, Record, Strict, digest
 from attriboard.records.settings import Settings
-from attriboard.run.runner import provenance
+from attriboard.run.provenance import provenance
 from attriboard.scores import Scores
 from attriboard.stats.intervals import clusters_of
 from attriboard.task import tasks

@@ -28,7 +28,7 @@ from attriboard.loading import DTYPES, load_model
 from attriboard.log_prob import FrozenUnembedding, last_token, level_candidates
 from attriboard.method import methods
 from attriboard.model import EncodedExample, Model, hook_name
-from attriboard.run.runner import provenance
+from attriboard.run.provenance import provenance
 from attriboard.task import Example
 
 PROMPT = "The dog is red. The cat is blue. The color of the dog is"

@@ -35,7 +35,7 @@ from attriboard.evaluation.timing import timed
 from attriboard.loading import DTYPES, check_device
 from attriboard.method import methods
 from attriboard.model import Cost, EncodedExample, Model
-from attriboard.run.runner import provenance
+from attriboard.run.provenance import provenance
 from attriboard.task import IMAGE, Example
 
 LEVELS = ("patches", "heads", "neurons")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .options import Include, include_files
 from .output import out
 
 
@@ -19,10 +20,12 @@ def check(
     ] = None,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Also compare times.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    include: Include = None,
 ) -> None:
     """Fails if a method became significantly worse, slower, or is missing in DIR, cell by cell."""
     from ..board.check import check_folders
 
+    include_files(include)
     report = check_folders(folder, against, metric or (), speed)
     if as_json:
         said = {"failed": report.failed, "lines": report.lines(), **report.model_dump(mode="json")}

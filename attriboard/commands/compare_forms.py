@@ -37,7 +37,7 @@ def compare_forms(
     """Compares two ways of asking the same questions: which heads answer, and what patches of a picture say."""
     from ..loading import check_device, check_model_name
     from ..run.attribute import Request
-    from ..run.runner import provenance
+    from ..run.provenance import provenance
     from ..studies.two_forms import TwoForms, default_methods, measure
     from ..studies.two_forms_report import render_report
     from ..task import tasks

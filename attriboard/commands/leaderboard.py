@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import ConfigurationError
+from .options import Include, include_files
 from .output import err, make_folder_of, note_foreign_file, writing
 
 
@@ -19,10 +20,12 @@ def leaderboard(
     figures: Annotated[
         Path | None, typer.Option(help="Also draw curves and maps of every table into this folder.")
     ] = None,
+    include: Include = None,
 ) -> None:
     """Builds the board from stored records and nothing else."""
     from ..board import board as boards
 
+    include_files(include)
     boards.check_format(form)
     board = boards.Board.read(folder)
     text = boards.render(board, form)

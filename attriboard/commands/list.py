@@ -95,7 +95,7 @@ def _rows(kind: str) -> list[dict[str, Any]]:
             rows.append({"name": name, "cells": 0, "expected": "", "description": f"cannot be used: {error}"})
             continue
         rows.append(
-            {"name": name, "cells": len(suite.cells()), "expected": suite.expected, "description": suite.description}
+            {"name": name, "cells": len(suite.plan()), "expected": suite.expected, "description": suite.description}
         )
     return rows
 

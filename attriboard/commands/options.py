@@ -11,20 +11,25 @@ from ..errors import ConfigurationError
 
 Include = Annotated[
     list[Path] | None,
-    typer.Option(help="A Python file or folder with tasks or methods of your own.", show_default=False),
+    typer.Option(help="A Python file or folder with tasks, methods or evaluations of your own.", show_default=False),
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 def include_files(paths: list[Path] | None) -> None:
-    """Registers the tasks and methods in files of the user's own.
+    """Registers the tasks, methods and evaluations in files of the user's own.
 
     Raises:
-        ConfigurationError: a file that cannot be imported, or that defines neither.
+        ConfigurationError: a file that cannot be imported, or that defines none.
     """
+    if not paths:
+        return  # nothing else here needs a model
+    from ..evaluation.base import evaluations
     from ..method import methods
     from ..task import tasks
 
-    for path in paths or []:
-        if not tasks.include(path) + methods.include(path):
-            raise ConfigurationError(f"--include {path} defines no task and no method (a subclass with a name).")
+    for path in paths:
+        if not sum(registry.include(path) for registry in (tasks, methods, evaluations)):
+            raise ConfigurationError(
+                f"--include {path} defines no task, method or evaluation (a subclass with a name)."
+            )

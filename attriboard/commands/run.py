@@ -43,9 +43,9 @@ def run(
     """Runs a suite and stores one record per cell; what is done already is skipped."""
     from ..exchange.precomputed import read_all
     from ..loading import check_device
-    from ..records.record import Folder
+    from ..records.store import Folder
     from ..run.runner import run_cells
-    from ..run.suite import Suite, limited, without_settings
+    from ..run.suite import Suite, limited
 
     include_files(include)
     loaded = Suite.load(suite)
@@ -59,18 +59,16 @@ def run(
         named = [name.strip() for name in capability.split(",") if name.strip()]
         if not named:
             raise ConfigurationError("--capability names no lm-eval task; give names with commas between them.")
-        changes["capability"] = tuple(dict.fromkeys([*loaded.settings.capability, *named]))
-    settings = loaded.settings.model_copy(update=changes)
-    check_device(settings.device)
-    cells = loaded.entered(read_all(scores), task or (), level or (), model, seed) if scores else []
+        changes["capability"] = {"tasks": tuple(dict.fromkeys([*loaded.settings.capability.tasks, *named]))}
+    check_device(changes.get("device", loaded.settings.device))
+    plan = loaded.precomputed(read_all(scores), task or (), level or (), model, seed, changes) if scores else []
     if method or not scores:
-        cells += loaded.cells(task or (), method or (), level or (), model, seed)
-    cells = without_settings(cells, changes)
+        plan += loaded.plan(task or (), method or (), level or (), model, seed, changes)
     folder = Folder(out_dir or Path("results") / loaded.name)
     folder.claim(loaded.name, description=loaded.description, expected=loaded.expected, not_run=loaded.not_run)
     try:
         with progress_of_cells() as (planned, started, finished):
-            outcome = run_cells(loaded.name, cells, settings, folder, force, executor, planned, started, finished)
+            outcome = run_cells(loaded.name, plan, folder, force, executor, planned, started, finished)
     except KeyboardInterrupt:
         err.print("interrupted: finished cells are stored; the same command goes on from there.")
         raise typer.Exit(130) from None

@@ -25,7 +25,7 @@ def scale_questions(
 ) -> None:
     """Asks how strong a feeling is (0 to 1, -4 to 4) and correlates what the model expects with the gold values."""
     from ..loading import check_device, check_model_name, load_model
-    from ..run.runner import provenance
+    from ..run.provenance import provenance
     from ..studies.scale_questions import measure, read_items
 
     check_device(device)

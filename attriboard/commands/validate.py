@@ -25,7 +25,7 @@ def validate(
     include_files(include)
     for path in [suite] if suite else suites().values():
         loaded = Suite.load(path)
-        out.print(f"{loaded.name}: {len(loaded.cells())} cells, all names and options are good.", highlight=False)
+        out.print(f"{loaded.name}: {len(loaded.plan())} cells, all names and options are good.", highlight=False)
     for registry in (tasks, methods):
         for name, why in registry.broken.items():
             raise ConfigurationError(f"{registry.kind} file {name!r} cannot be imported: {why}")

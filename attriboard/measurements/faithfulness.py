@@ -52,7 +52,8 @@ class Faithfulness(Measurement):
             ranks=True,
             sorts=True,
             text="Area under the sufficiency curve (keep the top k components, replace the rest) over log(k/n), "
-            "divided by the axis' length: 1 means that the first component alone already restores the metric. Not clipped.",
+            "divided by the axis' length: 1 means that the first component alone already restores the metric. Not "
+            "clipped.",
         ),
         Metric(
             "necessity_log_area",

@@ -20,10 +20,10 @@ from attriboard.components import Level, get_level
 from attriboard.edits import STRENGTHS
 from attriboard.errors import AttriboardError, ConfigurationError, MethodError, UnknownNameError
 from attriboard.evaluation import editing
-from attriboard.measurements.capability import Capability
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.editing import Editing, KindOfEdit, evaluate
 from attriboard.loading import load_model
+from attriboard.measurements.capability import Capability
 from attriboard.model import EncodedExample, Model
 from attriboard.scores import Scores
 from attriboard.task import Example, Task

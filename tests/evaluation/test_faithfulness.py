@@ -14,10 +14,10 @@ from attriboard.evaluation import ablation, faithfulness
 from attriboard.evaluation.context import Context
 from attriboard.interventions import component_means
 from attriboard.loading import load_model
-from attriboard.records.record import Planned, Record
 from attriboard.records.aggregate import aggregates
-from attriboard.run.worker import Worker
+from attriboard.records.record import Planned, Record
 from attriboard.run.suite import Suite
+from attriboard.run.worker import Worker
 from attriboard.scores import Scores
 from attriboard.stats.intervals import bootstrap_interval
 from attriboard.task import tasks

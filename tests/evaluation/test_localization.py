@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from attriboard.measurements.metrics import METRICS
 from PIL import Image, ImageFilter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,16 +33,15 @@ from attriboard.evaluation.context import Context
 from attriboard.evaluation.localization import BINS, FRACTIONS, Judged, Localization, against_marks, covered, evaluate
 from attriboard.interventions import replace_positions
 from attriboard.loading import load_model
-from attriboard.measurements.metrics import METRICS
 from attriboard.method import methods
 from attriboard.model import EncodedExample, Model
+from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Cell, Planned, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
 from attriboard.run import runner
-from attriboard.records.aggregate import aggregates
-from attriboard.run.worker import Worker
 from attriboard.run.suite import Suite
+from attriboard.run.worker import Worker
 from attriboard.task import Example, Task, tasks
 from tests.bench import toy as toys
 from tests.bench.models import IMAGE_ID, mask, picture, pixels, tiny_llava
@@ -581,7 +581,12 @@ def test_a_record_holds_all_that_its_aggregates_follow_from(toy: dict, told: Con
     assert record.status == "ok", record.reason
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
     assert stored == record
-    assert stored.measurements["localization"] and stored.measurements["speed"] and not stored.measurements["faithfulness"] and not stored.measurements["ablation"]
+    assert (
+        stored.measurements["localization"]
+        and stored.measurements["speed"]
+        and not stored.measurements["faithfulness"]
+        and not stored.measurements["ablation"]
+    )
     assert aggregates(stored.measurements.values(), stored.items) == record.aggregates
     families = {METRICS[name].family for name in record.aggregates}
     assert families == {"localization", "speed"}

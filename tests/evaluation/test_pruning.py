@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM
 from attriboard.components import LEVELS
 from attriboard.errors import ConfigurationError, SkipCell, TaskError
 from attriboard.evaluation import recovery
-from attriboard.measurements.capability import Capability
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.pruning import WATCHED, Pruning, Slice, check_slice, evaluate, paired_difference, removed
 from attriboard.evaluation.recovery import Recovery, recover
 from attriboard.loading import load_model
+from attriboard.measurements.capability import Capability
 from attriboard.model import EncodedExample, Model
 from attriboard.scores import Scores
 from attriboard.slicing import around, slice_model

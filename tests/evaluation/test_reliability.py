@@ -23,8 +23,8 @@ from attriboard.evaluation.context import Context
 from attriboard.evaluation.reliability import Reliability, evaluate, halvings, rank_correlation
 from attriboard.method import Method, methods
 from attriboard.model import Batch, EncodedExample, Model
-from attriboard.records.store import Folder
 from attriboard.records.aggregate import aggregates
+from attriboard.records.store import Folder
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.scores import Scores

@@ -21,8 +21,8 @@ from attriboard.evaluation.reliability import rank_correlation
 from attriboard.evaluation.sanity import Sanity, evaluate, relabeled
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
-from attriboard.records.store import Folder
 from attriboard.records.aggregate import aggregates
+from attriboard.records.store import Folder
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.scores import Scores

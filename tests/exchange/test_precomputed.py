@@ -182,7 +182,9 @@ def test_a_file_that_changes_during_the_run_fails_its_cell(suite: Suite, toy: di
 
 
 def test_only_entered_scores_may_lack_their_cost(suite: Suite, toy: dict, tmp_path: Path) -> None:
-    (entered,) = run(suite, suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))]), tmp_path / "out").made
+    (entered,) = run(
+        suite, suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))]), tmp_path / "out"
+    ).made
     held = entered.model_dump()
     Record.model_validate(held)
     with pytest.raises(ValidationError, match="without its measurements"):
@@ -392,7 +394,11 @@ def test_scores_alone_are_run_unless_methods_are_named_too(
     arguments += ["--scores", tmp_path / "mine" / "a.safetensors", "--method", "random"]  # named twice, entered once
     code, out, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 0 and "1 cells run, 2 done before, 0 failed" in out, err
-    assert {r.cell.method_label for r in Folder(tmp_path / "out").read()} == {"a (precomputed)", "b (precomputed)", "random"}
+    assert {r.cell.method_label for r in Folder(tmp_path / "out").read()} == {
+        "a (precomputed)",
+        "b (precomputed)",
+        "random",
+    }
     assert len(read_all([tmp_path / "mine", tmp_path / "mine" / "a.safetensors"])) == 2
 
 

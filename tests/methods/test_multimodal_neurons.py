@@ -25,9 +25,9 @@ from attriboard.evaluation import concepts
 from attriboard.measurements.concepts import Concepts
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
+from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Record
 from attriboard.records.store import Folder
-from attriboard.records.aggregate import aggregates
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.task import tasks

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from attriboard.measurements.metrics import METRICS
 from lm_eval.tasks import TaskManager
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
@@ -25,13 +26,12 @@ from attriboard.board import board as leaderboard
 from attriboard.board.board import Board, number, render
 from attriboard.errors import ConfigurationError
 from attriboard.evaluation import capability
-from attriboard.measurements.metrics import METRICS
 from attriboard.model import Model
+from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Cell, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
 from attriboard.run import runner
-from attriboard.records.aggregate import aggregates
 from attriboard.run.identity import record_identity
 from attriboard.run.runner import Outcome, run_cells
 from attriboard.run.suite import Suite
@@ -244,7 +244,11 @@ def test_other_factors_give_other_edits(made: tuple[Path, Outcome, int], suite: 
     factors = {"suppress_factor": 0.5, "boost_factor": 3.0}
     families = ("editing", "preference")
     other = run_one(suite, tmp_path, families, task="inclined", method="attribution_patching", settings=factors)
-    usual = next(r for r in made[1].made if r.measurements["editing"] and r.measurements["bias"] and r.cell.method == other.cell.method)
+    usual = next(
+        r
+        for r in made[1].made
+        if r.measurements["editing"] and r.measurements["bias"] and r.cell.method == other.cell.method
+    )
     assert other.editing and other.preference and usual.editing and usual.preference
     assert (other.editing.kinds["suppress"].factor, other.editing.kinds["boost"].factor) == (0.5, 3.0)
     for kind in ("suppress", "boost"):
@@ -338,7 +342,9 @@ def test_an_lm_eval_task_that_does_not_exist_is_named_and_the_rest_goes_on(suite
     assert record.status == "ok" and set(record.measurements) == {"pruning", "editing"}
     why = record.not_measured["lm-eval task no_such_task"]
     assert why.startswith("lm-eval has no task 'no_such_task'")
-    assert record.measurements["pruning"] and record.measurements["pruning"].capability and record.measurements["editing"]
+    assert (
+        record.measurements["pruning"] and record.measurements["pruning"].capability and record.measurements["editing"]
+    )
     assert list(record.measurements["pruning"].capability.accuracy) == ["attriboard_next_word"]
     assert {"capability_kept", "edit_suppress_capability_kept"} <= set(record.aggregates)
     text = render(Board.read(tmp_path))
@@ -562,7 +568,10 @@ def test_the_figures_show_the_records_curves(made: tuple[Path, Outcome, int]) ->
     assert len({line.get_color() for line in lines[::2]}) == len(table.records) + 1  # and chance
     for i, record in enumerate(table.records):
         assert record.measurements["pruning"] and record.measurements["bias"]
-        for line, curve in zip(lines[2 * i : 2 * i + 2], (record.measurements["pruning"].masked, record.measurements["pruning"].masked_absolute)):
+        for line, curve in zip(
+            lines[2 * i : 2 * i + 2],
+            (record.measurements["pruning"].masked, record.measurements["pruning"].masked_absolute),
+        ):
             rows = [record.measurements["pruning"].clean, *curve]
             assert line.get_xdata().tolist() == [0, 0.25, 0.5, 0.75]
             assert line.get_ydata().tolist() == pytest.approx([sum(x[2] for x in row) / 14 for row in rows])

@@ -83,7 +83,9 @@ def test_it_runs_is_stored_and_stands_on_the_board_with_its_interval(
         assert record["settings"]["options"]["spread"] == {"scale": 2.0}
     board = call("leaderboard", str(tmp_path / "out"), "--include", str(included))
     assert board.exit_code == 0, board.output
-    row = next(line for line in board.output.splitlines() if line.startswith("| attribution_patching |") and "[" in line)
+    row = next(
+        line for line in board.output.splitlines() if line.startswith("| attribution_patching |") and "[" in line
+    )
     assert "| spread |" in board.output
     assert row.count("[") >= 1
     again = call("run", str(suite), "--out", str(tmp_path / "out"), *includes)

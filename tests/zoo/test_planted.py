@@ -31,7 +31,6 @@ from attriboard.model import Model, hook_name
 from attriboard.records.record import Cell
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
-from attriboard.run.worker import Worker
 from attriboard.run.suite import Suite, find_suite
 from attriboard.scores import Scores
 from attriboard.task import Example, split_of, tasks
