@@ -155,9 +155,8 @@ train_examples = 12
 test_examples = 12
 max_kept = 6
 min_kept = 4
-ablation = { draws = 2 }
-speed_examples = 2
-speed_repeats = 2
+ablation = {{ draws = 2 }}
+speed = {{ examples = 2, repeats = 2 }}
 batch_size = 4
 
 [[groups]]

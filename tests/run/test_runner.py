@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from attriboard.errors import ConfigurationError, UnknownNameError
+from attriboard.errors import ConfigurationError, ModelError, UnknownNameError
+from attriboard.evaluation.base import evaluations
 from attriboard.method import methods
-from attriboard.records.record import Cell, Record
+from attriboard.records.record import Cell, Planned, Record
+from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
 from attriboard.run import runner
-from attriboard.run.identity import record_identity
+from attriboard.run.code import normalized
+from attriboard.run.identity import files_behind, record_identity, scoring_identity, wanted_stages
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
+from attriboard.run.worker import Earlier, Worker
 from attriboard.task import tasks
 
 
@@ -29,8 +33,8 @@ def suite(toy: dict) -> Suite:
 
 
 def _run(suite: Suite, path: Path, **kwargs) -> runner.Outcome:
-    cells = kwargs.pop("cells", None) or suite.plan()
-    return run_cells(suite.name, cells, Folder(path), **kwargs)
+    plan = kwargs.pop("plan", None) or suite.plan()
+    return run_cells(suite.name, plan, Folder(path), **kwargs)
 
 
 # --- suites -------------------------------------------------------------------------------------------------------
@@ -70,27 +74,51 @@ def test_a_wrong_suite_file_is_one_sentence_that_names_the_fault(
 
 
 def test_a_task_built_on_another_file_is_stale_when_that_file_changes() -> None:
-    behind = {Path(f).name for f in runner._files_behind(sys.modules[tasks.get("color_tqa_scenes").__module__])}
+    behind = {Path(f).name for f in files_behind(sys.modules[tasks.get("color_tqa_scenes").__module__])}
     assert behind == {"color_tqa_scenes.py", "color_vqa.py", "language.py", "scenes.py"}
 
 
 def test_a_group_may_have_models_and_settings_of_its_own(toy: dict, suite: Suite, tmp_path: Path) -> None:
     group = '\n[[groups]]\ntasks = ["repeat"]\nmethods = ["random"]\nlevels = ["heads"]\nmodels = ["{}"]\n'
     file = tmp_path / "toy.toml"
-    more = group.format(toy["model"]) + "settings = {max_kept = 4, ablation = { draws = 1 }}\n"
+    more = group.format(toy["model"]) + "settings = {max_kept = 4, ablation = {draws = 1}}\n"
     file.write_text(toy["suite"].read_text() + more)
-    cells = Suite.load(file).plan(method=["random"])
-    assert [cell.settings for cell in cells] == [{}, {"max_kept": 4, "ablation_draws": 1}]
+    plan = Suite.load(file).plan(method=["random"])
+    assert [p.settings.max_kept for p in plan] == [6, 4]
+    assert [p.settings.asked("ablation") for p in plan] == [{"draws": 2}, {"draws": 1}]
     folder = Folder(tmp_path / "out")
-    assert not run_cells(suite.name, cells, suite.settings, folder).failed
+    assert not run_cells(suite.name, plan, folder).failed
     large, small = sorted(folder.read(), key=lambda r: -r.settings.max_kept)
     assert (large.settings.max_kept, small.settings.max_kept) == (6, 4)
-    assert small.settings.ablation_draws == len(small.measurements["ablation"].random) == 1
+    assert len(small.measurements["ablation"].random) == 1
     assert (len(large.items), len(small.items)) == (6, 4)
-    assert run_cells(suite.name, cells, suite.settings, folder).done_before == 2
-    # the same settings, wherever they are written, make the same cell
-    plain = cells[0].model_copy(update={"settings": {"max_kept": 6}})
-    assert record_identity(plain, suite.settings.of(plain)) == record_identity(cells[0], suite.settings)
+    assert run_cells(suite.name, plan, folder).done_before == 2
+
+
+GROUP = '\n[[groups]]\ntasks = ["repeat"]\nmethods = ["random", "attribution_patching"]\nlevels = ["heads"]\n'
+
+
+def test_groups_that_ask_other_things_of_one_cell_are_one_cell(toy: dict, suite: Suite, tmp_path: Path) -> None:
+    file = tmp_path / "toy.toml"
+    file.write_text(toy["suite"].read_text() + GROUP + 'settings = {evaluations = ["reliability"]}\n')
+    plan = {p.cell.method: p.settings for p in Suite.load(file).plan()}
+    assert len(Suite.load(file).plan()) == len(plan) == 3
+    for method in ("random", "attribution_patching"):
+        assert plan[method].measured("heads") == ("faithfulness", "ablation", "reliability", "speed")
+    assert plan["head_ablation"].measured("heads") == ("faithfulness", "ablation", "speed")
+
+
+def test_one_thing_asked_of_a_cell_in_two_ways_needs_a_variant(toy: dict, suite: Suite, tmp_path: Path) -> None:
+    file = tmp_path / "toy.toml"
+    other = GROUP + 'settings = {evaluations = ["ablation"], ablation = {draws = 7}}\n'
+    file.write_text(toy["suite"].read_text() + other)
+    with pytest.raises(ConfigurationError, match=r"asks for ablation of repeat / heads / .* in two ways; give one"):
+        Suite.load(file).plan()
+    file.write_text(toy["suite"].read_text() + other + 'variant = "seven draws"\n')
+    plan = Suite.load(file).plan(method=["random"])
+    assert [p.cell.variant for p in plan] == ["", "seven draws"]
+    assert scoring_identity(*plan[0]) == scoring_identity(*plan[1])
+    assert record_identity(*plan[0]) != record_identity(*plan[1])
 
 
 def test_an_unknown_model_is_refused_with_a_near_name(toy: dict, tmp_path: Path) -> None:
@@ -101,7 +129,7 @@ def test_an_unknown_model_is_refused_with_a_near_name(toy: dict, tmp_path: Path)
 
 
 def test_a_new_method_joins_every_task_and_level_it_can_score(suite: Suite) -> None:
-    cells = suite.plan(method=["activation_norm"])
+    cells = [p.cell for p in suite.plan(method=["activation_norm"])]
     assert [(c.task, c.level, c.method) for c in cells] == [("repeat", "heads", "activation_norm")]
 
 
@@ -118,36 +146,60 @@ def test_the_shipped_suites_are_valid() -> None:
 # --- identity -----------------------------------------------------------------------------------------------------
 
 
-def test_identity_depends_on_every_setting_but_the_batch_size(suite: Suite) -> None:
-    cell = suite.plan()[0]
-    base = record_identity(cell, suite.settings)
-    assert record_identity(cell, suite.settings.model_copy(update={"batch_size": 1})) == base
-    for change in ({"max_kept": 5}, {"test_examples": 11}, {"ablation_draws": 3}, {"dtype": "bfloat16"}):
-        assert record_identity(cell, suite.settings.model_copy(update=change)) != base
-    for change in ({"seed": 1}, {"replacement": "zero"}, {"method_options": {"replacement": "mean"}}):
-        assert record_identity(cell.model_copy(update=change), suite.settings) != base
+def test_a_record_is_named_by_what_is_scored_and_replaced(suite: Suite) -> None:
+    cell, settings = suite.plan()[0]
+    base = record_identity(cell, settings)
+    assert record_identity(cell, settings.changed({"batch_size": 1})) == base
+    assert record_identity(cell, settings.changed({"ablation": {"draws": 3}})) == base
+    for change in ({"max_kept": 5}, {"test_examples": 11}, {"dtype": "bfloat16"}):
+        assert record_identity(cell, settings.changed(change)) != base
+    for update in ({"seed": 1}, {"replacement": "zero"}, {"method_options": {"replacement": "mean"}}):
+        assert record_identity(cell.model_copy(update=update), settings) != base
+    other = cell.model_copy(update={"replacement": "zero"})
+    assert scoring_identity(other, settings) == scoring_identity(cell, settings)
 
 
-def test_identity_depends_on_the_method_file_and_the_weights(suite: Suite, toy: dict, tmp_path: Path) -> None:
+def test_an_evaluation_is_named_by_its_own_options_and_version(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, settings = suite.plan()[0]
+    base = wanted_stages(Planned(cell, settings))
+    assert set(base) == {"faithfulness", "ablation", "speed"}
+
+    def changed(settings: Settings) -> set[str]:
+        now = wanted_stages(Planned(cell, settings))
+        return {name for name in now if now[name] != base.get(name)}
+
+    assert changed(settings.changed({"ablation": {"draws": 3}})) == {"ablation"}
+    assert changed(settings.changed({"pruning": {"slice": 0.25}})) == set()
+    assert changed(settings.changed({"capability": {"limit": 3}})) == set()
+    monkeypatch.setattr(evaluations.get("faithfulness"), "version", 99)
+    assert changed(settings) == {"faithfulness"}
+
+
+def test_identity_depends_on_the_methods_code_and_the_weights(suite: Suite, toy: dict, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     copy.mkdir()
     for file in toy["model"].iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    cell = suite.plan()[0].model_copy(update={"model": str(copy)})
-    before = record_identity(cell, suite.settings)
+    cell, settings = suite.plan()[0]
+    cell = cell.model_copy(update={"model": str(copy)})
+    before = record_identity(cell, settings)
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    assert record_identity(cell, suite.settings) != before
+    assert record_identity(cell, settings) != before
 
     own = tmp_path / "mine.py"
     text = toy["methods"].read_text().replace('"wrong_shape"', '"mine"')
     own.write_text(text[: text.index("@dataclass\nclass NotANumber")])
     methods.include(own)
     mine = suite.plan(method=["mine"])[0]
-    before = record_identity(mine, suite.settings)
-    own.write_text(own.read_text() + "\n# changed\n")
-    assert record_identity(mine, suite.settings) != before
+    before = record_identity(*mine)
+    own.write_text(own.read_text() + "\n# a comment changes no result\n")
+    normalized.cache_clear()
+    assert record_identity(*mine) == before
+    own.write_text(own.read_text() + "\nCHANGED = True\n")
+    normalized.cache_clear()
+    assert record_identity(*mine) != before
 
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -160,8 +212,80 @@ def test_a_rerun_skips_what_is_done_and_runs_what_changed(suite: Suite, tmp_path
     assert (len(again.made), again.done_before) == (0, 3)
     forced = _run(suite, tmp_path, force=True)
     assert len(forced.made) == 3
-    changed = suite.model_copy(update={"settings": suite.settings.model_copy(update={"max_kept": 5})})
+    changed = suite.model_copy(update={"settings": suite.settings.changed({"max_kept": 5})})
     assert len(_run(changed, tmp_path).made) == 3
+
+
+def test_only_what_changed_is_measured_again(suite: Suite, tmp_path: Path) -> None:
+    before = {r.cell.method: r for r in _run(suite, tmp_path).made}
+    changed = suite.model_copy(update={"settings": suite.settings.changed({"ablation": {"draws": 3}})})
+    made = _run(changed, tmp_path).made
+    assert len(made) == len(before) == len(Folder(tmp_path).read())
+    for record in made:
+        old = before[record.cell.method]
+        assert record.filename == old.filename and record.scores == old.scores
+        for name in ("scores", "speed", "faithfulness"):
+            assert record.stages[name] == old.stages[name]
+        assert record.measurements["faithfulness"] == old.measurements["faithfulness"]
+        assert record.measurements["speed"] == old.measurements["speed"]
+        assert len(record.measurements["ablation"].random) == 3
+
+
+def test_cells_that_differ_in_the_replacement_are_scored_once(suite: Suite, tmp_path: Path) -> None:
+    group = suite.groups[0].model_copy(update={"replacements": ("counterfactual", "zero")})
+    made = _run(suite.model_copy(update={"groups": [group]}), tmp_path).made
+    assert len(made) == 6
+    for method in {r.cell.method for r in made}:
+        one, other = (r for r in made if r.cell.method == method)
+        assert one.cell.replacement != other.cell.replacement
+        assert one.stages["scores"] == other.stages["scores"]
+        assert one.scores == other.scores
+        assert one.measurements["faithfulness"] != other.measurements["faithfulness"]
+    assert len(list((tmp_path / "scores").iterdir())) == 3
+
+
+def test_stored_scores_that_are_gone_or_damaged_are_made_again(suite: Suite, tmp_path: Path) -> None:
+    plan = suite.plan(method=["attribution_patching"])
+    (before,) = _run(suite, tmp_path, plan=plan).made
+    (tmp_path / before.scores.file).write_bytes(b"damaged")
+    changed = [Planned(p.cell, p.settings.changed({"ablation": {"draws": 3}})) for p in plan]
+    (after,) = _run(suite, tmp_path, plan=changed).made
+    assert after.scores == before.scores
+    assert after.stages["scores"].created > before.stages["scores"].created
+    assert after.stages["faithfulness"] == before.stages["faithfulness"]  # of the same scores
+    assert Folder(tmp_path).read_scores(after) is not None
+
+
+def test_a_failure_costs_nothing_that_was_measured(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = suite.plan(method=["random"])
+    (before,) = _run(suite, tmp_path, plan=plan).made
+    wrong = evaluations.get("ablation")
+
+    def fails(self: object, job: object) -> None:
+        raise ZeroDivisionError("its own mistake")
+
+    monkeypatch.setattr(wrong, "measure", fails)
+    changed = [Planned(p.cell, p.settings.changed({"ablation": {"draws": 3}})) for p in plan]
+    (record,) = _run(suite, tmp_path, plan=changed).made
+    assert (record.status, record.reason) == ("failed", "ablation: ZeroDivisionError: its own mistake")
+    assert record.measurements["faithfulness"] == before.measurements["faithfulness"]
+    assert "its own mistake" in record.traceback
+    monkeypatch.undo()
+    (record,) = _run(suite, tmp_path, plan=changed).made
+    assert record.status == "ok" and len(record.measurements["ablation"].random) == 3
+    assert record.stages["faithfulness"] == before.stages["faithfulness"]
+
+
+def test_a_model_that_is_gone_does_not_take_finished_measurements_with_it(suite: Suite, tmp_path: Path) -> None:
+    (before,) = _run(suite, tmp_path, plan=suite.plan(method=["random"])).made
+    error = ModelError("gone")
+    worker = Worker()
+    worker.context = lambda cell, settings: (_ for _ in ()).throw(error)  # type: ignore[method-assign]
+    record, _ = worker.execute(suite.name, suite.plan(method=["random"])[0], Earlier(before))
+    assert (record.status, record.reason) == ("failed", "gone")
+    assert record.measurements == before.measurements and record.aggregates == before.aggregates
 
 
 def test_the_same_cell_run_twice_gives_the_same_record_up_to_timings(suite: Suite, tmp_path: Path) -> None:
@@ -170,8 +294,8 @@ def test_the_same_cell_run_twice_gives_the_same_record_up_to_timings(suite: Suit
 
 
 def test_failed_cells_are_recorded_and_cost_no_other_cell(suite: Suite, tmp_path: Path) -> None:
-    cells = suite.plan(method=["wrong_shape", "not_a_number", "raises", "needs_a_mark", "random"])
-    outcome = _run(suite, tmp_path, cells=cells)
+    plan = suite.plan(method=["wrong_shape", "not_a_number", "raises", "needs_a_mark", "random"])
+    outcome = _run(suite, tmp_path, plan=plan)
     found = {r.cell.method: (r.status, r.reason) for r in Folder(tmp_path).read()}
     assert found["random"][0] == "ok"
     assert found["needs_a_mark"][0] == "skipped" and "mark called 'object'" in found["needs_a_mark"][1]
@@ -187,14 +311,14 @@ def test_failed_cells_are_recorded_and_cost_no_other_cell(suite: Suite, tmp_path
 
 
 def test_failed_cells_are_tried_again(suite: Suite, tmp_path: Path) -> None:
-    cells = suite.plan(method=["raises"])
-    _run(suite, tmp_path, cells=cells)
-    assert len(_run(suite, tmp_path, cells=cells).made) == 1
+    plan = suite.plan(method=["raises"])
+    _run(suite, tmp_path, plan=plan)
+    assert len(_run(suite, tmp_path, plan=plan).made) == 1
 
 
 def test_a_task_without_kept_examples_fails_its_cells_only(suite: Suite, tmp_path: Path) -> None:
-    cells = suite.plan(task=["hopeless"], method=["random"]) + suite.plan(method=["random"])
-    by_task = {r.cell.task: r for r in _run(suite, tmp_path, cells=cells).made}
+    plan = suite.plan(task=["hopeless"], method=["random"]) + suite.plan(method=["random"])
+    by_task = {r.cell.task: r for r in _run(suite, tmp_path, plan=plan).made}
     assert by_task["repeat"].status == "ok"
     assert by_task["hopeless"].status == "failed"
     assert "answers only 0 of 12" in by_task["hopeless"].reason
@@ -238,7 +362,7 @@ def test_a_full_disk_stops_with_a_sentence_and_leaves_no_partial_file(
 
     def full(handle: int) -> None:
         calls.append(handle)
-        if len(calls) == 2:
+        if len(calls) == 4:  # the scores and the record of the first cell, and the scores of the second, were
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle)
 
@@ -265,11 +389,11 @@ def test_ray_gives_the_same_records_as_local(suite: Suite, tmp_path: Path) -> No
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     try:
-        cells = suite.plan() + suite.plan(method=["raises"])
-        distributed = _run(suite, tmp_path / "ray", cells=cells, executor="ray")
+        plan = suite.plan() + suite.plan(method=["raises"])
+        distributed = _run(suite, tmp_path / "ray", plan=plan, executor="ray")
     finally:
         ray.shutdown()
-    local = _run(suite, tmp_path / "local", cells=cells)
+    local = _run(suite, tmp_path / "local", plan=plan)
     assert {r.reason for r in distributed.failed} == {r.reason for r in local.failed}
     by_name = {r.filename: r for r in local.made}
     assert {r.filename for r in distributed.made} == set(by_name)
