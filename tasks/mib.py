@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import datasets
 
 from attriboard.errors import ConfigurationError, TaskError
-from attriboard.evaluation.capability import no_retries
+from attriboard.hub import no_retries
 from attriboard.instructions import open_dataset
 from attriboard.task import SPLITS, Example, Task, split_of
 

@@ -26,13 +26,13 @@ from torch.nn.functional import cross_entropy
 
 from ..capability_tasks.attriboard_documents import read
 from ..errors import ConfigurationError, ModelError
+from ..hub import no_retries
 from ..measurements.capability import DEFAULT_TASKS, Capability
 from ..model import Model
 
 FOLDER = Path(__file__).parents[1] / "capability_tasks"
 FEWSHOT_SEED = 1234  # lm-eval's own, so that few-shot tasks show the examples they show elsewhere
 BATCH_TOKENS = 1024  # the logits of so many tokens stand in memory at once: 200 MB for a vocabulary of 49,152
-PROBE_SECONDS = 5.0
 
 
 def measure(model: Model, tasks: Sequence[str] = DEFAULT_TASKS, limit: int | None = None) -> Capability:
@@ -147,33 +147,6 @@ def _nothing_left_behind(device: torch.device) -> Iterator[None]:
         os.environ.update(environment)
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-
-
-@contextmanager
-def no_retries(hub: bool) -> Iterator[None]:
-    """Where the hub cannot be reached, its clients work from their caches instead of retrying for half a minute."""
-    if not hub or _hub_answers():
-        yield
-        return
-    import datasets
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_answers() -> bool:
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-    except Exception:  # no name service, no route, a proxy that refuses, offline mode
-        return False
-    return True
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from attriboard import hub
 from attriboard.errors import ConfigurationError, ModelError
 from attriboard.evaluation import capability
 from attriboard.evaluation.capability import document_log_likelihoods, measure, own_prose
@@ -75,7 +76,7 @@ def more(stubs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], N
         manager = TaskManager(include_path=str(stubs), include_defaults=False)
         monkeypatch.setattr(capability, "_manager", lambda all_tasks: manager)
 
-    monkeypatch.setattr(capability, "_hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     return add
 
 
@@ -236,7 +237,7 @@ def test_own_tasks_never_touch_the_network(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert measure(tiny()).skipped == {}
     assert asked == []
-    assert not capability._hub_answers() and asked  # the net would have noticed
+    assert not hub.hub_answers() and asked  # the net would have noticed
 
 
 # --- what cannot be measured ------------------------------------------------------------------------------------------
@@ -320,7 +321,7 @@ def test_wrong_requests_are_refused_in_one_sentence(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_any_task_of_lm_eval_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capability, "_hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     found = measure(tiny(), ["helaswag", "arithmetic_1dc", "attriboard_facts"])
     assert "did you mean 'hellaswag'" in found.skipped["helaswag"]
     assert "cannot be reached or read" in found.skipped["arithmetic_1dc"]

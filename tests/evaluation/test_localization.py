@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from attriboard.measurements.metrics import METRICS
 from PIL import Image, ImageFilter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -34,6 +33,7 @@ from attriboard.evaluation.localization import evaluate
 from attriboard.interventions import replace_positions
 from attriboard.loading import load_model
 from attriboard.measurements.localization import BINS, FRACTIONS, Localization
+from attriboard.measurements.metrics import METRICS
 from attriboard.method import methods
 from attriboard.model import EncodedExample, Model
 from attriboard.records.record import Cell, Folder, Record, Settings

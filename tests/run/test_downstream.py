@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from attriboard import hub
 from attriboard.board import board as leaderboard
 from attriboard.board.board import Board, number, render
 from attriboard.errors import ConfigurationError
@@ -151,7 +152,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capability, "FOLDER", texts)
         patch.setattr(capability, "_manager", lambda all_tasks: manager)  # lm-eval's own index takes ten seconds
-        patch.setattr(capability, "_hub_answers", lambda: False)
+        patch.setattr(hub, "hub_answers", lambda: False)
         yield path
     runner._harness_hash.cache_clear()
 
