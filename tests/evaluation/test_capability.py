@@ -27,8 +27,9 @@ from lm_eval.tasks import TaskManager
 from attriboard import instructions
 from attriboard.errors import ConfigurationError, ModelError
 from attriboard.evaluation import capability
-from attriboard.evaluation.capability import DEFAULT, Capability, document_log_likelihoods, kept, measure, own_prose
+from attriboard.evaluation.capability import document_log_likelihoods, measure, own_prose
 from attriboard.loading import load_model
+from attriboard.measurements.capability import DEFAULT_TASKS, Capability, kept
 from attriboard.model import Model
 from tests.bench.models import FOUR, VOCAB, fresh, tokenizer, words
 from tests.models.test_pretrained import installed
@@ -188,35 +189,6 @@ def test_the_limit_takes_the_first_documents() -> None:
 def test_own_prose_counts_words_as_lm_eval_does() -> None:
     assert own_prose(2) == [(text_of(30), 30), (text_of(7), 7)]
     assert len(own_prose()) == 3
-
-
-# --- aggregates -------------------------------------------------------------------------------------------------------
-
-
-def test_aggregates_by_hand() -> None:
-    found = Capability(accuracy={"a": [1, 0, 1, 1], "b": [0, 1]}, prose={"p": [(-6.0, 2), (-2.0, 2)], "q": [(-4.0, 4)]})
-    assert found.mean_accuracy() == pytest.approx((0.75 + 0.5) / 2)
-    assert found.word_perplexity() == pytest.approx(math.exp(12 / 8))
-    assert Capability.model_validate_json(found.model_dump_json()) == found
-    assert math.isnan(Capability().mean_accuracy()) and math.isnan(Capability().word_perplexity())
-    assert Capability(prose={"p": [(-1e6, 2)]}).word_perplexity() == math.inf
-
-
-def test_kept_by_hand() -> None:
-    before = Capability(accuracy={"a": [1, 1, 0, 0], "b": [1, 0], "only": [1]}, prose={"p": [(-4.0, 2)]})
-    after = Capability(accuracy={"a": [1, 0, 0, 0], "b": [1, 1], "new": [1]}, prose={"p": [(-5.0, 2)]})
-    assert kept(before, after) == pytest.approx((0.5 + 1 + math.exp(2.0 - 2.5)) / 3)
-    assert kept(before, before) == 1
-    assert kept(after, before) == pytest.approx((1 + 0.5 + 1) / 3)
-    assert kept(before, Capability(prose={"p": [(-1e6, 2)]})) == 0
-    nothing_right = Capability(accuracy={"a": [0, 0]})
-    assert math.isnan(kept(nothing_right, Capability(accuracy={"a": [1, 0]})))
-    assert math.isnan(kept(before, Capability()))
-
-
-def test_kept_refuses_other_documents() -> None:
-    with pytest.raises(ConfigurationError, match="'a' was measured on 2 documents before and 1 after; use one limit"):
-        kept(Capability(accuracy={"a": [1, 0]}), Capability(accuracy={"a": [1]}))
 
 
 # --- what stays as it was ---------------------------------------------------------------------------------------------
@@ -384,4 +356,4 @@ def test_smollm2_has_capabilities_and_loses_them(stubs: Path) -> None:
 
 def test_the_default_tasks_are_those_that_ship() -> None:
     shipped = TaskManager(include_path=str(capability.FOLDER), include_defaults=False).all_tasks
-    assert sorted(DEFAULT) == shipped
+    assert sorted(DEFAULT_TASKS) == shipped

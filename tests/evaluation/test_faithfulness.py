@@ -1,4 +1,4 @@
-"""The scores themselves: areas, test vectors, matched draws, intervals, and curves against a literal computation."""
+"""Curves against a literal computation, and intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from attriboard.components import get_level
 from attriboard.errors import TaskError
-from attriboard.evaluation import ablation, faithfulness
+from attriboard.evaluation import faithfulness
 from attriboard.evaluation.context import Context
 from attriboard.interventions import component_means
 from attriboard.loading import load_model
@@ -21,77 +21,6 @@ from attriboard.run.worker import Worker
 from attriboard.scores import Scores
 from attriboard.stats.intervals import bootstrap_interval
 from attriboard.task import tasks
-
-MIB_F = np.array(
-    [
-        0.023235465441,
-        0.239347123232,
-        0.498787047064,
-        0.802994846828,
-        0.881251360233,
-        0.920282182087,
-        0.935665904451,
-        0.967238759677,
-        0.978127967780,
-        1.0,
-    ]
-)
-
-
-def test_cpr_and_cmd_reproduce_the_published_test_vector() -> None:
-    assert faithfulness.cpr(MIB_F) == pytest.approx(0.967818, abs=5e-7)
-    assert faithfulness.cmd(MIB_F) == pytest.approx(0.031182, abs=5e-7)
-
-
-def test_mib_sizes_are_floors_and_the_published_ones_for_32491_edges() -> None:
-    assert faithfulness.mib_sizes(32491) == [32, 64, 162, 324, 649, 1624, 3249, 6498, 16245, 32491]
-    assert faithfulness.mib_sizes(270)[:4] == [0, 0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("n", "expected"),
-    [
-        (270, [1, 3, 5, 14, 27, 54, 135, 270]),
-        (46080, [46, 92, 230, 461, 922, 2304, 4608, 9216, 23040, 46080]),
-        (3, [1, 2, 3]),
-        (1, [1]),
-    ],
-)
-def test_sizes_are_the_distinct_nearest_whole_numbers(n: int, expected: list[int]) -> None:
-    assert faithfulness.sizes(n) == expected
-
-
-def _curves(suff: list[float], need: list[float], sizes: list[int]) -> faithfulness.Faithfulness:
-    flat = [[0.0]] * 10
-    return faithfulness.Faithfulness(
-        sizes=sizes,
-        full=[1.0],
-        empty=[0.0],
-        sufficiency=[[x] for x in suff],
-        necessity=[[x] for x in need],
-        mib_sizes=[1] * 10,
-        mib_signed=flat,
-        mib_absolute=flat,
-    )
-
-
-def test_log_areas_are_one_for_a_perfect_ranking_and_weigh_each_decade_alike() -> None:
-    at = np.arange(1)
-    perfect = _curves([1, 1, 1], [0, 0, 0], [1, 10, 100]).statistics()
-    assert float(perfect["sufficiency_log_area"](at)) == pytest.approx(1.0)
-    assert float(perfect["necessity_log_area"](at)) == pytest.approx(1.0)
-    half = _curves([0, 0, 1], [1, 1, 0], [1, 10, 100]).statistics()
-    assert float(half["sufficiency_log_area"](at)) == pytest.approx(0.25)  # a triangle over the last of two decades
-    over = _curves([2, 2, 2], [-1, -1, -1], [1, 10, 100]).statistics()
-    assert float(over["sufficiency_log_area"](at)) == pytest.approx(2.0)  # never clipped
-    assert float(over["necessity_log_area"](at)) == pytest.approx(2.0)
-
-
-def test_f_is_a_ratio_of_averages_not_an_average_of_ratios() -> None:
-    faith = _curves([0.5], [0.5], [1]).model_copy(
-        update={"full": [1.0, 3.0], "empty": [0.0, 1.0], "sufficiency": [[1.0, 1.0]], "sizes": [1]}
-    )
-    assert float(faith.curve(faith.sufficiency, np.arange(2))[0]) == pytest.approx((1.0 - 0.5) / (2.0 - 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -170,83 +99,6 @@ def test_nothing_to_explain_is_an_error_that_says_so(context: Context) -> None:
 
     with pytest.raises(TaskError, match="does not change the metric of task 'repeat'"):
         faithfulness.evaluate(Blind(context), _score(context, "heads"), get_level("heads"), "zero")
-
-
-@pytest.mark.parametrize("k", [1, 5, 20])
-def test_matched_draws_have_as_many_components_in_every_layer(k: int) -> None:
-    layer_of = torch.arange(6).repeat_interleave(10)
-    top = torch.zeros(60, dtype=torch.bool)
-    top[torch.randperm(60, generator=torch.Generator().manual_seed(k))[:k]] = True
-    draws = [ablation.matched_draw(top, layer_of, d) for d in range(4)]
-    for draw in draws:
-        assert torch.equal(torch.bincount(layer_of[draw], minlength=6), torch.bincount(layer_of[top], minlength=6))
-    assert torch.equal(draws[0], ablation.matched_draw(top, layer_of, 0))
-    assert any(not torch.equal(draws[0], other) for other in draws[1:])
-
-
-def test_ablation_drop_is_the_gap_between_random_and_top() -> None:
-    measured = ablation.Ablation(
-        sizes=[1, 2],
-        clean=[[np.log(0.9), 1.0]],
-        top=[[[np.log(0.2), 0.0]], [[np.log(0.1), 0.0]]],
-        random=[[[[np.log(0.8), 1.0]], [[np.log(0.6), 1.0]]], [[[np.log(0.6), 1.0]], [[np.log(0.4), 0.0]]]],
-    )
-    found = {name: float(f(np.arange(1))) for name, f in measured.statistics().items()}
-    assert found["ablation_drop_p"] == pytest.approx(np.mean([0.7 - 0.2, 0.5 - 0.1]))
-    assert found["ablation_drop_accuracy"] == pytest.approx(np.mean([1.0, 0.5]))
-
-
-def test_measuring_does_not_depend_on_batch_size_or_on_what_is_cached(toy: dict, context: Context) -> None:
-    level = get_level("neurons")
-    masks = torch.rand(5, level.size(context.model), generator=torch.Generator().manual_seed(0)) < 0.5
-    expected = context.measure(level, "counterfactual", masks)
-    for batch_size, cache_bytes in ((1, 2**30), (4, 0), (16, 2**30)):
-        model = load_model(str(toy["model"]), batch_size=batch_size)
-        other = Context(model, tasks.make("repeat"), 0, 12, 12, 6, 4, cache_bytes=cache_bytes)
-        torch.testing.assert_close(other.measure(level, "counterfactual", masks), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_cached_tensors_stay_below_the_limit_however_many_examples(toy: dict) -> None:
-    model = load_model(str(toy["model"]), batch_size=2)
-    level = get_level("neurons")
-    masks = torch.rand(2, level.size(model)) < 0.5
-    limit = 150_000
-    for n in (8, 32):
-        context = Context(model, tasks.make("repeat"), 0, 8, n, n, 4, cache_bytes=limit)
-        context.measure(level, "counterfactual", masks)
-        assert 0 < sum(i.nbytes for i in context._interventions.values()) <= limit
-
-
-def test_equal_sets_are_run_once_and_a_call_gives_the_same_bits_whatever_ran_before(context: Context) -> None:
-    level = get_level("heads")
-    masks = torch.rand(3, level.size(context.model), generator=torch.Generator().manual_seed(9)) < 0.5
-    first = context.measure(level, "zero", masks)
-    context.measure(level, "zero", ~masks)
-    before = context.model.cost.total
-    again = context.measure(level, "zero", masks)
-    once = context.model.cost.total - before
-    assert torch.equal(again, first)
-    doubled = context.measure(level, "zero", masks.repeat(2, 1))
-    assert context.model.cost.total - before == pytest.approx(2 * once)
-    assert torch.equal(doubled, first.repeat(2, 1, 1))
-
-
-def test_kept_examples_are_answered_correctly_and_counted(context: Context) -> None:
-    model = context.model
-    for split in ("train", "test"):
-        kept = context.kept[split]
-        assert kept.seen == 12 and kept.kept == min(6, kept.correct)
-        assert sum(right for right, _ in kept.by_subset.values()) == kept.correct
-        assert sum(seen for _, seen in kept.by_subset.values()) == kept.seen
-        for example in context.examples[split]:
-            batch = model.batch([example])
-            assert int(model.run(batch).logits.argmax()) == example.answer
-
-
-def test_too_few_kept_examples_are_an_error(toy: dict) -> None:
-    tasks.include(toy["task"])
-    with pytest.raises(TaskError, match="answers only 0 of 12 train examples of task 'hopeless'; at least 4"):
-        Context(load_model(str(toy["model"])), tasks.make("hopeless"), 0, 12, 12, 6, 4)
 
 
 def test_aggregates_can_be_recomputed_from_a_stored_record(toy: dict) -> None:
