@@ -38,7 +38,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..edits import (
-    EDITABLE,
     Rewrite,
     WeightEdit,
     activation_edits,
@@ -336,7 +335,7 @@ def evaluate(
 
 def applies(level: Level) -> bool:
     """Whether the level's components have output weights to edit."""
-    return level.name in EDITABLE
+    return level.editable
 
 
 def up_to_half(sizes: Sequence[int], level: Level, model: Model) -> list[int]:

@@ -48,7 +48,7 @@ from ..evaluation.capability import Capability
 from ..evaluation.context import Context
 from ..exchange import mib
 from ..exchange import precomputed as entered
-from ..interventions import Replacement, check_replacement
+from ..levels import Replacement, check_replacement
 from ..loading import fingerprint, hash_file, load_model
 from ..measurements.base import Family
 from ..measurements.metrics import METRICS

@@ -13,7 +13,7 @@ from ..components import COMPONENTS, LEVELS, get_level
 from ..errors import ConfigurationError, ScoresError, UnknownNameError
 from ..exchange.mib import Graph
 from ..exchange.precomputed import ScoreFile, shape_of
-from ..interventions import InputReplacement, check_replacement
+from ..levels import InputReplacement, check_replacement
 from ..loading import check_model_name, has_truth
 from ..method import methods
 from ..records.record import Cell, Entered, Settings

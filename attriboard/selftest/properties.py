@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..components import COMPONENTS, LEVELS, Level
 from ..errors import AttriboardError, SkipCell, UnknownNameError
-from ..interventions import REPLACEMENTS
+from ..interventions import replacement_kind
+from ..levels import REPLACEMENTS
 from ..method import Method, ReplacingMethod, checked, checked_inputs, methods
 from ..model import EncodedExample, Model
 from .reference import EMBED, Part, Plain, in_out, metric, slope
@@ -30,6 +31,8 @@ OTHER_ANSWERS = ("w11", "w11", "w12", "w12")
 OTHER_FOILS = ("w13", "w14", "w15", "w16")
 FOILS = ("w8", "w9", "w10", "w11")
 """For where what is explained has to be a difference of two logits."""
+WRITTEN_BY = {"z": "out", "post": "down", "mlp_out": "down"}
+"""By activation, the role of the projection through which it is written."""
 
 
 class PropertyError(Exception):
@@ -195,7 +198,7 @@ class Property:
         levels = [level for level in method.levels if level in self.levels] if self.levels else method.levels[:1]
         found = []
         for level in levels:
-            fitting = SEEING if method.modality == "vision" or level == "patches" else TEXT
+            fitting = SEEING if method.modality == "vision" or LEVELS[level].image else TEXT
             found += [Case(method, level, family) for family in self.families or fitting]
         return found
 
@@ -394,7 +397,9 @@ def _along(case: Case, kind: str, options: dict[str, Any], steps: int = 0) -> No
     for e in examples:
         parts, directions = plain.list_parts(case.level, e), plain.directions(e, case.level, kind, examples)
         clean = plain.embeddings(e)
-        corrupted = plain.embeddings(e, counterfactual=True) if kind == "counterfactual" else torch.zeros_like(clean)
+        corrupted = (
+            plain.embeddings(e, counterfactual=True) if replacement_kind(kind).paired else torch.zeros_like(clean)
+        )
         points = [corrupted + k / steps * (clean - corrupted) for k in range(1, steps + 1)] or [clean]
         slopes = [_slope_of_each(plain, e, parts, directions, point) for point in points]
         expected.append(-torch.stack(slopes).mean(0))
@@ -526,11 +531,12 @@ def telescoping(case: Case) -> None:
         bare = plain.frozen_logits(embeddings[-1], seen[last_site][0, -1])
         expected.append(torch.log_softmax(logits[0], -1)[e.answer] - torch.log_softmax(bare, -1)[e.answer])
     total = float(torch.stack(expected).double().mean())
-    attention = [level for level in ("heads", "attn_neurons") if level in case.method.levels]
-    if not attention or "neurons" not in case.method.levels:
+    attention = [level for level in case.method.levels if LEVELS[level].sites == ("z",)]
+    ffn = [level for level in case.method.levels if LEVELS[level].hidden_units]
+    if not attention or not ffn:
         raise PropertyError(f"{case.method.name} declares telescoping and scores no attention or no neurons.")
     for level in attention:
-        found = sum(float(replace(case, level=one).scores(model, examples).sum()) for one in (level, "neurons"))
+        found = sum(float(replace(case, level=one).scores(model, examples).sum()) for one in (level, *ffn))
         if not abs(found - total) <= 1e-4 * abs(total):
             raise PropertyError(
                 f"{case.method.name}: {level} and neurons of a model with one of each add up to {found:.6g}, but log p "
@@ -552,6 +558,7 @@ def shares_add_up(case: Case) -> None:
     for levels in (("nodes",), ("heads", "neurons")):
         if not set(levels) <= set(case.method.levels):
             continue
+        whole_ffn = any("mlp_out" in LEVELS[level].sites for level in levels)
         for e in examples:
             logits, seen = plain.run(plain.embeddings(e), read=[*sites, last_site])
             at = {site: x[0, -1] for site, x in seen.items()}
@@ -559,7 +566,7 @@ def shares_add_up(case: Case) -> None:
             for layer in range(plain.n_layers):
                 rest -= at["z", layer] @ in_out(plain.part("out", layer))
                 down = at["post", layer] @ in_out(plain.part("down", layer))
-                rest -= at["mlp_out", layer] if levels == ("nodes",) else down
+                rest -= at["mlp_out", layer] if whole_ffn else down
             unwritten = float(metric(plain.frozen_logits(rest, at[last_site]), e))
             scores = torch.cat([replace(case, level=level).scores(model, [e]) for level in levels])
             found, expected = float(scores.sum()), float(metric(logits[0], e)) - unwritten
@@ -660,15 +667,14 @@ def zero_for_idle(case: Case) -> None:
         idle = [at != end for e, end in zip(examples, last) for at in plain.positions(case.level, e)]
         _zero(case, hooked(plain.hf), torch.tensor(idle), "no other position reads")
         return
-    role = "down" if case.level == "neurons" else "out"
-    silent = [2, 5] if case.level == "neurons" else list(range(plain.d_head, 2 * plain.d_head))
-    in_out(plain.part(role, 0))[silent] = 0
-    in_out(plain.part(role, 1)).zero_()
-    width = LEVELS[case.level].size(case.model()) // plain.n_layers
-    mask = torch.zeros(plain.n_layers, width, dtype=torch.bool)
-    mask[0, silent if case.level in ("neurons", "attn_neurons") else 1] = True
-    mask[1] = True
-    if case.level == "nodes":
+    site = LEVELS[case.level].sites[0]
+    silent = [2, 5] if LEVELS[case.level].hidden_units else list(range(plain.d_head, 2 * plain.d_head))
+    in_out(plain.part(WRITTEN_BY[site], 0))[silent] = 0
+    in_out(plain.part(WRITTEN_BY[site], 1)).zero_()
+    own = _within(case, plain, site, silent)
+    mask = torch.zeros(plain.n_layers, len(own), dtype=torch.bool)
+    mask[0], mask[1] = own, True
+    if "mlp_out" in LEVELS[case.level].sites:
         down = plain.part("down", 1)
         down.weight.zero_()
         if down.bias is not None:
@@ -686,7 +692,7 @@ def zero_for_dead(case: Case) -> None:
     plain = Plain(_tiny(case.family, False), _processor(case.model()))
     width = LEVELS[case.level].size(case.model()) // plain.n_layers
     mask = torch.zeros(plain.n_layers, width, dtype=torch.bool)
-    if case.level == "neurons":
+    if LEVELS[case.level].hidden_units:
         for layer, dead in ((0, [1, 4]), (1, [0])):
             _cut(plain.part("reads", layer), dead)
             mask[layer, dead] = True
@@ -696,8 +702,15 @@ def zero_for_dead(case: Case) -> None:
         start = 2 * plain.n_heads * plain.d_head if fused else 0
         _cut(values, list(range(start, start + plain.d_head)))
         heads = 1 if fused else plain.n_heads // plain.config.num_key_value_heads
-        mask[0, : heads * (plain.d_head if case.level == "attn_neurons" else 1)] = True
+        mask[0] = _within(case, plain, "z", range(heads * plain.d_head))
     _zero(case, hooked(plain.hf), mask.flatten(), "is never active")
+
+
+def _within(case: Case, plain: Plain, site: str, columns: Sequence[int]) -> Tensor:
+    """``[n]`` bool: the components of a layer that act through some of these columns of one activation alone."""
+    every = range(len(in_out(plain.part(WRITTEN_BY[site], 0))))
+    own = LEVELS[case.level].columns_of(plain)
+    return torch.tensor([at == site and set(every[where]) <= set(columns) for at, where in own])
 
 
 def _cut(projection: Any, outputs: list[int]) -> None:
@@ -793,14 +806,11 @@ def ignores_output_scale(case: Case) -> None:
 
 def _tripled(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
     """Scores in the last layer of those whose output weights were tripled, and before."""
-    examples, n_heads = case.examples(), case.model().n_heads
-    whole: dict[str, dict[str, slice]] = {
-        "neurons": {"down": slice(None)},
-        "nodes": {"out": slice(n_heads), "down": slice(n_heads, None)},
-    }
-    for role, own in whole.get(case.level, {"out": slice(None)}).items():
+    examples = case.examples()
+    for site in LEVELS[case.level].sites:
         plain = Plain(_tiny(case.family, False), _processor(case.model()))
-        for weight in plain.part(role, plain.n_layers - 1).parameters():
+        own = torch.tensor([at == site for at, _ in LEVELS[case.level].columns_of(plain)])
+        for weight in plain.part(WRITTEN_BY[site], plain.n_layers - 1).parameters():
             weight.mul_(3)
         both = (case.scores(hooked(plain.hf), examples), _usual(case))
         after, before = (scores.view(plain.n_layers, -1)[-1, own] for scores in both)
