@@ -1,11 +1,13 @@
-"""Levels: what can be scored, how it is named, and where it acts in the model.
+"""Levels: what can be scored, and where it acts in the model.
 
 A component is replaced by replacing its slice of one activation, and its first-order effect is a product summed
-over that slice; a level knows both, so that methods and evaluation never handle shapes of their own.
+over that slice; a level knows both, so that methods and evaluation never handle shapes of their own. What a level is
+called and can do is stated in :mod:`attriboard.levels`; its class here adds what needs a model.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -13,54 +15,70 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from . import levels
 from .errors import SkipCell, UnknownNameError
 from .model import hook_name
 
 if TYPE_CHECKING:
     from .model import Batch, EncodedExample, Model
+    from .task import Task
 
 
 @dataclass(frozen=True)
-class Level:
+class Level(levels.LevelFacts):
     """A kind of component.
 
+    A new one states ``sites``, ``shape``, ``masks`` and ``reduce``; the rest follows, or goes with a fact, as output
+    weights go with ``editable`` and ``one_vector``.
+
     Attributes:
-        name: "heads", "neurons", "attn_neurons", "nodes", "patches" or "tokens".
-        axes: the names of the axes of a score tensor.
         sites: the activations through which the components act.
-        description: one sentence.
-        inputs: True for positions of the input (see :class:`InputLevel`), False for components of the model.
+        base: the residual that what the components write is added to.
     """
 
-    name: str
-    axes: tuple[str, ...]
-    sites: tuple[str, ...]
-    description: str
-    inputs: ClassVar[bool] = False
+    sites: ClassVar[tuple[str, ...]] = ()
+    base: ClassVar[str] = ""
 
     def shape(self, model: Model) -> tuple[int, ...]:
-        """The shape of a score tensor."""
-        return {
-            "heads": (model.n_layers, model.n_heads),
-            "neurons": (model.n_layers, model.d_mlp),
-            "attn_neurons": (model.n_layers, model.n_heads, model.d_head),
-            "nodes": (model.n_layers, model.n_heads + 1),
-        }[self.name]
+        """The shape of a score tensor; the first axis is the layer."""
+        raise NotImplementedError(f"{self.name} have no shape of scores.")
+
+    def masks(self, chosen: Tensor) -> dict[str, Tensor]:
+        """One layer's component masks as activation masks: what is to be replaced, by site.
+
+        Args:
+            chosen: ``[R, *shape[1:]]`` bool.
+
+        Returns:
+            masks that broadcast against the activation of ``R`` rows; sites with nothing to replace may be left out.
+        """
+        raise NotImplementedError(f"{self.name} say no activations.")
+
+    def reduce(self, model: Model, products: Mapping[str, Tensor]) -> Tensor:
+        """``[B, *shape]``: products ``[B, T, ...]`` at every activation, summed over positions and components."""
+        raise NotImplementedError(f"{self.name} sum up no activations.")
+
+    def output_weights(self, model: Model, layer: int) -> Tensor:
+        """A view of the weights through which a layer's components write, by component: ``[n, ..., d_model]``."""
+        raise NotImplementedError(f"{self.name} have no output weights of their own.")
+
+    def gain(self, model: Model, layer: int, activation: Tensor) -> Tensor | None:
+        """The factor of a norm after the sub-layer, its scale fixed by the activation; None where there is none."""
+        raise NotImplementedError(f"{self.name} have no output of their own.")
+
+    def columns_of(self, sizes: levels.Sizes) -> list[tuple[str, slice]]:
+        """The definition that self-tests judge by: of each of a layer's components, its activation and columns there.
+
+        Activations are rows of numbers here, the heads' outputs one after the other.
+
+        Raises:
+            SkipCell: a component of this level acts through more than one activation.
+        """
+        raise SkipCell(f"there is no literal judge of {self.name}.")
 
     def size(self, model: Model) -> int:
         """How many components there are."""
         return int(torch.tensor(self.shape(model)).prod())
-
-    def names(self, model: Model) -> list[str]:
-        """Component names in row-major order of the scores, in the style of MIB: ``a3.h5``, ``m7``, ``m7.n12``."""
-        layers, heads = range(model.n_layers), range(model.n_heads)
-        if self.name == "heads":
-            return [f"a{layer}.h{h}" for layer in layers for h in heads]
-        if self.name == "neurons":
-            return [f"m{layer}.n{j}" for layer in layers for j in range(model.d_mlp)]
-        if self.name == "attn_neurons":
-            return [f"a{layer}.h{h}.d{i}" for layer in layers for h in heads for i in range(model.d_head)]
-        return [n for layer in layers for n in (*(f"a{layer}.h{h}" for h in heads), f"m{layer}")]
 
     def layer_of(self, model: Model) -> Tensor:
         """``[n]``: the layer of each component, in row-major order."""
@@ -81,73 +99,166 @@ class Level:
             nothing to replace are left out.
         """
         per_layer = masks.view(len(masks), *self.shape(model))
-        found: dict[str, Tensor] = {}
-        for layer in torch.nonzero(per_layer.flatten(2).any(2).any(0)).flatten().tolist():
-            mask = per_layer[:, layer]
-            if self.name == "heads":
-                found[hook_name("z", layer)] = mask[:, None, :, None]
-            elif self.name == "neurons":
-                found[hook_name("post", layer)] = mask[:, None, :]
-            elif self.name == "attn_neurons":
-                found[hook_name("z", layer)] = mask[:, None]
-            else:
-                if bool(mask[:, :-1].any()):
-                    found[hook_name("z", layer)] = mask[:, None, :-1, None]
-                if bool(mask[:, -1].any()):
-                    found[hook_name("mlp_out", layer)] = mask[:, None, -1:]
-        return found
+        touched = masks.view(len(masks), model.n_layers, -1).any(2).any(0)
+        return {
+            hook_name(site, layer): mask
+            for layer in torch.nonzero(touched).flatten().tolist()
+            for site, mask in self.masks(per_layer[:, layer]).items()
+        }
+
+
+def summed(model: Model, products: Mapping[str, Tensor], site: str) -> Tensor:
+    """``[B, L, ...]``: products ``[B, T, ...]`` at one site of every layer, summed over positions."""
+    return torch.stack([products[hook_name(site, layer)].sum(1) for layer in range(model.n_layers)], dim=1)
+
+
+class Heads(Level):
+    """Attention heads, before the output projection."""
+
+    sites = ("z",)
+    base = "resid_pre"
+
+    def shape(self, model: Model) -> tuple[int, ...]:
+        return (model.n_layers, model.n_heads)
+
+    def masks(self, chosen: Tensor) -> dict[str, Tensor]:
+        return {"z": chosen[:, None, :, None]}
 
     def reduce(self, model: Model, products: Mapping[str, Tensor]) -> Tensor:
-        """``[B, *shape]``: products ``[B, T, ...]`` at every activation, summed over positions and components."""
+        return summed(model, products, "z").sum(-1)
 
-        def stacked(site: str) -> Tensor:
-            return torch.stack([products[hook_name(site, layer)].sum(1) for layer in range(model.n_layers)], dim=1)
+    def output_weights(self, model: Model, layer: int) -> Tensor:
+        """``[H, d_head, d_model]``."""
+        return model.W_O(layer)
 
-        if self.name == "neurons":
-            return stacked("post")
-        if self.name == "attn_neurons":
-            return stacked("z")
-        heads = stacked("z").sum(-1)
-        if self.name == "heads":
-            return heads
-        return torch.cat([heads, stacked("mlp_out").sum(-1, keepdim=True)], dim=-1)
+    def gain(self, model: Model, layer: int, activation: Tensor) -> Tensor | None:
+        return model.attn_gain(layer, activation)
+
+    def columns_of(self, sizes: levels.Sizes) -> list[tuple[str, slice]]:
+        return [("z", slice(h * sizes.d_head, (h + 1) * sizes.d_head)) for h in range(sizes.n_heads)]
 
 
-@dataclass(frozen=True)
-class InputLevel(Level):
+class Neurons(Level):
+    """Hidden units of FFNs, before the down-projection."""
+
+    sites = ("post",)
+    base = "resid_mid"
+
+    def shape(self, model: Model) -> tuple[int, ...]:
+        return (model.n_layers, model.d_mlp)
+
+    def masks(self, chosen: Tensor) -> dict[str, Tensor]:
+        return {"post": chosen[:, None, :]}
+
+    def reduce(self, model: Model, products: Mapping[str, Tensor]) -> Tensor:
+        return summed(model, products, "post")
+
+    def output_weights(self, model: Model, layer: int) -> Tensor:
+        """``[d_mlp, d_model]``."""
+        return model.W_out(layer)
+
+    def gain(self, model: Model, layer: int, activation: Tensor) -> Tensor | None:
+        return model.mlp_gain(layer, activation)
+
+    def columns_of(self, sizes: levels.Sizes) -> list[tuple[str, slice]]:
+        return [("post", slice(j, j + 1)) for j in range(sizes.d_mlp)]
+
+
+class HeadDimensions(Level):
+    """Single dimensions of heads, before the output projection."""
+
+    sites = ("z",)
+    base = "resid_pre"
+
+    def shape(self, model: Model) -> tuple[int, ...]:
+        return (model.n_layers, model.n_heads, model.d_head)
+
+    def masks(self, chosen: Tensor) -> dict[str, Tensor]:
+        return {"z": chosen[:, None]}
+
+    def reduce(self, model: Model, products: Mapping[str, Tensor]) -> Tensor:
+        return summed(model, products, "z")
+
+    def output_weights(self, model: Model, layer: int) -> Tensor:
+        """``[H * d_head, d_model]``."""
+        return model.W_O(layer).flatten(0, 1)
+
+    def gain(self, model: Model, layer: int, activation: Tensor) -> Tensor | None:
+        return model.attn_gain(layer, activation)
+
+    def columns_of(self, sizes: levels.Sizes) -> list[tuple[str, slice]]:
+        return [("z", slice(i, i + 1)) for i in range(sizes.n_heads * sizes.d_head)]
+
+
+class Nodes(Level):
+    """Attention heads, and the outputs of whole FFN layers."""
+
+    sites = ("z", "mlp_out")
+
+    def shape(self, model: Model) -> tuple[int, ...]:
+        return (model.n_layers, model.n_heads + 1)
+
+    def masks(self, chosen: Tensor) -> dict[str, Tensor]:
+        by_site = {}
+        if bool(chosen[:, :-1].any()):
+            by_site["z"] = chosen[:, None, :-1, None]
+        if bool(chosen[:, -1].any()):
+            by_site["mlp_out"] = chosen[:, None, -1:]
+        return by_site
+
+    def reduce(self, model: Model, products: Mapping[str, Tensor]) -> Tensor:
+        heads = summed(model, products, "z").sum(-1)
+        return torch.cat([heads, summed(model, products, "mlp_out").sum(-1, keepdim=True)], dim=-1)
+
+    def columns_of(self, sizes: levels.Sizes) -> list[tuple[str, slice]]:
+        heads = [("z", slice(h * sizes.d_head, (h + 1) * sizes.d_head)) for h in range(sizes.n_heads)]
+        return [*heads, ("mlp_out", slice(None))]
+
+
+class InputLevel(Level, ABC):
     """Positions of the input: image patches, or text tokens.
 
     What a level's scores look like depends on the example. Positions are counted from the first real token.
     """
 
-    inputs: ClassVar[bool] = True
+    sites = ("embed",)
 
+    @abstractmethod
     def positions(self, model: Model, encoded: EncodedExample) -> list[int]:
         """The positions that are scored: patches in row-major order, or text tokens in order.
 
         Raises:
             SkipCell: patches of an example without an image.
         """
-        placeholder = model.vision.placeholder if model.vision is not None and encoded.image is not None else None
-        patches = [i for i, token in enumerate(encoded.tokens) if token == placeholder]
-        if self.name == "tokens":
-            held = set(patches)
-            return [i for i in range(len(encoded.tokens)) if i not in held]
-        if not patches:
-            raise SkipCell("patches can be scored only where an example has an image.")
-        return patches
+
+    @abstractmethod
+    def example_names(self, model: Model, encoded: EncodedExample) -> list[str]:
+        """Names in the order of the scores: ``p3.4`` for the patch in row 3, column 4; ``t7`` for text token 7."""
+
+    @abstractmethod
+    def columns(self, model: Model, batch: Batch) -> Tensor:
+        """``[B, T]`` bool: the batch's columns that are scored."""
+
+    @abstractmethod
+    def labels(self, task: Task) -> tuple[str, ...]:
+        """The names of what a task marks on these positions: its marks, or its regions."""
+
+    @abstractmethod
+    def coverage(self, model: Model, encoded: EncodedExample) -> dict[str, list[float]]:
+        """By mark or region of an example, ``[n]``: the share of each position that it covers."""
+
+    def grid(self, model: Model) -> tuple[int, int] | None:
+        """(rows, columns) of the positions; None where they stand in a row."""
+        return None
+
+    def pieces(self, model: Model, encoded: EncodedExample) -> list[str]:
+        """The positions' tokens as text; empty where they are none."""
+        return []
 
     def example_shape(self, model: Model, encoded: EncodedExample) -> tuple[int, ...]:
         """The shape of one example's scores: the patch grid, or the number of text tokens."""
         n = len(self.positions(model, encoded))
-        return model.vision.grid if self.name == "patches" and model.vision is not None else (n,)
-
-    def example_names(self, model: Model, encoded: EncodedExample) -> list[str]:
-        """Names in the order of the scores: ``p3.4`` for the patch in row 3, column 4; ``t7`` for text token 7."""
-        if self.name == "tokens":
-            return [f"t{i}" for i in range(len(self.positions(model, encoded)))]
-        rows, columns = self.example_shape(model, encoded)
-        return [f"p{row}.{column}" for row in range(rows) for column in range(columns)]
+        return self.grid(model) or (n,)
 
     def take(self, model: Model, batch: Batch, values: Tensor) -> list[Tensor]:
         """Each example's scores from one value per column: ``[B, T]`` to a list of ``example_shape``."""
@@ -169,25 +280,75 @@ class InputLevel(Level):
             row[torch.tensor(self.positions(model, encoded)) + start] = own.flatten().to(row)
         return placed
 
+
+def _placeholders(model: Model, encoded: EncodedExample) -> list[int]:
+    """The positions at which image features stand."""
+    placeholder = model.vision.placeholder if model.vision is not None and encoded.image is not None else None
+    return [i for i, token in enumerate(encoded.tokens) if token == placeholder]
+
+
+class Patches(InputLevel):
+    """Patches of the image: the positions at which its features stand."""
+
+    def positions(self, model: Model, encoded: EncodedExample) -> list[int]:
+        patches = _placeholders(model, encoded)
+        if not patches:
+            raise SkipCell("patches can be scored only where an example has an image.")
+        return patches
+
+    def example_names(self, model: Model, encoded: EncodedExample) -> list[str]:
+        rows, columns = self.example_shape(model, encoded)
+        return [f"p{row}.{column}" for row in range(rows) for column in range(columns)]
+
     def columns(self, model: Model, batch: Batch) -> Tensor:
-        """``[B, T]`` bool: the batch's columns that are scored."""
-        return batch.real & (batch.image_mask if self.name == "patches" else ~batch.image_mask)
+        return batch.real & batch.image_mask
+
+    def labels(self, task: Task) -> tuple[str, ...]:
+        return task.regions
+
+    def coverage(self, model: Model, encoded: EncodedExample) -> dict[str, list[float]]:
+        return {name: model.patch_coverage(encoded, name).flatten().tolist() for name in encoded.example.regions}
+
+    def grid(self, model: Model) -> tuple[int, int] | None:
+        return None if model.vision is None else model.vision.grid
 
 
-LEVELS: dict[str, Level] = {
-    level.name: level
-    for level in (
-        Level("heads", ("layer", "head"), ("z",), "attention heads"),
-        Level("neurons", ("layer", "neuron"), ("post",), "FFN hidden units, the inputs of the down-projection"),
-        Level("attn_neurons", ("layer", "head", "dimension"), ("z",), "single dimensions of a head's output"),
-        Level(
-            "nodes", ("layer", "node"), ("z", "mlp_out"), "attention heads and whole FFN layers (the last of each row)"
-        ),
-        InputLevel("patches", ("patch_row", "patch_column"), ("embed",), "patches of the image, as the model sees it"),
-        InputLevel("tokens", ("position",), ("embed",), "text tokens of the prompt"),
-    )
+class Tokens(InputLevel):
+    """Tokens of the text."""
+
+    def positions(self, model: Model, encoded: EncodedExample) -> list[int]:
+        patches = set(_placeholders(model, encoded))
+        return [i for i in range(len(encoded.tokens)) if i not in patches]
+
+    def example_names(self, model: Model, encoded: EncodedExample) -> list[str]:
+        return [f"t{i}" for i in range(len(self.positions(model, encoded)))]
+
+    def columns(self, model: Model, batch: Batch) -> Tensor:
+        return batch.real & ~batch.image_mask
+
+    def labels(self, task: Task) -> tuple[str, ...]:
+        return task.marks
+
+    def coverage(self, model: Model, encoded: EncodedExample) -> dict[str, list[float]]:
+        marked = {name: set(model.mark_positions(encoded, name)) for name in encoded.example.marks}
+        positions = self.positions(model, encoded)
+        return {name: [float(i in inside) for i in positions] for name, inside in marked.items()}
+
+    def pieces(self, model: Model, encoded: EncodedExample) -> list[str]:
+        return [model.tokenizer.decode([encoded.tokens[i]]) for i in self.positions(model, encoded)]
+
+
+_CLASSES: dict[str, type[Level]] = {
+    "heads": Heads,
+    "neurons": Neurons,
+    "attn_neurons": HeadDimensions,
+    "nodes": Nodes,
+    "patches": Patches,
+    "tokens": Tokens,
 }
 
+LEVELS: dict[str, Level] = {name: _CLASSES[name](**vars(facts)) for name, facts in levels.LEVELS.items()}
+"""By name, in the order in which they are stated."""
 COMPONENTS = {name: level for name, level in LEVELS.items() if not level.inputs}
 """The levels of components of the model."""
 INPUTS = {name: level for name, level in LEVELS.items() if level.inputs}

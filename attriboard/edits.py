@@ -23,14 +23,12 @@ from torch import Tensor, nn
 
 from .errors import ConfigurationError, MethodError, ModelError
 from .interventions import watched
+from .levels import names_where
 from .model import hook_name
 
 if TYPE_CHECKING:
     from .components import Level
     from .model import Batch, Edit, EncodedExample, Model
-
-EDITABLE = ("heads", "neurons")
-"""The levels whose components have output weights of their own."""
 
 STRENGTHS = tuple(2.0**i for i in range(-4, 5))
 """The strengths tried for a rewrite, 1/16 to 16, in units of the Frobenius norm of the selected output vectors."""
@@ -41,7 +39,7 @@ class WeightEdit(ABC):
     """A change of the output weights of some components.
 
     Attributes:
-        level: "heads" or "neurons".
+        level: one whose components have output weights of their own.
         components: ``[k]`` flat indices, each once.
     """
 
@@ -109,7 +107,7 @@ def rewrite(model: Model, examples: Sequence[EncodedExample], level: Level, neur
     of this very prompt (of a choice, likelier than the answer); the largest if none does.
 
     Raises:
-        MethodError: the level is not "neurons", or a norm follows the model's FFN.
+        MethodError: the level's components have no output vector each, or a norm follows the model's FFN.
         ConfigurationError: an example without a foil, or as :func:`scale`.
     """
     why_not = why_no_rewrite(model, level)
@@ -127,8 +125,9 @@ def rewrite(model: Model, examples: Sequence[EncodedExample], level: Level, neur
 
 def why_no_rewrite(model: Model, level: Level) -> str | None:
     """None where the level's components can be rewritten, else the reason."""
-    if level.name != "neurons":
-        return f"only neurons have one output vector each that can be rewritten, {level.name} have not."
+    if not level.rewritable:
+        able = " and ".join(names_where(rewritable=True))
+        return f"only {able} have one output vector each that can be rewritten, {level.name} have not."
     if model.architecture.mlp_post_norm is not None:
         return (
             f"a norm follows the FFN of {model.architecture.family} models, so what is added to an output vector does "
@@ -178,8 +177,9 @@ def foil_wins(model: Model, logits: Tensor, batch: Batch) -> Tensor:
 
 
 def _checked(model: Model, level: Level, components: Tensor) -> Tensor:
-    if level.name not in EDITABLE:
-        raise MethodError(f"{level.name} cannot be edited; the levels that can are {' and '.join(EDITABLE)}.")
+    if not level.editable:
+        able = " and ".join(names_where(editable=True))
+        raise MethodError(f"{level.name} cannot be edited; the levels that can are {able}.")
     n = level.size(model)
     if not 1 <= len(components) <= n:
         raise ConfigurationError(
@@ -218,8 +218,9 @@ def _scaled(model: Model, edits: Sequence[Scaling]) -> dict[str, Edit]:
     factors = torch.ones(len(edits), level.size(model), device=model.device)
     for row, edit in zip(factors, edits):
         row[edit.components] = edit.factor
-    # [R, T, H, d_head] of heads, [R, T, d_mlp] of neurons
-    per_layer = factors.view(len(edits), model.n_layers, 1, -1, *([1] if level.name == "heads" else []))
+    # [R, T, H, d_head] of heads, [R, T, d_mlp] of neurons: as many axes for a component as its output weights have rows
+    own_axes = level.output_weights(model, 0).dim() - 2
+    per_layer = factors.view(len(edits), model.n_layers, 1, -1, *[1] * own_axes)
 
     def multiply(factor: Tensor) -> Edit:
         return lambda x: x * factor.to(x.dtype)
@@ -270,12 +271,12 @@ def edited(model: Model, edit: WeightEdit) -> Iterator[None]:
 
     def put_back() -> None:
         for layer, values in saved.items():
-            _output_weights(model, edit.level, layer)[within[layer_of == layer]] = values
+            edit.level.output_weights(model, layer)[within[layer_of == layer]] = values
 
-    with _restored(model, lambda: [_output_weights(model, edit.level, layer) for layer in layers], put_back):
+    with _restored(model, lambda: [edit.level.output_weights(model, layer) for layer in layers], put_back):
         for layer in layers:
             chosen = (layer_of == layer).nonzero()[:, 0]
-            weights = _output_weights(model, edit.level, layer)
+            weights = edit.level.output_weights(model, layer)
             saved[layer] = weights[within[chosen]].clone()
             weights[within[chosen]] = edit.changed(saved[layer].float(), chosen).to(weights.dtype)
         yield
@@ -337,11 +338,6 @@ def _restored(model: Model, touched: Callable[[], list[Tensor]], put_back: Calla
                 f"the edited weights of {model.name} are not what they were before the edit, because something else "
                 f"changed them meanwhile; load the model again."
             )
-
-
-def _output_weights(model: Model, level: Level, layer: int) -> Tensor:
-    """A view of the parameters: ``[d_mlp, d_model]`` of neurons, ``[H, d_head, d_model]`` of heads."""
-    return model.W_out(layer) if level.name == "neurons" else model.W_O(layer)
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

@@ -7,17 +7,18 @@ prompt's beginning that both prompts share is never run again.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from .errors import ConfigurationError, ExampleError, UnknownNameError
-from .levels import InputReplacement, Replacement
+from .errors import ConfigurationError, ExampleError, SkipCell, UnknownNameError
+from .levels import REPLACEMENTS, InputReplacement, Replacement
 from .model import Batch, Edit, hook_name
 from .task import IMAGE
 
@@ -25,24 +26,9 @@ if TYPE_CHECKING:
     from .components import InputLevel, Level
     from .model import EncodedExample, Model
 
-REPLACEMENTS: tuple[Replacement, ...] = ("counterfactual", "mean", "zero")
-PATCH_REPLACEMENTS: tuple[InputReplacement, ...] = ("background", "blur")
-
 MEASURES = ("metric", "logprob", "correct")
 """What is measured of a row: the task's metric, log p(answer), and whether the answer is right
 (see :meth:`Model.correct`)."""
-
-
-def check_replacement(replacement: InputReplacement, level_name: str) -> None:
-    """Refuses a replacement that a level does not have.
-
-    Raises:
-        ConfigurationError: names both.
-    """
-    if replacement in PATCH_REPLACEMENTS and level_name != "patches":
-        raise ConfigurationError(
-            f"replacement {replacement!r} is for patches, not for {level_name}, which have {', '.join(REPLACEMENTS)}."
-        )
 
 
 def measure(model: Model, logits: Tensor, batch: Batch) -> Tensor:
@@ -76,6 +62,220 @@ def component_means(model: Model, examples: Sequence[EncodedExample], level: Lev
     return {name: (total / count).to(model.dtype) for name, total in sums.items()}
 
 
+Rows = dict[tuple[str, int], Tensor]
+"""One prompt's activations ``[T, width]`` by site and layer."""
+Fill = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From sets ``[S, n]`` of one example's positions to embeddings that broadcast against ``[S, T, d_model]``, and to
+where they go, ``[S, T, 1]`` bool."""
+
+
+class ReplacementKind(ABC):
+    """What stands in the place of what is replaced: one class for each name in :mod:`attriboard.levels`.
+
+    Class attributes:
+        name: as options and suites say it.
+        paired: whether it comes from the counterfactual prompt, so that what both prompts share need not be run again.
+        needs_means: whether for components it needs :func:`component_means`.
+    """
+
+    name: ClassVar[InputReplacement]
+    paired: ClassVar[bool] = False
+    needs_means: ClassVar[bool] = False
+
+    def activations(
+        self, model: Model, batch: Batch, names: Sequence[str], means: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """What activations are replaced by; see :func:`replacement_values`."""
+        raise UnknownNameError("replacement", self.name, REPLACEMENTS)
+
+    def embeddings(self, model: Model, batch: Batch, level: InputLevel) -> Tensor:
+        """What embeddings at the positions of a level are replaced by: broadcasts against ``[B, T, d_model]``."""
+        raise UnknownNameError("replacement", self.name, REPLACEMENTS)
+
+    def fill(self, model: Model, batch: Batch, level: InputLevel) -> Fill:
+        """How any set of positions is replaced in a batch of one example."""
+        value = self.embeddings(model, batch, level)
+        columns = level.columns(model, batch)[0]
+
+        def fill(sets: Tensor) -> tuple[Tensor, Tensor]:
+            replaced = torch.zeros(len(sets), len(columns), 1, dtype=torch.bool, device=columns.device)
+            replaced[:, columns, 0] = sets.to(columns.device)
+            return value, replaced
+
+        return fill
+
+    def why_not(self, model: Model, examples: Sequence[EncodedExample], level: InputLevel, task: str) -> str:
+        """Why positions of a task's examples cannot be replaced in this way, as a sentence; empty if they can."""
+        return ""
+
+    @abstractmethod
+    def literally(self, own: Rows, counterfactual: Callable[[], Rows], mean: Callable[[], Rows]) -> Rows:
+        """The definition that self-tests judge by: what one prompt's activations ``[T, width]`` are replaced by.
+
+        Args:
+            own: the activations themselves.
+            counterfactual, mean: those of the paired prompt, and their means, each shaped as ``own``.
+
+        Raises:
+            SkipCell: it cannot be said in these terms.
+        """
+
+
+class Counterfactual(ReplacementKind):
+    """The activation, or embedding or image feature, at the same position of the paired prompt."""
+
+    name = "counterfactual"
+    paired = True
+
+    def activations(
+        self, model: Model, batch: Batch, names: Sequence[str], means: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        run = model.run(_counterfactual(batch), names)
+        return {name: run[name] for name in names}
+
+    def embeddings(self, model: Model, batch: Batch, level: InputLevel) -> Tensor:
+        other = _counterfactual(batch)
+        if not torch.equal(other.image_mask, batch.image_mask):
+            raise ExampleError("a prompt and its counterfactual have their images at different positions.")
+        return model.embeddings(other)
+
+    def why_not(self, model: Model, examples: Sequence[EncodedExample], level: InputLevel, task: str) -> str:
+        if all(
+            torch.equal(input_replacement(model, batch, level, self.name), model.embeddings(batch))
+            for batch in model.batches(examples)
+        ):
+            return (
+                f"the counterfactuals of task {task!r} differ in none of the {level.name}; choose another replacement."
+            )
+        return ""
+
+    def literally(self, own: Rows, counterfactual: Callable[[], Rows], mean: Callable[[], Rows]) -> Rows:
+        return counterfactual()
+
+
+class Mean(ReplacementKind):
+    """A mean: of a component over all tokens of the examples, of embeddings over an example's positions of the level.
+
+    So one value per component and head dimension, or one vector per example that no other example of the batch touches.
+    """
+
+    name = "mean"
+    needs_means = True
+
+    def activations(
+        self, model: Model, batch: Batch, names: Sequence[str], means: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        if means is None:
+            raise ConfigurationError("mean replacement needs the component means of the train split.")
+        return {name: means[name] for name in names}
+
+    def embeddings(self, model: Model, batch: Batch, level: InputLevel) -> Tensor:
+        own = model.embeddings(batch)
+        inside = level.columns(model, batch)[..., None].to(torch.float32)
+        mean = (own.float() * inside).sum(1, keepdim=True) / inside.sum(1, keepdim=True).clamp(min=1)
+        return mean.to(own.dtype)
+
+    def literally(self, own: Rows, counterfactual: Callable[[], Rows], mean: Callable[[], Rows]) -> Rows:
+        return mean()
+
+
+class Zero(ReplacementKind):
+    """Zeros."""
+
+    name = "zero"
+
+    def activations(
+        self, model: Model, batch: Batch, names: Sequence[str], means: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        return dict.fromkeys(names, torch.zeros((), dtype=model.dtype, device=model.device))
+
+    def embeddings(self, model: Model, batch: Batch, level: InputLevel) -> Tensor:
+        return torch.zeros_like(model.embeddings(batch))
+
+    def literally(self, own: Rows, counterfactual: Callable[[], Rows], mean: Callable[[], Rows]) -> Rows:
+        return {key: torch.zeros_like(x) for key, x in own.items()}
+
+
+class PatchReplacement(ReplacementKind, ABC):
+    """What only patches of an image are replaced by; the self-tests do not judge it."""
+
+    def literally(self, own: Rows, counterfactual: Callable[[], Rows], mean: Callable[[], Rows]) -> Rows:
+        raise SkipCell(f"there is no literal judge of replacement by {self.name}.")
+
+
+class Background(PatchReplacement):
+    """The mean embedding of the example's own patches of which the region "background" covers at least 99 %.
+
+    Where there are none, of those that it covers most.
+    """
+
+    name = "background"
+
+    def embeddings(self, model: Model, batch: Batch, level: InputLevel) -> Tensor:
+        """``[1, 1, d_model]``, of a batch of one example."""
+        (encoded,) = batch.examples
+        own, columns = model.embeddings(batch), level.columns(model, batch)[0]
+        coverage = model.patch_coverage(encoded, self.name).flatten()
+        empty = coverage >= min(0.99, float(coverage.max()))
+        return own[:, columns][:, empty.to(own.device)].float().mean(1, keepdim=True).to(own.dtype)
+
+    def why_not(self, model: Model, examples: Sequence[EncodedExample], level: InputLevel, task: str) -> str:
+        if any(self.name not in e.example.regions for e in examples):
+            return f"task {task!r} has examples without a region called {self.name!r} to replace {level.name} by."
+        return ""
+
+
+class Blur(PatchReplacement):
+    """Blurs the picture: the pixels of a set's patches are taken from a blurred copy of what the model sees.
+
+    Gaussian, standard deviation one patch. The picture then goes through the vision tower again, so that the embeddings
+    of the other patches change with it.
+    """
+
+    name = "blur"
+
+    def fill(self, model: Model, batch: Batch, level: InputLevel) -> Fill:
+        (encoded,) = batch.examples
+        own, columns = model.embeddings(batch), level.columns(model, batch)[0]
+
+        def fill(sets: Tensor) -> tuple[Tensor, Tensor]:
+            replaced = torch.zeros(len(sets), len(columns), 1, dtype=torch.bool, device=own.device)
+            replaced[:, columns] = True
+            value = own.repeat(len(sets), 1, 1)
+            value[:, columns] = torch.stack([_blurred(model, encoded, patches) for patches in sets]).to(own)
+            return value, replaced
+
+        return fill
+
+
+REPLACEMENT_KINDS: dict[str, ReplacementKind] = {
+    kind.name: kind for kind in (Counterfactual(), Mean(), Zero(), Background(), Blur())
+}
+
+
+def replacement_kind(replacement: str) -> ReplacementKind:
+    """What a replacement's name stands for.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if replacement not in REPLACEMENT_KINDS:
+        raise UnknownNameError("replacement", replacement, REPLACEMENTS)
+    return REPLACEMENT_KINDS[replacement]
+
+
+def shared_prefix(model: Model, batch: Batch, replacement: str) -> Batch:
+    """The batch behind the prefix it shares with its counterfactual, if that is what it is replaced by."""
+    return model.share_prefix(batch) if replacement_kind(replacement).paired else batch
+
+
+def means_for(
+    model: Model, examples: Sequence[EncodedExample], level: Level, replacement: str
+) -> dict[str, Tensor] | None:
+    """The :func:`component_means` that a replacement needs; None where it needs none."""
+    return component_means(model, examples, level) if replacement_kind(replacement).needs_means else None
+
+
 def replacement_values(
     model: Model,
     batch: Batch,
@@ -89,18 +289,7 @@ def replacement_values(
         ConfigurationError: counterfactual replacement of examples without a counterfactual, or mean without means.
         UnknownNameError: another kind of replacement.
     """
-    names = list(names)
-    if replacement == "counterfactual":
-        run = model.run(_counterfactual(batch), names)
-        return {name: run[name] for name in names}
-    if replacement == "mean":
-        if means is None:
-            raise ConfigurationError("mean replacement needs the component means of the train split.")
-        return {name: means[name] for name in names}
-    if replacement == "zero":
-        zero = torch.zeros((), dtype=model.dtype, device=model.device)
-        return dict.fromkeys(names, zero)
-    raise UnknownNameError("replacement", replacement, REPLACEMENTS)
+    return replacement_kind(replacement).activations(model, batch, list(names), means)
 
 
 def _counterfactual(batch: Batch) -> Batch:
@@ -115,31 +304,17 @@ def _counterfactual(batch: Batch) -> Batch:
 def input_replacement(model: Model, batch: Batch, level: InputLevel, replacement: str) -> Tensor:
     """``[B, T, d_model]``: what ``hook_embed`` is replaced by at the positions of a level of inputs.
 
-    ``"counterfactual"``: the embedding (image feature) at the same position of the paired prompt. ``"zero"``: zeros.
-    ``"mean"``: the mean over the positions of the level of the same example, so one vector per example that no other
-    example of the batch touches. Columns outside the level keep their own embedding.
+    By the :class:`ReplacementKind` of that name. Columns outside the level keep their own embedding.
 
     Raises:
         ConfigurationError: counterfactual replacement of examples without a counterfactual.
         ExampleError: prompt and counterfactual have their images at different positions.
-        UnknownNameError: another kind of replacement.
+        UnknownNameError: another kind of replacement than methods have.
     """
-    own = model.embeddings(batch)
-    columns = level.columns(model, batch)[..., None]
-    if replacement == "counterfactual":
-        other = _counterfactual(batch)
-        if not torch.equal(other.image_mask, batch.image_mask):
-            raise ExampleError("a prompt and its counterfactual have their images at different positions.")
-        value = model.embeddings(other)
-    elif replacement == "mean":
-        held = columns.to(torch.float32)
-        mean = (own.float() * held).sum(1, keepdim=True) / held.sum(1, keepdim=True).clamp(min=1)
-        value = mean.to(own.dtype)
-    elif replacement == "zero":
-        value = torch.zeros_like(own)
-    else:
+    if replacement not in REPLACEMENTS:
         raise UnknownNameError("replacement", replacement, REPLACEMENTS)
-    return torch.where(columns, value, own)
+    columns = level.columns(model, batch)[..., None]
+    return torch.where(columns, REPLACEMENT_KINDS[replacement].embeddings(model, batch, level), model.embeddings(batch))
 
 
 def replacing(values: dict[str, Tensor], slices: dict[str, Tensor], rows: Tensor | None = None) -> dict[str, Edit]:
@@ -190,7 +365,7 @@ class Intervention:
         model: the model.
         batch: the examples.
         level: what is replaced.
-        replacement: "counterfactual", "mean" or "zero", at all positions.
+        replacement: the name of a :class:`ReplacementKind`, at all positions.
         means: from :func:`component_means`, for mean replacement.
 
     Raises:
@@ -206,7 +381,7 @@ class Intervention:
         means: dict[str, Tensor] | None = None,
     ) -> None:
         self.model, self.level = model, level
-        self.batch = model.share_prefix(batch) if replacement == "counterfactual" else batch
+        self.batch = shared_prefix(model, batch, replacement)
         self.values = replacement_values(model, self.batch, level.hooks(model), replacement, means)
         self._resid_names = [hook_name("resid_pre", layer) for layer in range(model.n_layers)]
         self.clean = self._pass({})
@@ -313,11 +488,7 @@ def replace_positions(
 ) -> Tensor:
     """Replaces every set of positions of one example's input, and measures what the model then answers.
 
-    At ``hook_embed``, by :func:`input_replacement`, or for patches by their ``"background"``: the mean embedding of the
-    example's own patches of which the region "background" covers at least 99 % (where there are none, those it covers
-    most). Or, with ``"blur"``, in the picture: the pixels of the set's patches are taken from a blurred copy (Gaussian,
-    standard deviation one patch) of the picture as the model sees it, which then goes through the vision tower again,
-    so that the embeddings of the other patches change with it.
+    At ``hook_embed``, by the :class:`ReplacementKind` of that name.
 
     Args:
         masks: ``[S, n]`` bool, True where a position of the level is replaced, in the order of ``level.positions``.
@@ -330,24 +501,11 @@ def replace_positions(
     """
     distinct, place = masks.unique(dim=0, return_inverse=True)
     batch = model.batch([encoded])
-    own = model.embeddings(batch)
-    columns = level.columns(model, batch)[0]
-    if replacement == "background":
-        coverage = model.patch_coverage(encoded, "background").flatten()
-        plain = coverage >= min(0.99, float(coverage.max()))
-        value = own[:, columns][:, plain.to(own.device)].float().mean(1, keepdim=True).to(own.dtype)
-    elif replacement != "blur":
-        value = input_replacement(model, batch, level, replacement)
+    fill = replacement_kind(replacement).fill(model, batch, level)
     results = []
     for sets in distinct.split(model.batch_size):
         rows = batch.rows(torch.zeros(len(sets), dtype=torch.long))
-        replaced = torch.zeros(len(sets), len(columns), 1, dtype=torch.bool, device=own.device)
-        if replacement == "blur":
-            replaced[:, columns] = True
-            value = own.repeat(len(sets), 1, 1)
-            value[:, columns] = torch.stack([_blurred(model, encoded, patches) for patches in sets]).to(own)
-        else:
-            replaced[:, columns, 0] = sets.to(own.device)
+        value, replaced = fill(sets)
         logits = model.run(rows, edits=replacing({"hook_embed": value}, {"hook_embed": replaced})).logits
         results.append(measure(model, logits, rows).cpu())
     return torch.cat(results)[place]

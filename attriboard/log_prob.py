@@ -261,14 +261,13 @@ def level_candidates(model: Model, level: Level, base: Tensor, activation: Tenso
     """Every component's contribution at the last token, in the order of the level.
 
     Args:
-        level: "neurons" (added to the mid residual) or "attn_neurons" (added to the layer's input).
-        base: ``[B, L, d_model]``, the residual that contributions of each layer are added to.
-        activation: ``[B, L, ...]``, ``hook_post`` or ``hook_z`` at the last token.
+        level: one whose components each write one vector.
+        base: ``[B, L, d_model]``, the residual that contributions of each layer are added to, ``level.base``.
+        activation: ``[B, L, ...]``, the level's own at the last token.
     """
-    neurons = level.name == "neurons"
     layers = range(model.n_layers)
-    gains = [(model.mlp_gain if neurons else model.attn_gain)(i, activation[:, i].to(model.dtype)) for i in layers]
-    weights = [model.W_out(i) if neurons else model.W_O(i).flatten(0, 1) for i in layers]
+    gains = [level.gain(model, i, activation[:, i].to(model.dtype)) for i in layers]
+    weights = [level.output_weights(model, i) for i in layers]
     size = level.size(model)
     return Candidates(
         base=base,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .components import InputLevel
 from .errors import ConfigurationError, MethodError, SkipCell
-from .interventions import REPLACEMENTS, Replacement, component_means, replacement_values
+from .interventions import means_for, replacement_kind, replacement_values, shared_prefix
+from .levels import REPLACEMENTS, USUAL_REPLACEMENT, Replacement
 from .registry import Registry
 from .scores import Scores
 
@@ -143,11 +144,11 @@ class ReplacingMethod(Method):
     """Base class of methods that exchange activations; the contract for what they exchange them for stands here.
 
     Options:
-        replacement: "counterfactual" (the activation on the paired prompt, same position), "mean" (the component's
-            mean over all tokens of the examples) or "zero".
+        replacement: one that every level takes (see :class:`attriboard.interventions.ReplacementKind`), such as
+            "counterfactual" (the activation on the paired prompt, same position), "mean" or "zero".
     """
 
-    replacement: Replacement = "counterfactual"
+    replacement: Replacement = USUAL_REPLACEMENT
     _means: dict[str, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -158,12 +159,17 @@ class ReplacingMethod(Method):
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)
-        self._means = component_means(model, examples, level) if self.replacement == "mean" else None
+        self._means = means_for(model, examples, level, self.replacement)
         return super().attribute(model, examples, level)
+
+    @property
+    def paired(self) -> bool:
+        """Whether activations are replaced by those of the counterfactual prompt."""
+        return replacement_kind(self.replacement).paired
 
     def shared(self, model: Model, batch: Batch) -> Batch:
         """The batch behind the prefix it shares with its counterfactual, where that is exact."""
-        return model.share_prefix(batch) if self.replacement == "counterfactual" else batch
+        return shared_prefix(model, batch, self.replacement)
 
     def values(self, model: Model, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
         """What activations are replaced by, by name."""

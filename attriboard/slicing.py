@@ -25,14 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ModelError, SkipCell
+from .levels import names_where
 from .loading import quiet
 from .model import Model
 
 if TYPE_CHECKING:
     from .components import Level
-
-PRUNABLE = ("heads", "neurons")
-"""The levels whose components can be removed."""
 
 
 def check_prunable(level: Level) -> None:
@@ -41,8 +39,9 @@ def check_prunable(level: Level) -> None:
     Raises:
         SkipCell: names the level and those that can.
     """
-    if level.name not in PRUNABLE:
-        raise SkipCell(f"{level.name} cannot be pruned; the levels that can are {' and '.join(PRUNABLE)}.")
+    if not level.prunable:
+        able = " and ".join(names_where(prunable=True))
+        raise SkipCell(f"{level.name} cannot be pruned; the levels that can are {able}.")
 
 
 def slice_model(model: Model, keep: Tensor, level: Level) -> nn.Module:
@@ -51,7 +50,7 @@ def slice_model(model: Model, keep: Tensor, level: Level) -> nn.Module:
     Args:
         model: the model, of any family in :mod:`attriboard.models.architectures`.
         keep: ``[n]`` bool, in the order of the level.
-        level: "neurons" or "heads".
+        level: one that is prunable.
 
     Returns:
         a Hugging Face model in evaluation mode on the same device, in the same precision; what it computes is what
@@ -65,7 +64,8 @@ def slice_model(model: Model, keep: Tensor, level: Level) -> nn.Module:
     kept = [torch.nonzero(row)[:, 0].tolist() for row in keep.view(model.n_layers, -1)]
     config = copy.deepcopy(model.hf.config)
     state = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
-    (_slice_neurons if level.name == "neurons" else _slice_heads)(model, kept, config, state)
+    (site,) = level.sites
+    {"post": _slice_neurons, "z": _slice_heads}[site](model, kept, config, state)
     with quiet():
         sliced: Any = type(model.hf).from_pretrained(None, config=config, state_dict=state, dtype=model.dtype)
     sliced.generation_config = copy.deepcopy(model.hf.generation_config)

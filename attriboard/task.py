@@ -18,6 +18,7 @@ import numpy as np
 from PIL.Image import Image
 
 from .errors import ConfigurationError, TaskError, check_name
+from .levels import names_where
 from .registry import Registry
 
 SPLITS = ("train", "test")
@@ -109,7 +110,7 @@ class Task(ABC):
         regions: the names of the image regions its examples carry.
         evidence: the marks (at level tokens) and regions (at level patches) that hold what the answer follows from.
         distractors: those that hold what a wrong answer could follow from.
-        levels: the levels that can be scored on it.
+        levels: the levels that can be scored on it; all but those of images by default.
         modality: "text", or "vision" if its examples have images.
         stream: tasks with the same one draw the same candidates from the same seed; each its own by default.
         scale_questions: a JSON-lines file of questions for a number that belong to the task, which ``attriboard
@@ -130,7 +131,7 @@ class Task(ABC):
     regions: ClassVar[tuple[str, ...]] = ()
     evidence: ClassVar[tuple[str, ...]] = ()
     distractors: ClassVar[tuple[str, ...]] = ()
-    levels: ClassVar[tuple[str, ...]] = ("heads", "neurons", "attn_neurons", "nodes", "tokens")
+    levels: ClassVar[tuple[str, ...]] = names_where(image=False)
     modality: ClassVar[str] = "text"
     stream: ClassVar[str] = ""
     scale_questions: ClassVar[Path | None] = None

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .components import COMPONENTS
 from .errors import ModelError, UnknownNameError
+from .levels import LEVELS, Sizes, names_where
 
 if TYPE_CHECKING:
-    from .model import Model
     from .task import Example
 
 FILE = "truth.json"
@@ -54,6 +53,12 @@ class Needed(NamedTuple):
     left_out: frozenset[str]
 
 
+class Named(Sizes, Protocol):
+    """A model, as far as a truth needs to know it."""
+
+    name: str
+
+
 class Truth(BaseModel):
     """The mechanism of a model.
 
@@ -74,8 +79,9 @@ class Truth(BaseModel):
     @classmethod
     def _one_role(cls, levels: Mapping[str, tuple[Part, ...]]) -> Mapping[str, tuple[Part, ...]]:
         for level, parts in levels.items():
-            if level not in COMPONENTS:
-                raise ValueError(f"there is no level {level!r} of components, but {', '.join(COMPONENTS)}")
+            if level not in names_where(inputs=False):
+                known = ", ".join(names_where(inputs=False))
+                raise ValueError(f"there is no level {level!r} of components, but {known}")
             helps, hurts = ({p.name for p in parts if p.role == role} for role in ("helps", "hurts"))
             if both := sorted(helps & hurts):
                 raise ValueError(f"{both[0]} both helps and hurts")
@@ -92,14 +98,14 @@ class Truth(BaseModel):
         helps, hurts = (frozenset(p.name for p in needed if p.role == role) for role in ("helps", "hurts"))
         return Needed(helps, hurts, frozenset(p.name for p in parts) - helps - hurts)
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Named) -> None:
         """Refuses names that the model does not have.
 
         Raises:
             ModelError: names the first, its level and the model.
         """
         for level, parts in self.levels.items():
-            known = set(COMPONENTS[level].names(model))
+            known = set(LEVELS[level].names(model))
             for part in parts:
                 if part.name not in known:
                     place = f"component of {model.name} in its truth, level {level}:"

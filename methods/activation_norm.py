@@ -26,8 +26,7 @@ class ActivationNorm(Method):
     properties = ("zero_for_idle", "zero_for_dead", "scales_with_output", "ignores_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
-        sites = {"heads": ("z",), "neurons": ("post",), "nodes": ("z", "mlp_out")}[level.name]
-        found, _ = last_token(model, batch, sites)
+        found, _ = last_token(model, batch, level.sites)
         per_layer = []
         for layer in range(model.n_layers):
             norms = []

@@ -44,7 +44,7 @@ class ActivationPatching(ReplacingMethod):
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         if self.direction == "denoising":
-            if batch.counterfactual is None or self.replacement != "counterfactual":
+            if batch.counterfactual is None or not self.paired:
                 raise ConfigurationError(
                     "denoising puts clean activations into the counterfactual prompt; it needs one."
                 )

@@ -31,8 +31,7 @@ class DirectLogitAttribution(Method):
     properties = ("shares_add_up", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
-        sites = {"heads": ("z",), "neurons": ("post",), "nodes": ("z", "mlp_out")}[level.name]
-        found, resid = last_token(model, batch, sites)
+        found, resid = last_token(model, batch, level.sites)
         direction = answer_direction(FrozenUnembedding(model, resid), batch, resid)
         per_layer = []
         for layer in range(model.n_layers):

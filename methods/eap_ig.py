@@ -46,7 +46,7 @@ class EapIg(ReplacingMethod):
         values = self.values(model, batch, names)
         embed = clean["hook_embed"]
         corrupted = torch.zeros_like(embed)
-        if self.replacement == "counterfactual" and batch.counterfactual is not None:
+        if self.paired and batch.counterfactual is not None:
             corrupted = model.run(batch.counterfactual, ["hook_embed"])["hook_embed"]
         total: dict[str, Tensor] = {}
         for k in range(1, self.steps + 1):

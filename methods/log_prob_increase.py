@@ -48,14 +48,14 @@ class LogProbIncrease(Method):
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)
-        site, base = {"neurons": ("post", "resid_mid")}.get(level.name, ("z", "resid_pre"))
+        (site,), base = level.sites, level.base
         parts = [(*last_token(model, batch, (site, base)), batch.answer) for batch in model.batches(examples)]
         activation = torch.cat([found[site] for found, _, _ in parts])
         resid = torch.cat([found[base] for found, _, _ in parts]).float()
         target = torch.cat([answer for _, _, answer in parts])
         unembedding = FrozenUnembedding(model, torch.cat([last for _, last, _ in parts]), self.published)
         layers = range(model.n_layers)
-        if level.name == "heads":
+        if not level.one_vector:
             total = torch.zeros(level.shape(model), dtype=torch.float64, device=model.device)
             for b in range(len(target)):
                 outputs = [model.head_outputs(layer, activation[b : b + 1, layer]) for layer in layers]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attriboard.components import InputLevel, Level
+from attriboard.components import LEVELS, InputLevel, Level
 from attriboard.method import Method, whole_number
 from attriboard.model import Batch, EncodedExample, Model
 from attriboard.scores import Scores
@@ -25,7 +25,7 @@ class RandomScores(Method):
     name = "random"
     paper = "control"
     description = "standard normal scores"
-    levels = ("heads", "neurons", "attn_neurons", "nodes", "patches", "tokens")
+    levels = tuple(LEVELS)
     needs = frozenset()
     control = True
     properties = ("standard_normal", "ignores_weights", "ignores_answer")

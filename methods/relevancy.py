@@ -48,7 +48,7 @@ class Relevancy(Method):
             )
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
-        if self.through == "vision_tower" and level.name != "patches":
+        if self.through == "vision_tower" and not level.image:
             raise SkipCell(f"{self.name} through the vision tower scores patches, not {level.name}.")
         names = [hook_name("pattern", layer) for layer in range(model.n_layers)]
         run = model.run(batch, [*names, "hook_embed"], gradients=True)

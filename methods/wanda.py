@@ -10,7 +10,7 @@ import torch
 from attriboard.components import Level
 from attriboard.errors import MethodError
 from attriboard.method import Method
-from attriboard.model import EncodedExample, Model, hook_name
+from attriboard.model import EncodedExample, Model
 from attriboard.scores import Scores
 
 
@@ -41,11 +41,10 @@ class Wanda(Method):
         self.check_level(level)
         if not examples:
             raise MethodError(f"{self.name} was given no examples.")
-        site, weight = ("z", model.W_O) if level.name == "heads" else ("post", model.W_out)
-        names = [hook_name(site, layer) for layer in range(model.n_layers)]
+        names, weight = level.hooks(model), level.output_weights
         squares = [torch.zeros((), dtype=torch.float64, device=model.device) for _ in names]
         for batch in model.batches(examples):
             run = model.run(batch, names)
             squares = [s + run[name][batch.real].double().square().sum(0) for s, name in zip(squares, names)]
-        per_input = torch.stack([s.sqrt() * weight(i).double().abs().sum(-1) for i, s in enumerate(squares)])
-        return self.scores(per_input.sum(-1) if level.name == "heads" else per_input, model, level)
+        per_input = torch.stack([s.sqrt() * weight(model, i).double().abs().sum(-1) for i, s in enumerate(squares)])
+        return self.scores(per_input if level.one_vector else per_input.sum(-1), model, level)

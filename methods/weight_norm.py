@@ -31,7 +31,6 @@ class WeightNorm(Method):
         for layer in range(model.n_layers):
             heads = model.W_O(layer).float().flatten(1).norm(dim=1)
             out = model.W_out(layer).float()
-            per_layer.append(
-                {"heads": heads, "neurons": out.norm(dim=1), "nodes": torch.cat([heads, out.norm()[None]])}[level.name]
-            )
+            norms = {"z": heads, "post": out.norm(dim=1), "mlp_out": out.norm()[None]}
+            per_layer.append(torch.cat([norms[site] for site in level.sites]))
         return self.scores(torch.stack(per_layer), model, level)

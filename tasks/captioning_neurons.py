@@ -18,6 +18,7 @@ from PIL.Image import Image
 from attriboard.errors import ConfigurationError, ExampleError, TaskError
 from attriboard.images import as_rgb, check_size, open_image
 from attriboard.instructions import open_dataset
+from attriboard.levels import LEVELS
 from attriboard.task import Example, Task, split_of
 from attriboard.zoo.language import CAPTION
 from attriboard.zoo.scenes import COLORS, HELD_OUT, KINDS, Scene, random_scene
@@ -100,7 +101,7 @@ class CaptioningNeurons(Task):
     regions: ClassVar[tuple[str, ...]] = ("object", "other", "background")
     evidence: ClassVar[tuple[str, ...]] = ("object",)
     distractors: ClassVar[tuple[str, ...]] = ("other",)
-    levels: ClassVar[tuple[str, ...]] = ("heads", "neurons", "attn_neurons", "nodes", "patches", "tokens")
+    levels: ClassVar[tuple[str, ...]] = tuple(LEVELS)
     modality: ClassVar[str] = "vision"
     writes: ClassVar[int] = 32
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from attriboard.errors import ConfigurationError
+from attriboard.levels import LEVELS
 from attriboard.task import Example, Task
 from attriboard.zoo.language import question
 from attriboard.zoo.scenes import COLORS, HELD_OUT, Scene, Thing, random_scene
@@ -129,7 +130,7 @@ class ColorVqa(Task):
     regions: ClassVar[tuple[str, ...]] = ("object", "other", "background")
     evidence: ClassVar[tuple[str, ...]] = ("object",)
     distractors: ClassVar[tuple[str, ...]] = ("other",)
-    levels: ClassVar[tuple[str, ...]] = ("heads", "neurons", "attn_neurons", "nodes", "patches", "tokens")
+    levels: ClassVar[tuple[str, ...]] = tuple(LEVELS)
     modality: ClassVar[str] = "vision"
     stream: ClassVar[str] = "color_scenes:1"
 

@@ -22,9 +22,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..components import INPUTS
 from ..errors import ConfigurationError, UnknownNameError
 from ..evaluation.bias import LARGEST_RISE
+from ..levels import INPUTS, USUAL_REPLACEMENT
 from ..measurements.metrics import EDITS, METRICS, Metric
 from ..records.record import Aggregate, Folder, Record, Settings, digest, newest
 from ..stats.intervals import ALPHA
@@ -92,7 +92,7 @@ class Table:
 
     @property
     def title(self) -> str:
-        extra = "" if self.replacement == "counterfactual" else f", {self.replacement} replacement"
+        extra = "" if self.replacement == USUAL_REPLACEMENT else f", {self.replacement} replacement"
         seed = f", seed {self.seed}" if self.seed else ""
         settings = self.records[0].settings
         how = "".join(
@@ -198,7 +198,7 @@ class SeedTable:
     @property
     def title(self) -> str:
         first = self.tables[0]
-        extra = "" if first.replacement == "counterfactual" else f", {first.replacement} replacement"
+        extra = "" if first.replacement == USUAL_REPLACEMENT else f", {first.replacement} replacement"
         return f"{first.task}, {first.level}, {seedless(first.model)}{extra}, seeds {', '.join(self.seeds)}"
 
     @property

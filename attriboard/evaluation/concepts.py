@@ -52,7 +52,7 @@ class ConceptsEvaluation(Evaluation):
 
 def applies(examples: Sequence[EncodedExample], level: Level) -> bool:
     """Whether the properties can be measured: of neurons, on examples that each have a concept."""
-    return level.name == "neurons" and all(e.example.concept for e in examples)
+    return level.hidden_units and all(e.example.concept for e in examples)
 
 
 def evaluate(context: Context, method: Method, level: Level, draws: int) -> Concepts:

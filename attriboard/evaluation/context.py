@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..components import Level
 from ..errors import TaskError
-from ..interventions import Intervention, Replacement, component_means
+from ..interventions import Intervention, component_means, replacement_kind
+from ..levels import Replacement
 from ..measurements.base import Kept
 from ..model import EncodedExample, Model
 from ..task import SPLITS, Task, image_hash
@@ -121,7 +122,7 @@ class Context:
             return self._interventions[key]
         batch = self.model.batch([self.test[i] for i in group.tolist()])
         means = None
-        if replacement == "mean":
+        if replacement_kind(replacement).needs_means:
             if level.name not in self._means:
                 self._means[level.name] = component_means(self.model, self.train, level)
             means = self._means[level.name]

@@ -71,7 +71,7 @@ def _token_cases(
     context: Context, scores: Sequence[Tensor], level: InputLevel, marks: Sequence[str]
 ) -> list[JudgedScores]:
     model = context.model
-    if level.name != "tokens" or not marks:
+    if level.image or not marks:
         raise SkipCell(f"the truth of {model.name} says nothing about {level.name}.")
     cases = []
     for encoded, own in zip(context.test, scores):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError, SkipCell, TaskError
-from ..interventions import InputReplacement, input_replacement, replace_positions
+from ..interventions import replace_positions, replacement_kind
+from ..levels import InputReplacement
 from ..measurements.base import Measure
 from ..measurements.localization import PICTURES, Localization, LocalizedExample, RemovalCurves, covered, sizes
 from ..scores import top_mask
@@ -67,14 +68,15 @@ def evaluate(
         ConfigurationError, ExampleError: an example lacks a counterfactual that the replacement needs.
     """
     model, task = context.model, context.task
-    known = task.regions if level.name == "patches" else task.marks
+    known, grid = level.labels(task), level.grid(model)
     evidence, distractors = ([name for name in names if name in known] for names in (task.evidence, task.distractors))
-    used = sorted({0, *rings}) if level.name == "patches" else [0]
+    used = [0] if grid is None else sorted({0, *rings})
     for i, (encoded, scores) in enumerate(zip(context.test, position_scores)):
         if tuple(scores.shape) != (expected := level.example_shape(model, encoded)):
             raise MethodError(f"the scores of example {i} have shape {tuple(scores.shape)}, expected {expected}.")
-    _check(context, level, replacement)
-    coverages = [_coverage(model, encoded, level) for encoded in context.test]
+    if why_not := replacement_kind(replacement).why_not(model, context.test, level, task.name):
+        raise SkipCell(why_not)
+    coverages = [level.coverage(model, encoded) for encoded in context.test]
     for i, (scores, coverage) in enumerate(zip(position_scores, coverages)):
         if evidence and not covered(coverage, evidence, scores.numel()).any():
             raise SkipCell(
@@ -86,22 +88,7 @@ def evaluate(
         for i, (encoded, scores, coverage) in enumerate(zip(context.test, position_scores, coverages))
     ]
     _check_measured(examples, task, level, replacement, str(model.dtype))
-    grid = model.vision.grid if level.name == "patches" and model.vision is not None else None
     return Localization(grid=grid, evidence=evidence, distractors=distractors, rings=used, examples=examples)
-
-
-def _check(context: Context, level: InputLevel, replacement: InputReplacement) -> None:
-    """Raises SkipCell where the replacement cannot be made of these examples, or is what stands there already."""
-    model, task = context.model, context.task
-    if replacement == "background" and any("background" not in e.example.regions for e in context.test):
-        raise SkipCell(f"task {task.name!r} has examples without a region called 'background' to replace patches by.")
-    if replacement == "counterfactual" and all(
-        torch.equal(input_replacement(model, batch, level, replacement), model.embeddings(batch))
-        for batch in model.batches(context.test)
-    ):
-        raise SkipCell(
-            f"the counterfactuals of task {task.name!r} differ in none of the {level.name}; choose another replacement."
-        )
 
 
 def _check_measured(
@@ -143,7 +130,7 @@ def _judge(
     return LocalizedExample(
         answer=encoded.example.answer,
         scores=flat.tolist(),
-        pieces=_pieces(model, encoded, level),
+        pieces=level.pieces(model, encoded),
         coverage=coverage,
         picture=_jpeg(model, encoded) if with_picture else "",
         full=rows[0],
@@ -154,21 +141,6 @@ def _judge(
             for grown, insertion, deletion in zip(sets, curves[::2], curves[1::2])
         ],
     )
-
-
-def _pieces(model: Model, encoded: EncodedExample, level: InputLevel) -> list[str]:
-    if level.name == "patches":
-        return []
-    return [model.tokenizer.decode([encoded.tokens[i]]) for i in level.positions(model, encoded)]
-
-
-def _coverage(model: Model, encoded: EncodedExample, level: InputLevel) -> dict[str, list[float]]:
-    if level.name == "patches":
-        regions: Mapping[str, object] = encoded.example.regions
-        return {name: model.patch_coverage(encoded, name).flatten().tolist() for name in regions}
-    held = {name: set(model.mark_positions(encoded, name)) for name in encoded.example.marks}
-    positions = level.positions(model, encoded)
-    return {name: [float(i in marked) for i in positions] for name, marked in held.items()}
 
 
 def _jpeg(model: Model, encoded: EncodedExample) -> str:

@@ -172,7 +172,7 @@ def evaluate(
         capability=None if capability is None else capability(sliced),
     )
     if recovery_steps:
-        neurons = _watched(model, scores, level, ~mask) if level.name == "neurons" else {}
+        neurons = _watched(model, scores, level, ~mask) if level.hidden_units else {}
         train = context.drawn["train"]
         pruning.recovery = recover(sliced, train, examples, recovery_steps, seed, neurons, capability)
     return pruning

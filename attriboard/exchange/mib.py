@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ScoresError
+from ..levels import LEVELS, names_where
 from ..models.architectures import has_parallel_blocks
 from ..scores import Scores
 
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 
 INPUT, LOGITS = "input", "logits"
 SUFFIXES = (".json", ".pt")
-NOT_NODES = {
-    "neurons": "what MIB calls a neuron is one of the d_model output dimensions of a node, not an FFN hidden unit",
-    "attn_neurons": "MIB's nodes are whole heads behind their output projection, not dimensions before it",
-    "patches": "MIB's nodes are parts of the model, not positions of the input",
-    "tokens": "MIB's nodes are parts of the model, not positions of the input",
-}
-"""By level, why MIB's nodes cannot say it."""
 PAIRS = {
     "ioi": ("interpbench", "gpt2", "qwen2.5", "gemma2", "llama3"),
     "mcqa": ("qwen2.5", "gemma2", "llama3"),
@@ -106,8 +100,9 @@ def check_level(level: str) -> None:
     Raises:
         ScoresError: says why.
     """
-    if level in NOT_NODES:
-        raise ScoresError(f"scores of {level} cannot be written for MIB: {NOT_NODES[level]}; score heads or nodes.")
+    if level in LEVELS and not LEVELS[level].mib:
+        able = " or ".join(names_where(mib=True))
+        raise ScoresError(f"scores of {level} cannot be written for MIB: {LEVELS[level].not_mib}; score {able}.")
 
 
 def save(scores: Scores, graph: Graph, file: Path) -> list[str]:

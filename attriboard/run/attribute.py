@@ -17,6 +17,7 @@ import torch
 from ..components import InputLevel, get_level
 from ..errors import ConfigurationError, MethodError, SkipCell, TaskError
 from ..evaluation.drawing import answered, draw
+from ..levels import USUAL_REPLACEMENT, names_where
 from ..loading import load_model
 from ..method import Method, ReplacingMethod, checked, checked_inputs, make_method, methods
 from ..model import EncodedExample, Model
@@ -104,8 +105,10 @@ def check_overlay(level: str, has_image: bool, file: Path) -> None:
     Raises:
         ConfigurationError: the level is not patches, there is no image, or the file is no PNG.
     """
-    if level != "patches":
-        raise ConfigurationError(f"--overlay draws scores of patches; give --level patches instead of {level}.")
+    drawn = names_where(image=True)
+    if level not in drawn:
+        able = " or ".join(drawn)
+        raise ConfigurationError(f"--overlay draws scores of {able}; give --level {able} instead of {level}.")
     if not has_image:
         raise ConfigurationError("--overlay draws on one image; give --prompt with --image.")
     if file.suffix.lower() != ".png":
@@ -120,11 +123,12 @@ def attribute_task(request: Request, task_name: str, limit: int) -> tuple[Scores
         TaskError: the model answers none of the examples correctly.
     """
     task = tasks.make(task_name)
-    if request.level == "tokens":
+    if request.level in names_where(inputs=True, image=False):
         raise ConfigurationError(
-            "tokens differ from prompt to prompt, so their scores cannot be averaged over a task; give one --prompt."
+            f"{request.level} differ from prompt to prompt, so their scores cannot be averaged over a task; give one "
+            f"--prompt."
         )
-    method = request.make_method("counterfactual")
+    method = request.make_method(USUAL_REPLACEMENT)
     model = request.load_model()
     drawn = draw(model, task, "train", limit, request.seed)
     right = [e for e, ok in zip(drawn, answered(model, drawn)) if ok]
@@ -151,8 +155,7 @@ def _scores(model: Model, method: Method, examples: Sequence[EncodedExample], le
     except SkipCell as error:
         raise MethodError(str(error)) from error
     said: dict[str, Any] = {"averaged_over_examples": len(examples)}
-    if level.name == "tokens":
-        at = level.positions(model, examples[0])
-        said = {"tokens": [model.tokenizer.decode([examples[0].tokens[i]]) for i in at]}
+    if not level.image:
+        said = {"tokens": level.pieces(model, examples[0])}
     mean = torch.stack(found).double().mean(0).float()
     return Scores(mean, level.name, level.example_names(model, examples[0]), said)

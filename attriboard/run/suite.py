@@ -14,8 +14,7 @@ from ..errors import ConfigurationError, ScoresError, UnknownNameError
 from ..evaluation.base import evaluations
 from ..exchange.mib import Graph
 from ..exchange.precomputed import ScoreFile, shape_of
-from ..interventions import check_replacement
-from ..levels import LEVELS, InputReplacement
+from ..levels import LEVELS, InputReplacement, check_replacement
 from ..loading import check_model_name
 from ..measurements.registry import MEASUREMENTS
 from ..method import methods

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..components import LEVELS, Level
-from ..interventions import REPLACEMENTS
+from ..levels import REPLACEMENTS
 from ..method import Method, ReplacingMethod, checked, checked_inputs
 from ..model import EncodedExample, Model
 from .reference import Plain as Reference

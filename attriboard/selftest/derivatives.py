@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..interventions import replacement_kind
 from ..model import EncodedExample
 from .bench import SEEING, Case
 from .properties import register
@@ -47,7 +48,7 @@ def _along(case: Case, kind: str, options: dict[str, Any], steps: int = 0) -> No
         parts, directions = reference.list_parts(case.level, e), reference.directions(e, case.level, kind, examples)
         clean = reference.embeddings(e)
         corrupted = (
-            reference.embeddings(e, counterfactual=True) if kind == "counterfactual" else torch.zeros_like(clean)
+            reference.embeddings(e, counterfactual=True) if replacement_kind(kind).paired else torch.zeros_like(clean)
         )
         points = [corrupted + k / steps * (clean - corrupted) for k in range(1, steps + 1)] or [clean]
         slopes = [_slope_of_each(reference, e, parts, directions, point) for point in points]

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..components import LEVELS
+from ..interventions import replacement_kind
 from ..model import EncodedExample
 
 Site = tuple[str, int]
@@ -89,24 +91,15 @@ class Plain:
 
     def list_parts(self, level: str, encoded: EncodedExample) -> list[Part]:
         """What a level's scores are about, in their order."""
-        if level in ("tokens", "patches"):
+        if LEVELS[level].inputs:
             return [Part(EMBED, rows=slice(i, i + 1)) for i in self.positions(level, encoded)]
-        found = []
-        for layer in range(self.n_layers):
-            d, z = self.d_head, ("z", layer)
-            heads = [Part(z, slice(h * d, (h + 1) * d)) for h in range(self.n_heads)]
-            found += {
-                "heads": heads,
-                "nodes": [*heads, Part(("mlp_out", layer))],
-                "neurons": [Part(("post", layer), slice(j, j + 1)) for j in range(self.d_mlp)],
-                "attn_neurons": [Part(z, slice(i, i + 1)) for i in range(self.n_heads * d)],
-            }[level]
-        return found
+        columns = LEVELS[level].columns_of(self)
+        return [Part((site, layer), own) for layer in range(self.n_layers) for site, own in columns]
 
     def positions(self, level: str, encoded: EncodedExample) -> list[int]:
         """Where the level's tokens (or patches) stand in a prompt."""
         placeholder = getattr(self.hf.config, "image_token_id", None)
-        return [i for i, token in enumerate(encoded.tokens) if (token == placeholder) == (level == "patches")]
+        return [i for i, token in enumerate(encoded.tokens) if (token == placeholder) == LEVELS[level].image]
 
     def embeddings(self, encoded: EncodedExample, counterfactual: bool = False) -> Tensor:
         """``[T, d_model]``: the input embeddings of an example, or of its counterfactual."""
@@ -170,22 +163,24 @@ class Plain:
     def replacements(
         self, encoded: EncodedExample, level: str, kind: str, examples: Sequence[EncodedExample]
     ) -> dict[Site, Tensor]:
-        """By site what its activation (``[T, width]``) is replaced by: "counterfactual", "mean" or "zero".
+        """By site what its activation (``[T, width]``) is replaced by, ``kind`` being the replacement's name.
 
         The mean of components is over every token of ``examples``, that of inputs over the example's own positions of
         the level.
         """
         sites = list({part.site: None for part in self.list_parts(level, encoded)})
         own = self.read(self.embeddings(encoded), sites)
-        if kind == "counterfactual":
+
+        def counterfactual() -> dict[Site, Tensor]:
             return self.read(self.embeddings(encoded, counterfactual=True), sites)
-        if kind == "zero":
-            return {site: torch.zeros_like(x) for site, x in own.items()}
-        if sites == [EMBED]:
-            mean = own[EMBED][self.positions(level, encoded)].mean(0)
-            return {EMBED: mean.expand_as(own[EMBED])}
-        every = [self.read(self.embeddings(e), sites) for e in examples]
-        return {site: torch.cat([x[site] for x in every]).mean(0).expand_as(own[site]) for site in sites}
+
+        def mean() -> dict[Site, Tensor]:
+            if sites == [EMBED]:
+                return {EMBED: own[EMBED][self.positions(level, encoded)].mean(0).expand_as(own[EMBED])}
+            every = [self.read(self.embeddings(e), sites) for e in examples]
+            return {site: torch.cat([x[site] for x in every]).mean(0).expand_as(own[site]) for site in sites}
+
+        return replacement_kind(kind).literally(own, counterfactual, mean)
 
     def read(self, embeddings: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
         """Activations ``[T, width]`` of one row."""

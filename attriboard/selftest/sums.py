@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components import COMPONENTS
+from ..components import COMPONENTS, LEVELS
 from ..errors import SkipCell
 from ..model import EncodedExample
 from .bench import FOILS, SEEING, TEXT, Case, PropertyError, option_names
@@ -86,11 +86,12 @@ def telescoping(case: Case) -> None:
         bare = reference.frozen_logits(embeddings[-1], seen[last_site][0, -1])
         expected.append(torch.log_softmax(logits[0], -1)[e.answer] - torch.log_softmax(bare, -1)[e.answer])
     total = float(torch.stack(expected).double().mean())
-    attention = [level for level in ("heads", "attn_neurons") if level in case.method.levels]
-    if not attention or "neurons" not in case.method.levels:
+    attention = [level for level in case.method.levels if LEVELS[level].sites == ("z",)]
+    ffn = [level for level in case.method.levels if LEVELS[level].hidden_units]
+    if not attention or not ffn:
         raise PropertyError(f"{case.method.name} declares telescoping and scores no attention or no neurons.")
     for level in attention:
-        added = sum(float(replace(case, level=one).scores(model, examples).sum()) for one in (level, "neurons"))
+        added = sum(float(replace(case, level=one).scores(model, examples).sum()) for one in (level, *ffn))
         if not abs(added - total) <= 1e-4 * abs(total):
             raise PropertyError(
                 f"{case.method.name}: {level} and neurons of a model with one of each add up to {added:.6g}, but log p "
@@ -112,6 +113,7 @@ def shares_add_up(case: Case) -> None:
     for levels in (("nodes",), ("heads", "neurons")):
         if not set(levels) <= set(case.method.levels):
             continue
+        whole_ffn = any("mlp_out" in LEVELS[level].sites for level in levels)
         for e in examples:
             logits, seen = reference.run(reference.embeddings(e), read=[*sites, last_site])
             at = {site: x[0, -1] for site, x in seen.items()}
@@ -119,7 +121,7 @@ def shares_add_up(case: Case) -> None:
             for layer in range(reference.n_layers):
                 rest -= at["z", layer] @ in_out(reference.part("out", layer))
                 down = at["post", layer] @ in_out(reference.part("down", layer))
-                rest -= at["mlp_out", layer] if levels == ("nodes",) else down
+                rest -= at["mlp_out", layer] if whole_ffn else down
             unwritten = float(metric(reference.frozen_logits(rest, at[last_site]), e))
             scores = torch.cat([replace(case, level=level).scores(model, [e]) for level in levels])
             added, expected = float(scores.sum()), float(metric(logits[0], e)) - unwritten
