@@ -61,8 +61,8 @@ class Bias(Measurement):
             better="higher",
             sorts=True,
             text="Share of the bias over all test examples drawn that goes when the top k neurons are suppressed "
-            "(removed, unless the option factor says otherwise), at the k with the least bias over the train examples among those "
-            "at which perplexity on prose rises by at most 2 %; 0 if there is none.",
+            "(removed, unless the option factor says otherwise), at the k with the least bias over the train examples "
+            "among those at which perplexity on prose rises by at most 2 %; 0 if there is none.",
         ),
         Metric(
             "perplexity_rise",
