@@ -173,18 +173,13 @@ def test_a_task_without_a_preference_is_skipped(context: Context) -> None:
         evaluate(other, random_scores(context), get_level("neurons"), DOCUMENTS, log_likelihoods)
 
 
-def test_levels_and_tasks_without_a_bias_are_refused_in_a_sentence() -> None:
+def test_tasks_without_a_bias_are_refused_in_a_sentence() -> None:
     class Indifferent(Inclined):
         name = "indifferent"
         preference = None
 
     evaluation = BiasEvaluation()
     assert evaluation.refuses(Inclined(), "neurons", "toy") is None
-    assert evaluation.refuses(Inclined(), "tokens", "toy") is None, "levels of inputs do not have it anyway"
-    assert (
-        evaluation.refuses(Inclined(), "heads", "toy")
-        == "bias is measured of neurons, not of heads; move heads to a group without it."
-    )
     assert evaluation.refuses(Indifferent(), "neurons", "toy") == (
         "bias cannot be measured on task 'indifferent', which measures none between two continuations; take it out of "
         "the evaluations of its group."

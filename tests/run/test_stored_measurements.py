@@ -20,15 +20,15 @@ from tests.bench.toy import toy_context
 def test_reliability_of_stored_records_gives_the_same_aggregates(toy: dict[str, Path], tmp_path: Path) -> None:
     tasks.include(toy["task"])
     file = tmp_path / "toy.toml"
-    settings = 'evaluations = ["reliability"]\n[settings.reliability]\nhalvings = 7'
+    settings = 'evaluations = ["reliability", "speed"]\nreliability = { halvings = 7 }'
     file.write_text(toy["suite"].read_text().replace("batch_size = 4", settings))
     suite = Suite.load(file)
-    assert not run_cells(suite.name, suite.cells(), suite.settings, Folder(tmp_path / "out")).failed
+    assert not run_cells(suite.name, suite.plan(), Folder(tmp_path / "out")).failed
     records = Folder(tmp_path / "out").read()
     assert len(records) == 3
     for record in records:
         reliability = record.measured(Reliability)
-        assert reliability is not None
+        assert reliability is not None and "speed" in record.measurements
         assert len(reliability.halves) == (1 if record.cell.method == "random" else 7)
         again = aggregates(record.measurements.values(), record.items)
         assert again == record.aggregates
@@ -40,15 +40,16 @@ def test_sanity_of_stored_records_gives_the_same_aggregates(toy: dict[str, Path]
     toy_context(toy)
     file = tmp_path / "toy.toml"
     more = '\n[[groups]]\ntasks = ["repeat"]\nmethods = ["gradient_saliency", "random"]\nlevels = ["tokens"]\n'
-    settings = 'evaluations = ["sanity", "localization"]\n[settings.sanity]\nstages = [0.5, 1.0]'
+    settings = 'evaluations = ["sanity", "localization", "speed"]\nsanity = { stages = [0.5, 1.0] }'
     file.write_text(toy["suite"].read_text().replace("batch_size = 4", settings) + more)
     suite = Suite.load(file)
-    assert not run_cells(suite.name, suite.cells(), suite.settings, Folder(tmp_path / "out")).failed
+    assert not run_cells(suite.name, suite.plan(), Folder(tmp_path / "out")).failed
     records = Folder(tmp_path / "out").read()
     assert [r.cell.level for r in records] == ["heads"] * 3 + ["tokens"] * 2
     for record in records:
         sanity = record.measured(Sanity)
         assert sanity is not None and sanity.layers == [2, 3]
+        assert "speed" in record.measurements
         assert ("localization" in record.measurements) == (record.cell.level == "tokens")
         again = aggregates(record.measurements.values(), record.items)
         assert again == record.aggregates
