@@ -11,9 +11,8 @@ from ..errors import ConfigurationError, SkipCell
 from ..measurements.bias import SIZES, Bias
 from ..model import EncodedExample
 from ..stats.sets import up_to_half
-from .base import Job
+from .base import Evaluation, Job
 from .capability import document_log_likelihoods, own_prose
-from .changing import ChangingEvaluation
 from .drawing import draw
 
 if TYPE_CHECKING:
@@ -24,15 +23,13 @@ if TYPE_CHECKING:
     from .context import Context
 
 
-class BiasEvaluation(ChangingEvaluation):
+class BiasEvaluation(Evaluation):
     """Bias and perplexity with the top neurons suppressed."""
 
     name = "bias"
     measurement = Bias
 
     def refuses(self, task: Task, level: str, model: str) -> str | None:
-        if (wrong_level := super().refuses(task, level, model)) is not None:
-            return wrong_level
         if task.preference is None:
             return (
                 f"{self.name} cannot be measured on task {task.name!r}, which measures none between two continuations; "

@@ -35,9 +35,8 @@ from ..measurements.editing import KINDS, SIZES, Editing, EditKind, EditResult, 
 from ..model import EncodedExample, hook_name
 from ..stats.sets import up_to_half
 from ..task import Example
-from .base import Job
+from .base import Evaluation, Job
 from .capability import neutral_prompts
-from .changing import ChangingEvaluation
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -122,7 +121,7 @@ def _under(model: Model, prompts: Sequence[EncodedExample], edits: Sequence[Sequ
 # --- the evaluation ---------------------------------------------------------------------------------------------------
 
 
-class EditingEvaluation(ChangingEvaluation):
+class EditingEvaluation(Evaluation):
     """Every kind of edit that the level has."""
 
     name = "editing"

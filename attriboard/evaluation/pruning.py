@@ -25,8 +25,7 @@ from ..interventions import measure_all, replacing
 from ..measurements.pruning import SPARSITIES, Allocation, Pruning, Slice
 from ..slicing import around, check_prunable, parameters, slice_model
 from ..task import image_hash
-from .base import Job
-from .changing import ChangingEvaluation
+from .base import Evaluation, Job
 from .controls import matched_draw
 from .recovery import recover
 from .timing import timed
@@ -42,7 +41,7 @@ WATCHED = 50
 """How many of the best neurons kept are watched during recovery."""
 
 
-class PruningEvaluation(ChangingEvaluation):
+class PruningEvaluation(Evaluation):
     """The curve by masks and the sliced model, on all drawn test examples."""
 
     name = "pruning"

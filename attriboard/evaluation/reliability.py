@@ -45,8 +45,7 @@ class ReliabilityEvaluation(Evaluation):
 
     def measure(self, job: Job) -> Reliability:
         options: Reliability.Options = job.options
-        if job.method is None:
-            raise SkipCell("the scores are precomputed, and no method is run.")
+        assert job.method is not None, "the measurement needs a method"
         return evaluate(job.context, job.method, job.component_scores, job.level, options.halvings)
 
 

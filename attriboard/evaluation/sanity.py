@@ -47,8 +47,7 @@ class SanityEvaluation(Evaluation):
 
     def measure(self, job: Job) -> Sanity:
         options: Sanity.Options = job.options
-        if job.method is None:
-            raise SkipCell("the scores are precomputed, and no method is run.")
+        assert job.method is not None, "the measurement needs a method"
         return evaluate(job.context, job.method, job.scores, job.level, options.stages)
 
 

@@ -47,7 +47,7 @@ class Property:
         levels = [level for level in method.levels if level in self.levels] if self.levels else method.levels[:1]
         cases = []
         for level in levels:
-            fitting = SEEING if method.modality == "vision" or level == "patches" else TEXT
+            fitting = SEEING if method.modality == "vision" or LEVELS[level].image else TEXT
             cases += [Case(method, level, family) for family in self.families or fitting]
         return cases
 

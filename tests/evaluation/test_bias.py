@@ -1,4 +1,4 @@
-"""Preference against copies of the model edited by loops, and the choice of k on hand-made measurements."""
+"""Bias against copies of the model edited by loops."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from torch import Tensor
 from attriboard.components import get_level
 from attriboard.edits import activation_edits, edited, scale
 from attriboard.errors import AttriboardError, ConfigurationError, MethodError, SkipCell
-from attriboard.evaluation.bias import Preference, evaluate, paired_difference, preferences
-from attriboard.evaluation.context import Context, draw
+from attriboard.evaluation.bias import BiasEvaluation, evaluate, preferences
+from attriboard.evaluation.context import Context
+from attriboard.evaluation.drawing import draw
 from attriboard.loading import load_model
+from attriboard.measurements.bias import Bias
 from attriboard.model import Model
 from attriboard.scores import Scores
 from attriboard.task import Example, Task
@@ -83,6 +85,7 @@ def test_everything_agrees_with_copies_edited_by_loops(context: Context, level_n
     found = evaluate(context, scores, level, DOCUMENTS, log_likelihoods, sizes, factor, n_control=7)
     assert found.factor == factor
     assert found.sizes == list(sizes[:-1]), "what is more than half of the level is left out"
+    drawn = context.drawn["test"], context.drawn["train"]
     control = draw(model, replace(context.task, subsets=("control",)), "test", 7, context.seed)
     ids = [model.tokenizer(word)["input_ids"][0] for word in (FIRST, SECOND)]
     order = sorted(range(scores.values.numel()), key=lambda i: -float(scores.values.flatten()[i]))
@@ -112,7 +115,9 @@ def test_everything_agrees_with_copies_edited_by_loops(context: Context, level_n
             assert found.perplexity_rises()[at] == pytest.approx(perplexity / before - 1, rel=1e-6)
     assert found.n == 12
     assert found.items == [e.example.prompt for e in context.drawn["test"]]
-    assert Preference.model_validate_json(found.model_dump_json()) == found
+    base_items = [found.base_items, found.train_items, found.control_items]
+    assert base_items == [[e.example.item for e in group] for group in (*drawn, control)]
+    assert Bias.model_validate_json(found.model_dump_json()) == found
 
 
 def test_the_weights_are_as_before(context: Context) -> None:
@@ -128,76 +133,6 @@ def test_preferences_do_not_depend_on_the_batch(toy: dict[str, Path], context: C
         model.padding_side = padding_side
         found = preferences(model, context.drawn["test"], (FIRST, SECOND))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-# --- aggregates -------------------------------------------------------------------------------------------------------
-
-
-def made(**changes: Any) -> Preference:
-    """Two words of one document each; perplexity rises by 1 %, 2 % (just not more) and 50 %."""
-    values: dict[str, Any] = {
-        "factor": 0.0,
-        "items": ["a", "b", "c"],
-        "sizes": [8, 16, 32],
-        "test": [2.0, -1.0, 3.0],
-        "test_removed": [[0.1, 0.1, 0.1], [1.0, 1.0, -1.0], [0.0, 0.0, 0.0]],
-        "train": [2.0, -2.0],
-        "train_removed": [[1.9, -1.9], [1.0, 1.0], [0.0, 0.0]],
-        "control": [0.5, -1.5],
-        "control_removed": [[0.5, 0.5], [-0.2, 0.8], [0.0, 0.0]],
-        "words": [1, 1],
-        "documents": [-4.0, -6.0],
-        "documents_removed": [[-4.0 - 2 * math.log(x), -6.0] for x in (1.01, 1.01999, 1.5)],
-    }
-    return Preference(**{**values, **changes})
-
-
-def test_k_is_chosen_on_train_among_those_that_leave_perplexity_alone() -> None:
-    found = made()
-    assert found.perplexity_rises() == pytest.approx([0.01, 0.01999, 0.5])
-    assert found.chosen() == 1, "on the test examples 8 would look best, and 32 costs too much"
-    everything = {name: float(f(np.arange(3))) for name, f in found.statistics().items()}
-    assert everything == pytest.approx({"bias": 2.0, "bias_signed": 4 / 3, "bias_removed": 1 - 1.0 / 2.0})
-    value, low, high = found.scalars()["bias_control"]
-    assert value == 1.0
-    assert low is not None and high is not None and 0.5 <= low <= high <= 1.5
-    assert found.scalars()["perplexity_rise"] == (pytest.approx(0.01999), None, None)
-    value, low, high = found.scalars()["bias_control_left"]
-    assert value == pytest.approx((0.2 + 0.8) / 2), "16 neurons are removed, not 8 or 32"
-    assert low is not None and high is not None and 0.2 <= low <= high <= 0.8
-    index = np.array([[0, 0, 1], [2, 2, 2]])
-    np.testing.assert_allclose(found.statistics()["bias_removed"](index), [1 - 1 / (5 / 3), 1 - 1 / 3])
-
-
-def test_a_perplexity_that_is_not_a_number_is_no_small_rise() -> None:
-    broken = [[math.nan, 0.0]] * 3
-    assert made(documents_removed=broken).chosen() is None
-
-
-def test_nothing_is_removed_where_no_k_lowers_the_train_bias() -> None:
-    worse = made(train_removed=[[2.0, 2.0], [3.0, -3.0], [0.0, 0.0]])
-    assert worse.chosen() is None
-    assert float(worse.bias_removed(np.arange(3))) == 0.0
-    assert worse.bias_removed(np.zeros((5, 3), dtype=np.intp)).tolist() == [0.0] * 5
-    assert set(worse.scalars()) == {"bias_control"}, "nothing was done to the model"
-
-
-def test_without_control_examples_their_bias_is_absent() -> None:
-    assert set(made(control=[], control_removed=[[], [], []]).scalars()) == {"perplexity_rise"}
-
-
-def test_the_paired_difference_is_between_equal_examples() -> None:
-    a, b = made(), made(test_removed=[[0.0] * 3, [2.0, 0.0, 2.5], [0.0] * 3])
-    value, interval = paired_difference(a, b)
-    assert value == pytest.approx((1 - 1 / 2) - (1 - 1.5 / 2))
-    assert interval is not None and interval[0] < value < interval[1]
-    assert paired_difference(a, a) == (0.0, (0.0, 0.0))
-
-
-@pytest.mark.parametrize("changes", [{"items": ["a", "b", "d"]}, {"test": [2.0, -1.0, 3.5]}])
-def test_other_examples_cannot_be_compared(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="only on the same examples of the same model"):
-        paired_difference(made(), made(**changes))
 
 
 # --- what cannot be measured ------------------------------------------------------------------------------------------
@@ -236,6 +171,19 @@ def test_a_task_without_a_preference_is_skipped(context: Context) -> None:
     other.task = Indifferent()
     with pytest.raises(SkipCell, match="task 'indifferent' measures no preference"):
         evaluate(other, random_scores(context), get_level("neurons"), DOCUMENTS, log_likelihoods)
+
+
+def test_tasks_without_a_bias_are_refused_in_a_sentence() -> None:
+    class Indifferent(Inclined):
+        name = "indifferent"
+        preference = None
+
+    evaluation = BiasEvaluation()
+    assert evaluation.refuses(Inclined(), "neurons", "toy") is None
+    assert evaluation.refuses(Indifferent(), "neurons", "toy") == (
+        "bias cannot be measured on task 'indifferent', which measures none between two continuations; take it out of "
+        "the evaluations of its group."
+    )
 
 
 def test_an_example_that_asks_for_something_else_is_named(context: Context) -> None:

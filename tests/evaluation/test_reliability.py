@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,18 +17,14 @@ from attriboard import method as method_module
 from attriboard.components import Level, get_level
 from attriboard.errors import SkipCell
 from attriboard.evaluation.context import Context
-from attriboard.evaluation.reliability import Reliability, evaluate, halvings, rank_correlation
+from attriboard.evaluation.reliability import evaluate, halvings
 from attriboard.method import Method, methods
 from attriboard.model import Batch, EncodedExample, Model
-from attriboard.records.aggregate import aggregates
-from attriboard.records.store import Folder
-from attriboard.run.runner import run_cells
-from attriboard.run.suite import Suite
 from attriboard.scores import Scores
 from attriboard.stats.intervals import clusters_of
-from attriboard.task import tasks
 from tests.bench.models import EXAMPLES, hooked
 from tests.bench.toy import toy_context
+from tests.stats.test_ranks import literal_rank_correlation
 
 HEADS, NEURONS = get_level("heads"), get_level("neurons")
 
@@ -94,14 +87,6 @@ def by_hand(values: Sequence[Sequence[float]]) -> Scores:
     each = [torch.nn.functional.pad(torch.tensor(row), (0, 144 - len(row))).view(3, 48) for row in values]
     mean = torch.stack(each).double().mean(0).float()
     return Scores(mean, "neurons", [f"m{i // 48}.n{i % 48}" for i in range(144)], each=each)
-
-
-def counted_ranks(values: Sequence[float]) -> list[float]:
-    return [sum(x < y for x in values) + (sum(x == y for x in values) + 1) / 2 for y in values]
-
-
-def literal_rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    return statistics.correlation(counted_ranks(a), counted_ranks(b))
 
 
 # --- scores of single examples ----------------------------------------------------------------------------------------
@@ -168,15 +153,6 @@ def test_many_halvings_are_drawn_without_repetition_and_by_the_seed(n: int) -> N
 # --- the measurements -------------------------------------------------------------------------------------------------
 
 
-def test_rank_correlation_is_that_of_counted_ranks_with_ties() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(5):
-        a, b = torch.randint(0, 6, (2, 30), generator=generator).double()
-        assert rank_correlation(a, b) == pytest.approx(literal_rank_correlation(a.tolist(), b.tolist()), abs=1e-12)
-        assert rank_correlation(a, a) == pytest.approx(1, abs=1e-12)
-    assert math.isnan(rank_correlation(torch.ones(4), torch.arange(4.0)))
-
-
 def test_halves_are_compared_as_counted_by_hand(context: Context) -> None:
     items = ["a", "b", "b", "c", "d", "d"]
     rows = torch.randn(6, 144, generator=torch.Generator().manual_seed(5)).tolist()
@@ -198,18 +174,6 @@ def test_halves_are_compared_as_counted_by_hand(context: Context) -> None:
     low, high = values["reliability"][1:]
     assert low is not None and high is not None
     assert min(found.rank_correlation) <= low <= high <= max(found.rank_correlation)
-
-
-def test_the_stepped_up_value_is_the_reliability_of_the_whole() -> None:
-    """Parallel parts: true scores of variance 1 and noise of variance 4 in each half, so 2 in their mean."""
-    generator = torch.Generator().manual_seed(0)
-    true, *noise = torch.randn(5, 200_000, generator=generator)
-    halves = [true + 2 * x for x in noise]
-    between_wholes = rank_correlation(halves[0] + halves[1], halves[2] + halves[3])
-    r = rank_correlation(halves[0], halves[1])
-    measured = Reliability(base_items=["a"], halves=[[0]], top=1, rank_correlation=[r], in_common=[1.0]).scalars()
-    assert r == pytest.approx(1 / 5, abs=0.02)
-    assert measured["reliability_stepped_up"][0] == pytest.approx(between_wholes, abs=0.02)
 
 
 def test_noise_has_none_and_what_is_the_same_for_all_examples_has_all(context: Context) -> None:
@@ -273,21 +237,3 @@ def test_batches_and_padding_change_nothing(toy: dict[str, Path], context: Conte
         assert again.halves == found[0].halves
         # scores that differ by rounding may exchange the places of neighbors
         assert again.rank_correlation == pytest.approx(found[0].rank_correlation, abs=1e-3)
-
-
-def test_a_stored_record_gives_the_same_aggregates(toy: dict[str, Path], tmp_path: Path) -> None:
-    tasks.include(toy["task"])
-    file = tmp_path / "toy.toml"
-    settings = 'families = ["reliability"]\nreliability_halvings = 7'
-    file.write_text(toy["suite"].read_text().replace("batch_size = 4", settings))
-    suite = Suite.load(file)
-    assert not run_cells(suite.name, suite.plan(), Folder(tmp_path / "out")).failed
-    records = Folder(tmp_path / "out").read()
-    assert len(records) == 3
-    for record in records:
-        assert record.measurements["reliability"] is not None and record.measurements["speed"] is not None
-        assert len(record.measurements["reliability"].halves) == (1 if record.cell.method == "random" else 7)
-        again = aggregates(record.measurements.values(), record.items)
-        assert again == record.aggregates
-        assert {"reliability", "reliability_stepped_up", "reliability_top"} <= set(again)
-        assert "each" not in json.dumps(record.model_dump(mode="json"))

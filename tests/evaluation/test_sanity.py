@@ -17,15 +17,12 @@ from attriboard.components import LEVELS, Level
 from attriboard.edits import edited, randomized, scale
 from attriboard.errors import MethodError, ModelError, SkipCell
 from attriboard.evaluation.context import Context
-from attriboard.evaluation.reliability import rank_correlation
-from attriboard.evaluation.sanity import Sanity, evaluate, relabeled
+from attriboard.evaluation.sanity import evaluate, relabeled
+from attriboard.measurements.sanity import Sanity
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
-from attriboard.records.aggregate import aggregates
-from attriboard.records.store import Folder
-from attriboard.run.runner import run_cells
-from attriboard.run.suite import Suite
 from attriboard.scores import Scores
+from attriboard.stats.ranks import rank_correlation
 from tests.bench.models import fresh, get, tiny_llava, tokenizer, vision_examples
 from tests.bench.toy import WORDS, toy_context
 
@@ -337,30 +334,3 @@ def test_a_model_that_sees_is_randomized_below_its_eyes() -> None:
     assert not any(torch.allclose(a, b, rtol=0.1) for a, b in zip(before, after))
     again = method.each(model, examples, LEVELS["patches"])
     assert all(torch.equal(a, b) for a, b in zip(before, again))
-
-
-def test_stored_records_give_the_same_aggregates(toy: dict[str, Path], tmp_path: Path) -> None:
-    toy_context(toy)
-    file = tmp_path / "toy.toml"
-    more = '\n[[groups]]\ntasks = ["repeat"]\nmethods = ["gradient_saliency", "random"]\nlevels = ["tokens"]\n'
-    settings = 'families = ["sanity"]\nsanity_stages = [0.5, 1.0]'
-    file.write_text(toy["suite"].read_text().replace("batch_size = 4", settings) + more)
-    suite = Suite.load(file)
-    assert not run_cells(suite.name, suite.plan(), Folder(tmp_path / "out")).failed
-    records = Folder(tmp_path / "out").read()
-    assert [r.cell.level for r in records] == ["heads"] * 3 + ["tokens"] * 2
-    for record in records:
-        assert record.measurements["sanity"] is not None and record.measurements["speed"] is not None
-        assert (record.measurements["localization"] is not None) == (record.cell.level == "tokens")
-        assert record.measurements["sanity"].layers == [2, 3]
-        again = aggregates(record.measurements.values(), record.items)
-        assert again == record.aggregates
-        names = {name for name in again if "randomisation" in name}
-        assert names == {
-            *(f"model_randomisation{suffix}" for suffix in ("", "_signed", "_50")),
-            *(f"label_randomisation{suffix}" for suffix in ("", "_absolute")),
-        }
-        if record.cell.method == "random":
-            assert [again[name].value for name in names] == pytest.approx([1.0] * 5, abs=1e-12)
-        elif record.cell.level == "tokens":
-            assert again["model_randomisation"].low is not None, "an interval over examples"
