@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from attriboard.measurements.metrics import METRICS
 from numpy.typing import NDArray
 
 from attriboard.board.check import HEADLINES, compare
@@ -38,7 +39,6 @@ from attriboard.evaluation.context import Context
 from attriboard.evaluation.faithfulness import Faithfulness
 from attriboard.loading import load_model
 from attriboard.measurements.base import Kept
-from attriboard.measurements.metrics import METRICS
 from attriboard.measurements.speed import Speed
 from attriboard.method import methods
 from attriboard.model import Cost

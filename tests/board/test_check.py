@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from attriboard.measurements.metrics import METRICS
 
 from attriboard.board import check
 from attriboard.board.check import HEADLINES, Report, Times, check_folders, compare
@@ -19,7 +20,6 @@ from attriboard.errors import ConfigurationError, UnknownNameError
 from attriboard.evaluation.faithfulness import Faithfulness
 from attriboard.measurements.base import Kept
 from attriboard.measurements.ground_truth import GroundTruth, JudgedScores
-from attriboard.measurements.metrics import METRICS
 from attriboard.measurements.speed import Speed
 from attriboard.records.record import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings
 from attriboard.stats.tests import holm, paired_test

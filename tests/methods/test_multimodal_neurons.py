@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from attriboard.measurements.metrics import METRICS
 from torch import Tensor
 
 from attriboard.board.board import FORMATS, Board, render
@@ -22,7 +23,6 @@ from attriboard.components import LEVELS
 from attriboard.errors import ConfigurationError, MethodError, SkipCell
 from attriboard.evaluation import concepts
 from attriboard.measurements.concepts import Concepts
-from attriboard.measurements.metrics import METRICS
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
 from attriboard.records.aggregate import aggregates

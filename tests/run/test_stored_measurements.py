@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from attriboard.records.aggregate import aggregates
-from attriboard.records.store import Folder
 
 from attriboard.measurements.reliability import Reliability
 from attriboard.measurements.sanity import Sanity
+from attriboard.records.aggregate import aggregates
+from attriboard.records.store import Folder
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
 from attriboard.task import tasks

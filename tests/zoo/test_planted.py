@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attriboard.measurements.metrics import METRICS
 from torch import Tensor
 
 from attriboard.board.board import Board, markdown
@@ -24,7 +25,6 @@ from attriboard.interventions import MEASURES, Intervention, measure, replace_po
 from attriboard.loading import check_model_name, fingerprint, load_model
 from attriboard.log_prob import last_token
 from attriboard.measurements.ground_truth import GroundTruth
-from attriboard.measurements.metrics import METRICS
 from attriboard.method import make_method
 from attriboard.model import Model, hook_name
 from attriboard.records.record import Cell
