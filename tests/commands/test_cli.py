@@ -63,6 +63,11 @@ def test_failed_cells_exit_1_after_everything_else_ran(
     assert "failed: repeat / heads / raises" in out
 
 
+def _interruptible() -> None:
+    """Undoes an ignored SIGINT, which a child of a background job (``nohup ... &``) would inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupting_a_run_keeps_finished_cells(toy: dict, tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text(
@@ -74,7 +79,9 @@ def test_interrupting_a_run_keeps_finished_cells(toy: dict, tmp_path: Path) -> N
     arguments = ["run", toy["suite"], "--out", out, "--include", toy["task"], "--include", slow]
     arguments += ["--method", "random", "--method", "slow"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen([*BINARY, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        [*BINARY, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=env, preexec_fn=_interruptible
+    ) as process:
         deadline = time.monotonic() + 120
         while not list(out.glob("repeat.heads.random.*.json")) and time.monotonic() < deadline:
             time.sleep(0.2)
