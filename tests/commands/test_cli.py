@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,9 +65,17 @@ def test_failed_cells_exit_1_after_everything_else_ran(
     assert "failed: repeat / heads / raises" in out
 
 
-def _interruptible() -> None:
-    """Undoes an ignored SIGINT, which a child of a background job (``nohup ... &``) would inherit."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Children started inside obey SIGINT also where this process ignores it, as a background job's does.
+
+    A child inherits an ignored signal; a handled one is set to its default.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_interrupting_a_run_keeps_finished_cells(toy: dict, tmp_path: Path) -> None:
@@ -79,9 +89,9 @@ def test_interrupting_a_run_keeps_finished_cells(toy: dict, tmp_path: Path) -> N
     arguments = ["run", toy["suite"], "--out", out, "--include", toy["task"], "--include", slow]
     arguments += ["--method", "random", "--method", "slow"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        [*BINARY, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=env, preexec_fn=_interruptible
-    ) as process:
+    with _interruptible():
+        process = subprocess.Popen([*BINARY, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=env)
+    with process:
         deadline = time.monotonic() + 120
         while not list(out.glob("repeat.heads.random.*.json")) and time.monotonic() < deadline:
             time.sleep(0.2)
