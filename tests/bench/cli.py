@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -27,6 +30,19 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 def environment(**changes: str) -> dict[str, str]:
     """This process' environment without the hub, and with lines that are wide enough for a whole sentence."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **changes}
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Children started inside obey SIGINT also where this process ignores it, as a background job's does.
+
+    A child inherits an ignored signal; a handled one is set to its default.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench.cli import BINARY, call, process
+from tests.bench.cli import BINARY, call, interruptible, process
 
 
 def test_run_then_board_then_rerun_in_real_processes(toy: dict, tmp_path: Path) -> None:
@@ -52,7 +52,9 @@ def test_interrupting_a_run_keeps_finished_cells(toy: dict, tmp_path: Path) -> N
     arguments = ["run", toy["suite"], "--out", out, "--include", toy["task"], "--include", slow]
     arguments += ["--method", "random", "--method", "slow"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen([*BINARY, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=env) as process:
+    with interruptible():
+        process = subprocess.Popen([*BINARY, *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=env)
+    with process:
         deadline = time.monotonic() + 120
         while not list(out.glob("repeat.heads.random.*.json")) and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from attriboard.measurements.metrics import METRICS
 from PIL import Image, ImageFilter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.cli import call
+from tests.bench.cli import call, process
 
 EVALUATION = '''
 """How far apart the highest and the mean score of the examples are; measured of heads."""
@@ -67,12 +67,12 @@ def _suite(toy: dict[str, Path], tmp_path: Path, evaluations: str, options: str 
 
 
 def test_it_runs_is_stored_and_stands_on_the_board_with_its_interval(
-    toy: dict[str, Path], tmp_path: Path, included: Path
+    toy: dict[str, Path], tmp_path: Path, included: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = _suite(toy, tmp_path, '["ablation", "spread"]', "[settings.spread]\nscale = 2.0\n")
     includes = [word for file in (toy["task"], toy["methods"], included) for word in ("--include", str(file))]
-    done = call("run", str(suite), "--out", str(tmp_path / "out"), *includes)
-    assert done.exit_code == 0, done.output
+    code, _, err = call(capsys, "run", suite, "--out", tmp_path / "out", *includes)
+    assert code == 0, err
     stored = [json.loads(f.read_text()) for f in sorted((tmp_path / "out").glob("repeat.*.json"))]
     assert len(stored) == 3
     for record in stored:
@@ -93,13 +93,13 @@ def test_it_runs_is_stored_and_stands_on_the_board_with_its_interval(
 
 
 def test_one_more_evaluation_of_a_finished_run_scores_nothing_again(
-    toy: dict[str, Path], tmp_path: Path, included: Path
+    toy: dict[str, Path], tmp_path: Path, included: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     includes = [word for file in (toy["task"], toy["methods"], included) for word in ("--include", str(file))]
     out = ["--out", str(tmp_path / "out")]
-    assert call("run", str(_suite(toy, tmp_path, '["ablation"]')), *out, *includes).exit_code == 0
+    assert call(capsys, "run", _suite(toy, tmp_path, '["ablation"]'), *out, *includes)[0] == 0
     before = {f.name: json.loads(f.read_text()) for f in (tmp_path / "out").glob("repeat.*.json")}
-    assert call("run", str(_suite(toy, tmp_path, '["ablation", "spread"]')), *out, *includes).exit_code == 0
+    assert call(capsys, "run", _suite(toy, tmp_path, '["ablation", "spread"]'), *out, *includes)[0] == 0
     after = {f.name: json.loads(f.read_text()) for f in (tmp_path / "out").glob("repeat.*.json")}
     assert set(after) == set(before)
     for name, record in after.items():
@@ -111,12 +111,12 @@ def test_one_more_evaluation_of_a_finished_run_scores_nothing_again(
 
 
 def test_without_its_file_the_records_are_named_and_how_they_can_be_read(
-    toy: dict[str, Path], tmp_path: Path, included: Path
+    toy: dict[str, Path], tmp_path: Path, included: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     includes = [word for file in (toy["task"], toy["methods"], included) for word in ("--include", str(file))]
     suite = _suite(toy, tmp_path, '["ablation", "spread"]')
-    assert call("run", str(suite), "--out", str(tmp_path / "out"), *includes).exit_code == 0
+    assert call(capsys, "run", suite, "--out", tmp_path / "out", *includes)[0] == 0
     # in a process of its own, which does not know the evaluation
-    done = call("leaderboard", str(tmp_path / "out"), process=True)
-    assert done.exit_code == 2
-    assert "unknown evaluation 'spread'" in done.output and "--include FILE" in done.output
+    done = process("leaderboard", tmp_path / "out")
+    assert done.returncode == 2
+    assert "unknown evaluation 'spread'" in done.stderr and "--include FILE" in done.stderr
