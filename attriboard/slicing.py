@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ModelError, SkipCell
-from .loading import quiet
 from .model import Model
+from .models.quiet import quiet
 
 if TYPE_CHECKING:
     from .components import Level

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .components import COMPONENTS
-from .errors import ModelError, UnknownNameError
+from .errors import ModelError
+from .levels import COMPONENTS
 
 if TYPE_CHECKING:
-    from .model import Model
     from .task import Example
 
 FILE = "truth.json"
@@ -91,19 +90,6 @@ class Truth(BaseModel):
         needed = [part for part in parts if any(part.matters(example) for example in examples)]
         helps, hurts = (frozenset(p.name for p in needed if p.role == role) for role in ("helps", "hurts"))
         return Needed(helps, hurts, frozenset(p.name for p in parts) - helps - hurts)
-
-    def check(self, model: Model) -> None:
-        """Refuses names that the model does not have.
-
-        Raises:
-            ModelError: names the first, its level and the model.
-        """
-        for level, parts in self.levels.items():
-            known = set(COMPONENTS[level].names(model))
-            for part in parts:
-                if part.name not in known:
-                    place = f"component of {model.name} in its truth, level {level}:"
-                    raise ModelError(str(UnknownNameError(place, part.name, known)))
 
     def save(self, folder: Path) -> None:
         """Writes :data:`FILE` into a model's folder."""

@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy
 from ..components import get_level
 from ..errors import ConfigurationError
 from ..interventions import MEASURES, measure_all
-from ..loading import quiet
 from ..log_prob import FrozenUnembedding, last_token, level_candidates
 from ..model import Model
+from ..models.quiet import quiet
 from ..stats.intervals import Array
 from .capability import Capability
 

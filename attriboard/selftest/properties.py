@@ -21,7 +21,7 @@ from ..errors import AttriboardError, SkipCell, UnknownNameError
 from ..interventions import REPLACEMENTS
 from ..method import Method, ReplacingMethod, checked, checked_inputs, methods
 from ..model import EncodedExample, Model
-from .reference import EMBED, Part, Plain, in_out, metric, slope
+from .reference import EMBED, Part, Reference, in_out, metric, slope
 from .tiny import hooked, in_double, linear_gpt2, tiny_examples, tiny_hf
 
 TEXT = ("gpt2", "llama")
@@ -64,9 +64,9 @@ def _tiny(family: str, double: bool, seed: int = 0) -> Any:
 
 
 @functools.cache
-def _plain(family: str, double: bool) -> Plain:
+def _plain(family: str, double: bool) -> Reference:
     hf = _tiny(family, double)
-    return Plain(hf, _processor(hooked(hf)))
+    return Reference(hf, _processor(hooked(hf)))
 
 
 def _processor(model: Model) -> Any:
@@ -96,7 +96,7 @@ class Case:
     def model(self, double: bool = False, seed: int = 0, **settings: Any) -> Model:
         return hooked(_tiny(self.family, double, seed), **settings)
 
-    def plain(self, double: bool = False) -> Plain:
+    def plain(self, double: bool = False) -> Reference:
         return _plain(self.family, double)
 
     def examples(self, double: bool = False, seed: int = 0, **changes: Any) -> tuple[EncodedExample, ...]:
@@ -404,7 +404,7 @@ def _along(case: Case, kind: str, options: dict[str, Any], steps: int = 0) -> No
 
 
 def _slope_of_each(
-    plain: Plain, e: EncodedExample, parts: Sequence[Part], directions: dict[Any, Tensor], point: Tensor
+    plain: Reference, e: EncodedExample, parts: Sequence[Part], directions: dict[Any, Tensor], point: Tensor
 ) -> Tensor:
     return slope(lambda t: plain.one_at_a_time(e, parts, directions, lambda x: metric(x, e), t, point))
 
@@ -490,7 +490,7 @@ def completeness(case: Case) -> None:
                 )
 
 
-def _path(plain: Plain, e: EncodedExample, parts: Sequence[Part], directions: dict[Any, Tensor]) -> Tensor:
+def _path(plain: Reference, e: EncodedExample, parts: Sequence[Part], directions: dict[Any, Tensor]) -> Tensor:
     """``[129]``: the metric while all ``parts`` move together from their value to their replacement."""
     shares = torch.linspace(0, 1, 129, dtype=torch.float64)[:, None, None]
     moves: dict[Any, Tensor] = {}
@@ -514,7 +514,7 @@ def telescoping(case: Case) -> None:
     the head's two dimensions only one writes, so attention neurons add up too). To 1e-4 of the sum, float32.
     """
     sizes = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2, "intermediate_size": 1}
-    plain = Plain(tiny_hf("llama", **sizes))
+    plain = Reference(tiny_hf("llama", **sizes))
     for layer in range(plain.n_layers):
         in_out(plain.part("out", layer))[1] = 0
     model, examples = hooked(plain.hf), case.examples()
@@ -625,10 +625,10 @@ def exact_on_linear_model(case: Case) -> None:
     """
     hf = in_double(linear_gpt2())
     model = hooked(hf)
-    _effects(case, model, Plain(hf), case.examples(double=True, foils=FOILS)[:2])
+    _effects(case, model, Reference(hf), case.examples(double=True, foils=FOILS)[:2])
 
 
-def _effects(case: Case, model: Model, plain: Plain, examples: Sequence[EncodedExample]) -> None:
+def _effects(case: Case, model: Model, plain: Reference, examples: Sequence[EncodedExample]) -> None:
     for kind, options in case.replacements():
         expected = []
         for e in examples:
@@ -651,7 +651,7 @@ def zero_for_idle(case: Case) -> None:
     too. At levels of inputs no head writes anything, so nothing but the last position reaches the answer. Zero means
     1e-5 of the untouched model's largest score, float32.
     """
-    plain = Plain(_tiny(case.family, False), _processor(case.model()))
+    plain = Reference(_tiny(case.family, False), _processor(case.model()))
     examples = case.examples()
     if case.inputs:
         for layer in range(plain.n_layers):
@@ -683,7 +683,7 @@ def zero_for_dead(case: Case) -> None:
     Neurons of the first two layers without input weights; heads of the first layer whose value weights are zero. Zero
     means 1e-5 of the untouched model's largest score, float32.
     """
-    plain = Plain(_tiny(case.family, False), _processor(case.model()))
+    plain = Reference(_tiny(case.family, False), _processor(case.model()))
     width = LEVELS[case.level].size(case.model()) // plain.n_layers
     mask = torch.zeros(plain.n_layers, width, dtype=torch.bool)
     if case.level == "neurons":
@@ -799,7 +799,7 @@ def _tripled(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
         "nodes": {"out": slice(n_heads), "down": slice(n_heads, None)},
     }
     for role, own in whole.get(case.level, {"out": slice(None)}).items():
-        plain = Plain(_tiny(case.family, False), _processor(case.model()))
+        plain = Reference(_tiny(case.family, False), _processor(case.model()))
         for weight in plain.part(role, plain.n_layers - 1).parameters():
             weight.mul_(3)
         both = (case.scores(hooked(plain.hf), examples), _usual(case))

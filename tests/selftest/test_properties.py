@@ -22,7 +22,7 @@ from attriboard.method import Method, methods
 from attriboard.scores import Scores
 from attriboard.selftest import properties as selftest
 from attriboard.selftest.properties import PROPERTIES, Finding, examine
-from attriboard.selftest.reference import Plain, metric
+from attriboard.selftest.reference import Reference, metric
 from attriboard.selftest.tiny import hooked, linear_gpt2, tiny_examples
 
 
@@ -239,7 +239,7 @@ def test_a_declared_property_that_speaks_of_other_levels_fails() -> None:
 
 def test_the_linear_model_is_linear_and_the_others_are_not() -> None:
     for hf, linear in ((linear_gpt2(), True), (hooked(selftest._tiny("gpt2", False)).hf, False)):
-        plain, model = Plain(hf), hooked(hf)
+        plain, model = Reference(hf), hooked(hf)
         for e in tiny_examples(model, foils=selftest.FOILS):
             one, other = plain.embeddings(e), plain.embeddings(e, counterfactual=True)
             values = [float(metric(plain.run(x)[0][0], e)) for x in (one, other, (one + other) / 2)]
