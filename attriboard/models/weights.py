@@ -36,19 +36,19 @@ class Weights:
     """
 
     def __init__(self, hf: nn.Module, name: str) -> None:
-        self.hf: Any = hf
-        self.hf.eval().requires_grad_(False)
+        self.hf: Any = hf.eval().requires_grad_(False)
         self.name = name
-        self.config: Any = self.hf.config.get_text_config()
-        self.architecture: Architecture = architecture_of(self.hf.config)
-        self.parts: Parts = find_parts(self.hf, self.architecture, name)
+        whole: Any = self.hf.config
+        self.config: Any = whole.get_text_config()
+        self.architecture: Architecture = architecture_of(whole)
+        self.parts: Parts = find_parts(hf, self.architecture, name)
         self.n_layers = len(self.parts.blocks)
         self.n_heads: int = self.config.num_attention_heads
         self.n_kv_heads: int = getattr(self.config, "num_key_value_heads", None) or self.n_heads
         self.d_model: int = self.parts.embed.weight.shape[1]
         self.d_head: int = in_out(self.parts.attn_out[0]).shape[0] // self.n_heads
         self.d_mlp: int = in_out(self.parts.mlp_down[0]).shape[0]
-        self.d_vocab: int = self.hf.get_output_embeddings().weight.shape[0]
+        self.d_vocab: int = self.W_U.shape[0]
 
     @property
     def blocks(self) -> list[Any]:

@@ -17,7 +17,7 @@ def test_families_outside_the_table_are_refused_with_those_inside() -> None:
         Model(hf)
 
 
-def test_an_opt_model_that_normalises_its_residual_stream_in_place_is_refused() -> None:
+def test_an_opt_model_that_normalizes_its_residual_stream_in_place_is_refused() -> None:
     config = CONFIGS["opt"]()
     config.do_layer_norm_before = False
     with pytest.raises(ModelError, match="in place"):

@@ -195,7 +195,7 @@ def test_a_uniform_pattern_makes_heads_average_the_values_read_so_far(family: st
         assert close(model.run(model.batch([e]), edits=edits).logits[0], expected, ROUNDING)
 
 
-def test_a_row_can_be_edited_without_touching_its_neighbours() -> None:
+def test_a_row_can_be_edited_without_touching_its_neighbors() -> None:
     model = hooked("llama")
     batch = model.batch(EXAMPLES)
     clean = model.run(batch).logits

@@ -82,7 +82,7 @@ def test_a_prefix_and_what_follows_it_cost_one_forward_pass_together() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_do_not_depend_on_padding_batch_or_neighbours(family: str) -> None:
+def test_logits_do_not_depend_on_padding_batch_or_neighbors(family: str) -> None:
     plain = plain_run(family)
     expected = torch.stack([plain.run(e.tokens)[0] for e in EXAMPLES])
     for padding_side in ("left", "right"):

@@ -32,7 +32,7 @@ BROKEN = {
     # a table entry that names another module of the right shape, and the part that the message must name
     "final norm": ("llama", {"final_norm": "model.layers.0.input_layernorm"}, "final norm"),
     "final norm's offset": ("gemma", {"unit_offset": False}, "final norm"),
-    "final norm's centring": ("gpt2", {"rms": True}, "final norm"),
+    "final norm's centering": ("gpt2", {"rms": True}, "final norm"),
     "FFN projection": ("gpt2", {"mlp_down": "attn.c_proj"}, "neuron outputs of layer 0|residual stream of layer 0"),
     "attention projection": ("opt", {"attn_out": "self_attn.q_proj"}, "residual stream of layer 0"),
     "norm after attention": (

@@ -32,7 +32,7 @@ def test_head_and_neuron_outputs_with_biases_add_up_to_the_sub_layers(family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_value_weights_times_the_normalised_input_give_the_values_up_to_a_constant_bias(family: str) -> None:
+def test_value_weights_times_the_normalized_input_give_the_values_up_to_a_constant_bias(family: str) -> None:
     """``v = norm(x) W_V + b``: over two prompts, whatever ``b`` is, it must be the same at every position."""
     model = hooked(family)
     run = model.run(model.batch([EXAMPLES[2]]), names("resid_pre", "v"))
@@ -49,8 +49,8 @@ def test_value_weights_times_the_normalised_input_give_the_values_up_to_a_consta
         scale = (
             (step.square().mean() + 1e-6).sqrt() if model.architecture.rms else (step.var(correction=0) + 1e-5).sqrt()
         )
-        centred = step if model.architecture.rms else step - step.mean()
-        assert close(norm(step) - norm(zero), centred / scale * weight, 1e-3)
+        centered = step if model.architecture.rms else step - step.mean()
+        assert close(norm(step) - norm(zero), centered / scale * weight, 1e-3)
 
 
 def as_multi_head(family: str) -> Any:
