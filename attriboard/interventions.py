@@ -20,6 +20,7 @@ from torch import Tensor
 from .errors import ConfigurationError, ExampleError, SkipCell, UnknownNameError
 from .levels import REPLACEMENTS, InputReplacement, Replacement
 from .model import Batch, Edit, hook_name
+from .models.objective import measure
 from .task import IMAGE
 
 if TYPE_CHECKING:
@@ -28,20 +29,12 @@ if TYPE_CHECKING:
 
 MEASURES = ("metric", "logprob", "correct")
 """What is measured of a row: the task's metric, log p(answer), and whether the answer is right
-(see :meth:`Model.correct`)."""
-
-
-def measure(model: Model, logits: Tensor, batch: Batch) -> Tensor:
-    """``[B, 3]`` float32: the :data:`MEASURES` of each row, from logits ``[B, V]``."""
-    logits = logits.float()
-    rows = torch.arange(len(batch), device=logits.device)
-    logprob = logits[rows, batch.answer] - logits.logsumexp(-1)
-    return torch.stack([model.metric(logits, batch), logprob, model.correct(logits, batch).float()], dim=1)
+(see :func:`attriboard.models.objective.measure`)."""
 
 
 def measure_all(model: Model, examples: Sequence[EncodedExample], edits: dict[str, Edit] | None = None) -> Tensor:
     """``[N, 3]`` float32: the :data:`MEASURES` of every example, under edits that fit batches of any shape."""
-    return torch.cat([measure(model, model.run(b, edits=edits).logits, b).cpu() for b in model.batches(examples)])
+    return torch.cat([measure(model.run(b, edits=edits).logits, b).cpu() for b in model.batches(examples)])
 
 
 def component_means(model: Model, examples: Sequence[EncodedExample], level: Level) -> dict[str, Tensor]:
@@ -407,13 +400,13 @@ class Intervention:
     def __call__(
         self,
         masks: Tensor,
-        measure: Callable[[Model, Tensor, Batch], Tensor] = measure,
+        measure: Callable[[Tensor, Batch], Tensor] = measure,
     ) -> Tensor:
         """Measures every set on every example.
 
         Args:
             masks: ``[S, n]`` bool: the components replaced in each of ``S`` sets.
-            measure: from (model, logits ``[R, V]``, batch of ``R`` rows) to ``[R, K]``; default :func:`measure`.
+            measure: from (logits ``[R, V]``, batch of ``R`` rows) to ``[R, K]``; the :data:`MEASURES` by default.
 
         Returns:
             ``[S, B, K]`` float32.
@@ -426,7 +419,7 @@ class Intervention:
         self,
         masks: Tensor,
         rows: Tensor,
-        measure: Callable[[Model, Tensor, Batch], Tensor] = measure,
+        measure: Callable[[Tensor, Batch], Tensor] = measure,
     ) -> Tensor:
         """As calling the object, for explicit rows: ``masks`` ``[R, n]`` on examples ``rows`` ``[R]`` -> ``[R, K]``."""
         model = self.model
@@ -447,7 +440,7 @@ class Intervention:
                 slices = self.level.slices(model, masks[chunk])
                 ahead = {name: mask for name, mask in slices.items() if int(name.split(".")[1]) >= at}
                 logits = model.run(batch, edits=replacing(self.values, ahead, example), start=(at, resid)).logits
-            results.append(measure(model, logits, batch).float().cpu())
+            results.append(measure(logits, batch).float().cpu())
         out = torch.cat(results)
         return out[torch.argsort(order)]
 
@@ -474,7 +467,7 @@ def single_effects(intervention: Intervention, chunk: int = 64) -> Tensor:
     """``[B, n]``: the metric lost when each component alone is replaced: clean metric minus replaced metric. Exact."""
     model, batch = intervention.model, intervention.batch
     size = intervention.level.size(model)
-    clean = measure(model, intervention.clean.logits, batch)[:, 0].cpu()
+    clean = measure(intervention.clean.logits, batch)[:, 0].cpu()
     lost = []
     for part in torch.arange(size).split(chunk):
         masks = torch.zeros(len(part), size, dtype=torch.bool)
@@ -507,7 +500,7 @@ def replace_positions(
         rows = batch.rows(torch.zeros(len(sets), dtype=torch.long))
         value, replaced = fill(sets)
         logits = model.run(rows, edits=replacing({"hook_embed": value}, {"hook_embed": replaced})).logits
-        results.append(measure(model, logits, rows).cpu())
+        results.append(measure(logits, rows).cpu())
     return torch.cat(results)[place]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from .models.model import Batch, Cost, Edit, EncodedExample, Model, Run, hook_name
+from .models.batch import Batch, EncodedExample
+from .models.hooks import Cost, Edit, Run
+from .models.model import Model
+from .models.names import hook_name
 
 __all__ = ["Batch", "Cost", "Edit", "EncodedExample", "Model", "Run", "hook_name"]

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from .errors import ModelError, SkipCell
 from .levels import names_where
-from .loading import quiet
 from .model import Model
+from .models.quiet import quiet
 
 if TYPE_CHECKING:
     from .components import Level

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .errors import ModelError, UnknownNameError
-from .levels import LEVELS, Sizes, names_where
+from .errors import ModelError
+from .levels import names_where
 
 if TYPE_CHECKING:
     from .task import Example
@@ -51,12 +51,6 @@ class Needed(NamedTuple):
     helps: frozenset[str]
     hurts: frozenset[str]
     left_out: frozenset[str]
-
-
-class Named(Sizes, Protocol):
-    """A model, as far as a truth needs to know it."""
-
-    name: str
 
 
 class Truth(BaseModel):
@@ -97,19 +91,6 @@ class Truth(BaseModel):
         needed = [part for part in parts if any(part.matters(example) for example in examples)]
         helps, hurts = (frozenset(p.name for p in needed if p.role == role) for role in ("helps", "hurts"))
         return Needed(helps, hurts, frozenset(p.name for p in parts) - helps - hurts)
-
-    def check(self, model: Named) -> None:
-        """Refuses names that the model does not have.
-
-        Raises:
-            ModelError: names the first, its level and the model.
-        """
-        for level, parts in self.levels.items():
-            known = set(LEVELS[level].names(model))
-            for part in parts:
-                if part.name not in known:
-                    place = f"component of {model.name} in its truth, level {level}:"
-                    raise ModelError(str(UnknownNameError(place, part.name, known)))
 
     def save(self, folder: Path) -> None:
         """Writes :data:`FILE` into a model's folder."""

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..interventions import measure
 from ..measurements.base import Measure
 from ..measurements.concepts import Concepts
 from ..method import checked_inputs
 from ..model import EncodedExample, hook_name
+from ..models.objective import measure
 from ..task import image_hash
 from .base import Evaluation, Job
 from .controls import matched_draw
@@ -257,9 +257,9 @@ def _noised(model: Model, examples: Sequence[EncodedExample], sets: Tensor, sigm
         first = min(int(index[0]) // model.d_mlp for index in neurons)
         start = hook_name("resid_pre", first)
         run = model.run(batch, [start])
-        clean += measure(model, run.logits, batch)[:, Measure.LOGPROB].tolist()
+        clean += measure(run.logits, batch)[:, Measure.LOGPROB].tolist()
         rows = torch.arange(len(batch), device=model.device).repeat_interleave(2 * draws)
         repeated = batch.rows(rows)
         noised = model.run(repeated, edits=noise_edits(model, neurons, noise), start=(first, run[start][rows]))
-        found.append(measure(model, noised.logits, repeated)[:, Measure.LOGPROB].cpu().view(-1, draws, 2))
+        found.append(measure(noised.logits, repeated)[:, Measure.LOGPROB].cpu().view(-1, draws, 2))
     return clean, torch.cat(found)

@@ -18,10 +18,10 @@ from torch.nn.functional import cross_entropy
 from ..components import get_level
 from ..errors import ConfigurationError
 from ..interventions import measure_all
-from ..loading import quiet
 from ..log_prob import FrozenUnembedding, last_token, level_candidates
 from ..measurements.recovery import Coefficients, Recovery
 from ..model import Model
+from ..models.quiet import quiet
 
 if TYPE_CHECKING:
     from ..measurements.capability import Capability

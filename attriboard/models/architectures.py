@@ -25,7 +25,7 @@ class Architecture:
         ln1: the norm before attention.
         value: the projection that makes values; ``fused`` says how it is packed with queries and keys.
         attn_post_norm, mlp_post_norm: norms after the sub-layer, before the residual add (Gemma 2 and 3).
-        rms: root-mean-square norms (no centring, no bias); ``unit_offset``: they multiply by ``1 + weight``.
+        rms: root-mean-square norms (no centering, no bias); ``unit_offset``: they multiply by ``1 + weight``.
         tuple_blocks: a block returns a pair whose first part is the residual.
         mlp_act: the activation function of a gated FFN, whose output is multiplied before the down-projection; None
             where there is no gate.
@@ -171,7 +171,7 @@ def architecture_of(config: Any) -> Architecture:
     """The table's entry for a configuration; for a vision-language model, of its language model.
 
     Raises:
-        ModelError: the family is not in the table, or is a variant whose residual stream is normalised in place.
+        ModelError: the family is not in the table, or is a variant whose residual stream is normalized in place.
     """
     kind = getattr(config, "model_type", "?")
     if kind in VISION:
@@ -188,7 +188,7 @@ def architecture_of(config: Any) -> Architecture:
         )
     if kind == "opt" and not (config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size):
         raise ModelError(
-            "this OPT model normalises its residual stream in place (as opt-350m does), so heads and neurons do not "
+            "this OPT model normalizes its residual stream in place (as opt-350m does), so heads and neurons do not "
             "add up in it; choose an OPT model with do_layer_norm_before and no embedding projection."
         )
     for entry in ARCHITECTURES:

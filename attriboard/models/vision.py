@@ -1,4 +1,4 @@
-"""The eyes of a vision-language model: from a picture to what the language model sees in its place.
+"""What a vision-language model sees: from a picture to what the language model sees in its place.
 
 Nothing about geometry is typed by hand. The processor expands the placeholder and resizes and crops the picture; what
 the language model sees is read at the entrance of the language model; where a pixel of the original ends up is found
@@ -79,9 +79,9 @@ class Vision:
             ExampleError: the image's place is not given exactly once.
         """
         token = getattr(self.processor, "image_token", IMAGE)
-        if (found := text.count(IMAGE)) != 1:
+        if (count := text.count(IMAGE)) != 1:
             raise ExampleError(
-                f"the prompt has {found} {IMAGE} placeholders, expected exactly one where the image stands: {text!r}."
+                f"the prompt has {count} {IMAGE} placeholders, expected exactly one where the image stands: {text!r}."
             )
         if token != IMAGE and token in text:
             raise ExampleError(f"the prompt contains {token!r}, which {self.name} keeps for images: {text!r}.")
@@ -93,8 +93,8 @@ class Vision:
         Floats have the model's dtype.
         """
         check_size(image.size, "given")
-        found = self.processor(images=as_rgb(image), text=self.prompt(text), return_tensors="pt")
-        tensors = {k: v.to(self.hf.device) for k, v in found.items() if isinstance(v, Tensor)}
+        inputs = self.processor(images=as_rgb(image), text=self.prompt(text), return_tensors="pt")
+        tensors = {k: v.to(self.hf.device) for k, v in inputs.items() if isinstance(v, Tensor)}
         return {k: v.to(self.hf.dtype) if v.is_floating_point() else v for k, v in tensors.items()}
 
     # --- what is seen -----------------------------------------------------------------------------------------------
@@ -133,14 +133,14 @@ class Vision:
             ModelError: they cannot be found.
         """
         language = set(self.text_model.modules())
-        found = [
+        modules = [
             module
             for name, module in self.hf.named_modules()
             if name.endswith("self_attn") and module not in language and hasattr(module, "config")
         ]
-        if not found:
+        if not modules:
             raise ModelError(f"the attention layers of the vision tower of {self.name} cannot be found.")
-        return found
+        return modules
 
     @contextmanager
     def patterns(self) -> Iterator[list[Tensor]]:
@@ -152,12 +152,12 @@ class Vision:
         Raises:
             ModelError: the tower's attention layers cannot be found.
         """
-        found: list[Tensor] = []
+        patterns: list[Tensor] = []
 
         def keep(pattern: Tensor, value: Tensor) -> Tensor:
             if torch.is_grad_enabled() and not pattern.requires_grad:  # before it only weights, which need no gradient
                 pattern.requires_grad_()
-            found.append(pattern)
+            patterns.append(pattern)
             return pattern
 
         with ExitStack() as stack:
@@ -165,12 +165,12 @@ class Vision:
                 put_between(stack, layer, keep)
             for config in {id(layer.config): layer.config for layer in self.layers}.values():
                 write_out(stack, config)
-            yield found
+            yield patterns
 
     def _pixels(self, image: Image.Image) -> Tensor:
         """``[3, height, width]``: a picture after the processor, still in the processor's units."""
-        found = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        return found.reshape(3, *self.size).float()
+        pixels = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        return pixels.reshape(3, *self.size).float()
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - one Vision lives as long as its model
     def _range(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

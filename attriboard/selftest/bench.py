@@ -17,7 +17,7 @@ from ..components import LEVELS, Level
 from ..levels import REPLACEMENTS
 from ..method import Method, ReplacingMethod, checked, checked_inputs
 from ..model import EncodedExample, Model
-from .reference import Plain as Reference
+from .reference import Reference
 from .tiny import hooked, in_double, tiny_examples, tiny_hf
 
 TEXT = ("gpt2", "llama")

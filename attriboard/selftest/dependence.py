@@ -11,7 +11,7 @@ from torch import Tensor
 from ..components import COMPONENTS, LEVELS
 from .bench import Case, PropertyError, processor_of, tiny_model, usual_scores
 from .properties import register
-from .reference import Plain as Reference
+from .reference import Reference
 from .tiny import hooked
 
 OTHER_ANSWERS = ("w11", "w11", "w12", "w12")

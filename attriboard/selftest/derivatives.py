@@ -13,8 +13,7 @@ from ..interventions import replacement_kind
 from ..model import EncodedExample
 from .bench import SEEING, Case
 from .properties import register
-from .reference import EMBED, Part, metric, slope
-from .reference import Plain as Reference
+from .reference import EMBED, Part, Reference, metric, slope
 
 
 @register("heads", "neurons", "attn_neurons", "nodes", "patches", "tokens")

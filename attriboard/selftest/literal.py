@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from ..model import EncodedExample, Model
 from .bench import FOILS, Case
 from .properties import register
-from .reference import Plain as Reference
-from .reference import metric
+from .reference import Reference, metric
 from .tiny import hooked, in_double, linear_gpt2
 
 

@@ -68,7 +68,7 @@ def in_out(module: Any) -> Tensor:
     return weight.T if isinstance(module, nn.Linear) else weight
 
 
-class Plain:
+class Reference:
     """A copy of a model of a family in :data:`PARTS`, one whose weights may be changed.
 
     Args:
@@ -109,12 +109,12 @@ class Plain:
             tokens = encoded.counterfactual or ()
             picture = example.counterfactual_image or picture
         with torch.no_grad():
-            found = self.hf.get_input_embeddings()(torch.tensor(tokens)).clone()
+            embeddings: Tensor = self.hf.get_input_embeddings()(torch.tensor(tokens)).clone()
             if picture is not None:
                 pixels = self.processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
-                (features,) = self.hf.get_image_features(pixels.to(found.dtype)).pooler_output
-                found[torch.tensor(tokens) == self.hf.config.image_token_id] = features
-        return found
+                (features,) = self.hf.get_image_features(pixels.to(embeddings.dtype)).pooler_output
+                embeddings[torch.tensor(tokens) == self.hf.config.image_token_id] = features
+        return embeddings
 
     def run(
         self, embeddings: Tensor, add: Mapping[Site, Tensor] | None = None, read: Sequence[Site] = ()
@@ -209,15 +209,15 @@ class Plain:
             embeddings: in place of the example's own.
         """
         start = self.embeddings(encoded) if embeddings is None else embeddings
-        found: list[Tensor] = []
+        outcomes: list[Tensor] = []
         for site in {part.site: None for part in parts}:
             here = [part for part in parts if part.site == site]
             moves = torch.zeros(len(here), *directions[site].shape, dtype=start.dtype)
             for move, part in zip(moves, here):
                 move[part.rows, part.columns] = share * directions[site][part.rows, part.columns]
             logits, _ = self.run(start, {site: moves})
-            found += [explained(row) for row in logits]
-        return torch.stack(found)
+            outcomes += [explained(row) for row in logits]
+        return torch.stack(outcomes)
 
     # --- the final norm with its scale held fixed -------------------------------------------------------------------
 

@@ -14,8 +14,7 @@ from ..errors import SkipCell
 from ..model import EncodedExample
 from .bench import FOILS, SEEING, TEXT, Case, PropertyError, option_names
 from .properties import register
-from .reference import Part, in_out, metric
-from .reference import Plain as Reference
+from .reference import Part, Reference, in_out, metric
 from .tiny import hooked, tiny_hf
 
 

@@ -12,8 +12,7 @@ from ..components import COMPONENTS, LEVELS
 from ..model import EncodedExample, Model
 from .bench import Case, PropertyError, processor_of, tiny_model, usual_scores
 from .properties import register
-from .reference import Plain as Reference
-from .reference import Site, in_out
+from .reference import Reference, Site, in_out
 from .tiny import hooked
 
 

@@ -65,7 +65,7 @@ def test_smollm2_answers_simple_prompts_with_the_right_word(smollm2: Model, exam
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_smollm2_answers_the_same_whatever_the_padding_and_the_neighbours(smollm2: Model, padding_side: str) -> None:
+def test_smollm2_answers_the_same_whatever_the_padding_and_the_neighbors(smollm2: Model, padding_side: str) -> None:
     padded = Model(smollm2.hf, smollm2.tokenizer, padding_side=padding_side, prove=False)
     logits = padded.run(padded.batch([padded.encode(e) for e in PROMPTS])).logits
     # float32 through 30 layers, in sums of another order

@@ -18,8 +18,7 @@ from attriboard.selftest import PROPERTIES, Finding, examine, parametrize_with_p
 from attriboard.selftest.bench import FOILS, tiny_model
 from attriboard.selftest.findings import judge
 from attriboard.selftest.properties import check_names
-from attriboard.selftest.reference import Plain as Reference
-from attriboard.selftest.reference import metric
+from attriboard.selftest.reference import Reference, metric
 from attriboard.selftest.tiny import hooked, linear_gpt2, tiny_examples
 
 

@@ -21,12 +21,13 @@ from attriboard.errors import ConfigurationError, ModelError, SkipCell, UnknownN
 from attriboard.evaluation import ground_truth
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.drawing import draw
-from attriboard.interventions import MEASURES, Intervention, measure, replace_positions
+from attriboard.interventions import MEASURES, Intervention, replace_positions
 from attriboard.loading import check_model_name, fingerprint, load_model
 from attriboard.log_prob import last_token
 from attriboard.measurements.ground_truth import GroundTruth
 from attriboard.method import make_method
 from attriboard.model import Model, hook_name
+from attriboard.models.objective import measure
 from attriboard.records.record import Cell
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
@@ -143,7 +144,7 @@ def test_all_is_answered_and_the_counterfactual_is_answered_by_the_foil(name: st
         example = encoded.example
         assert example.counterfactual is not None and example.foil is not None
         other = model.encode(Example(example.counterfactual, example.foil, example.answer))
-        clean, swapped = (measure(model, model.run(b).logits, b)[0] for b in map(model.batch, ([encoded], [other])))
+        clean, swapped = (measure(model.run(b).logits, b)[0] for b in map(model.batch, ([encoded], [other])))
         assert torch.allclose(clean, swapped, atol=EXACT)
         assert float(clean[MEASURES.index("logprob")].exp()) > 0.99
 
@@ -156,7 +157,7 @@ def test_norms_do_nothing(name: str) -> None:
     run = model.run(batch, sites)
     for layer, site in enumerate(sites):
         x = run[site]
-        assert torch.allclose(model._ln1[layer](x), x, rtol=1e-6, atol=1e-9 if model.architecture.rms else 1e-6)
+        assert torch.allclose(model.parts.ln1[layer](x), x, rtol=1e-6, atol=1e-9 if model.architecture.rms else 1e-6)
         assert float(x.mean(-1).abs().max()) < 1e-6
 
 
@@ -482,7 +483,7 @@ def test_what_direct_effects_do_not_see_is_not_read_by_the_unembedding(name: str
         layer, h = (int(n) for n in head[1:].split(".h"))
         written_there = model.head_outputs(layer, found["z"][:, layer])[:, h]
         assert (written_there.norm(dim=-1) > 1).all()
-        assert torch.allclose(model._unembed(resid - written_there), model._unembed(resid), atol=EXACT)
+        assert torch.allclose(model.unembed(resid - written_there), model.unembed(resid), atol=EXACT)
     scores = make_method("direct_logit_attribution", {}, 0).attribute(
         model, context_of(name).train[:4], get_level("heads")
     )

@@ -30,7 +30,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from attriboard.loading import MODELS, _load, quiet
+from attriboard.loading import MODELS, load_hf
+from attriboard.models.quiet import quiet
 from attriboard.zoo import llava
 from attriboard.zoo.build import batches, evaluate, passes, train
 from attriboard.zoo.build.packing import pack
@@ -320,7 +321,7 @@ class TestShipped:
     )
     def test_it_answers(self) -> None:
         with quiet():
-            lm, tokenizer, _ = _load(llava.LANGUAGE_MODEL, torch.float32)
+            lm, tokenizer, _ = load_hf(llava.LANGUAGE_MODEL, torch.float32)
         model, processor = llava.load_llava(lm, tokenizer)
         asked = right = 0
         for scene in evaluate.fixed_scenes(2, False, 6):

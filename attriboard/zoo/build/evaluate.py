@@ -180,11 +180,12 @@ def write_record(
     dtype: str = "float32",
 ) -> None:
     """Measures a weights file, tuned and untuned, and writes the record."""
-    from attriboard.loading import DTYPES, _load, hash_file, quiet
+    from attriboard.loading import DTYPES, hash_file, load_hf
+    from attriboard.models.quiet import quiet
 
     console = Console()
     with quiet():
-        lm, tokenizer, source = _load(LANGUAGE_MODEL, DTYPES[dtype])
+        lm, tokenizer, source = load_hf(LANGUAGE_MODEL, DTYPES[dtype])
     lm = lm.to(device)
     began = time.perf_counter()
     tuned, _ = load_llava(lm, tokenizer, weights=weights)

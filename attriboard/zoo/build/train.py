@@ -279,7 +279,8 @@ def _bar(console: Console) -> Progress:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    from attriboard.loading import DTYPES, _load, check_device, quiet
+    from attriboard.loading import DTYPES, check_device, load_hf
+    from attriboard.models.quiet import quiet
 
     parser = argparse.ArgumentParser(
         prog="python -m attriboard.zoo.build.train", description=(__doc__ or "").split("\n")[0]
@@ -295,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_device(given.device)
     settings = Settings(seed=given.seed, steps_a=given.steps_a, steps_b=given.steps_b)
     with quiet():
-        lm, tokenizer, source = _load(LANGUAGE_MODEL, DTYPES["bfloat16"])
+        lm, tokenizer, source = load_hf(LANGUAGE_MODEL, DTYPES["bfloat16"])
     weights = train(lm, tokenizer, given.out, settings, given.device, given.resume, metadata={"language_model": source})
     if weights is not None and not given.no_measure:
         write_record(weights, given.out / "training.json", given.out / "record.json", given.device)

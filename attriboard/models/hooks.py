@@ -1,0 +1,332 @@
+"""Forward passes in which activations are read and replaced, by PyTorch's own hooks on plain Hugging Face modules.
+
+Everything that is put on a model for a pass (hooks, attention written out, blocks that are skipped) is gone when the
+pass is over, also when it fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from .attention import Between, pattern_attention, put_between, write_out
+from .batch import Batch, Past
+from .names import EMBED, hook_name, site_and_layer
+from .weights import Weights
+
+Edit = Callable[[Tensor], Tensor]
+"""From an activation to its replacement, of the same shape."""
+
+
+@dataclass
+class Cost:
+    """Work done, in forward passes of one example: a backward pass counts as two forward passes.
+
+    A pass that restarts at a layer or behind a shared prefix counts the fraction of positions and layers it ran.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+class Run:
+    """One forward pass: the logits ``[B, V]`` at each row's last token, and the captured activations by name."""
+
+    def __init__(
+        self, weights: Weights, batch: Batch, logits: Tensor, raw: Mapping[str, Tensor], cost: Cost, share: float
+    ) -> None:
+        self.logits = logits
+        self._weights, self._batch, self._raw, self._cost, self._share = weights, batch, raw, cost, share
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _shaped(self._weights, name, self._raw[name], self._batch)
+
+    def stack(self, site: str, layers: Iterable[int] | None = None) -> Tensor:
+        """One site at several layers, stacked on a new second axis: ``[B, L, ...]``."""
+        layers = range(self._weights.n_layers) if layers is None else layers
+        return torch.stack([self[hook_name(site, layer)] for layer in layers], dim=1)
+
+    def gradients(self, value: Tensor, names: Sequence[str], keep_graph: bool = False) -> dict[str, Tensor]:
+        """Gradients of ``value.sum()`` at captured activations, shaped like them.
+
+        Rows do not interact, so the gradient of the sum is each row's own gradient.
+        """
+        raw = [self._raw[name] for name in names]
+        # an activation that cannot reach the value (at a last layer's early positions, say) has gradient zero
+        grads = torch.autograd.grad(value.sum(), raw, retain_graph=keep_graph, allow_unused=True)
+        self._cost.backward += 2 * self._share
+        return {
+            name: _shaped(self._weights, name, torch.zeros_like(x) if g is None else g, self._batch)
+            for name, x, g in zip(names, raw, grads)
+        }
+
+
+def forward(
+    weights: Weights,
+    batch: Batch,
+    cost: Cost,
+    capture: Iterable[str] = (),
+    edits: Mapping[str, Edit] | None = None,
+    start: tuple[int, Tensor] | None = None,
+    gradients: bool = False,
+) -> Run:
+    """One forward pass, counted in ``cost``; the other arguments are those of :meth:`attriboard.model.Model.run`.
+
+    Raises:
+        KeyError: an activation name that does not exist, or an edit of one that can only be read.
+    """
+    layers_run = weights.n_layers - (start[0] if start else 0)
+    share = len(batch) * layers_run / weights.n_layers * batch.tokens.shape[1] / batch.mask.shape[1]
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad() if gradients else torch.no_grad())
+        stack.enter_context(images_in(weights, batch, gradients))
+        taps = _Taps(weights, batch, capture, edits or {}, stack)
+        taps.install()
+        if start is not None:
+            stack.enter_context(_restart(weights, *start, gradients))
+        inputs: dict[str, Any] = dict(model_inputs(weights, batch), use_cache=False)
+        if batch.past:
+            cache = DynamicCache()
+            for layer, (key, value) in enumerate(batch.past):
+                cache.update(key, value, layer)
+            inputs["past_key_values"] = cache
+        ends, at = batch.last.unique(return_inverse=True)
+        logits = weights.hf(**inputs, logits_to_keep=ends).logits
+        logits = logits[torch.arange(len(batch), device=logits.device), at]
+    cost.forward += share
+    return Run(weights, batch, logits, taps.seen, cost, share)
+
+
+def keys_and_values(weights: Weights, batch: Batch) -> tuple[Past, Tensor]:
+    """Per layer what later positions attend to, and the logits ``[B, V]`` at the last column."""
+    cache = DynamicCache()
+    with torch.no_grad(), images_in(weights, batch):
+        output = weights.hf(**model_inputs(weights, batch), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return tuple((layer.keys, layer.values) for layer in cache.layers), output.logits[:, -1]
+
+
+def model_inputs(weights: Weights, batch: Batch) -> dict[str, Tensor]:
+    """A batch as the Hugging Face model takes it."""
+    inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask}
+    if "position_ids" in _arguments(type(weights.hf).forward):
+        inputs["position_ids"] = batch.positions
+    return inputs
+
+
+@functools.cache
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+@contextmanager
+def images_in(weights: Weights, batch: Batch, gradients: bool = False) -> Iterator[None]:
+    """While open, image features stand in place of the placeholders' embeddings.
+
+    With gradients, the embeddings become leaves that need them, so that every later activation is in the graph.
+    """
+    if not gradients and batch.images is None:
+        yield
+        return
+
+    def put(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        output = output.detach().requires_grad_() if gradients else output
+        if batch.images is None:
+            return output
+        return output.masked_scatter(batch.image_mask[..., None], batch.images.to(output.dtype))
+
+    handle = weights.parts.embed.register_forward_hook(put)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _shaped(weights: Weights, name: str, raw: Tensor, batch: Batch) -> Tensor:
+    """An activation as the modules pass it on, in the shape that its name promises."""
+    site, _ = site_and_layer(name)
+    if site in ("pattern", "v"):
+        return raw
+    shape = batch.tokens.shape
+    return raw.view(*shape, weights.n_heads, weights.d_head) if site == "z" else raw.view(*shape, -1)
+
+
+class _Taps:
+    """Where one pass is read and changed.
+
+    Args:
+        weights: the model.
+        batch: the rows.
+        capture: names of activations to keep.
+        edits: by name what replaces an activation, before it is kept.
+        stack: removes everything that :meth:`install` puts on the model.
+
+    Attributes:
+        seen: the activations kept, by name, as the modules pass them on.
+    """
+
+    def __init__(
+        self, weights: Weights, batch: Batch, capture: Iterable[str], edits: Mapping[str, Edit], stack: ExitStack
+    ) -> None:
+        self.weights, self.batch, self.stack = weights, batch, stack
+        self.capture, self.edits = set(capture), edits
+        self.seen: dict[str, Tensor] = {}
+
+    def install(self) -> None:
+        """Registers the hooks that the pass needs."""
+        wanted = {*self.capture, *self.edits}
+        by_layer: dict[int, set[str]] = {}
+        for name in wanted:
+            site, layer = site_and_layer(name)
+            if layer >= self.weights.n_layers:
+                raise KeyError(f"{name!r}: {self.weights.name} has layers 0 to {self.weights.n_layers - 1}.")
+            by_layer.setdefault(layer, set()).add(site)
+        if EMBED in wanted:
+            self._on_output(self.weights.parts.embed, EMBED)
+        for layer, sites in by_layer.items():
+            self._install_layer(layer, sites)
+        self._install_attention({layer: sites & {"pattern", "v"} for layer, sites in by_layer.items()})
+
+    def _install_layer(self, layer: int, sites: set[str]) -> None:
+        parts = self.weights.parts
+        down, attn_end = parts.mlp_down[layer], parts.attn_post_norm[layer] or parts.attn_out[layer]
+        if "resid_pre" in sites:
+            self._on_input(parts.blocks[layer], hook_name("resid_pre", layer))
+        if "z" in sites:
+            self._on_input(parts.attn_out[layer], hook_name("z", layer))
+        if "act" in sites:
+            name = hook_name("act", layer)
+            if name in self.edits:
+                raise KeyError(f"{name!r} can be read and not replaced.")
+            if parts.mlp_act[layer] is None:
+                self._on_input(down, name)
+            else:
+                self._on_output(parts.mlp_act[layer], name)
+        if "post" in sites:
+            self._on_input(down, hook_name("post", layer))
+        if "attn_out" in sites:
+            self._on_output(attn_end, hook_name("attn_out", layer))
+        if "resid_mid" in sites:
+            self._on_sum(parts.blocks[layer], attn_end, hook_name("resid_mid", layer))
+        if "mlp_out" in sites:
+            self._on_output(parts.mlp_post_norm[layer] or down, hook_name("mlp_out", layer))
+        if "resid_post" in sites:
+            self._on_output(parts.blocks[layer], hook_name("resid_post", layer))
+
+    def _pass_through(self, name: str, x: Tensor) -> Tensor:
+        """An activation after its edit, kept if it is to be captured."""
+        if name in self.edits:
+            edited = self.edits[name](_shaped(self.weights, name, x, self.batch))
+            x = edited.to(x.dtype).reshape(x.shape)
+        if name in self.capture:
+            self.seen[name] = x
+        return x
+
+    def _before(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        self.stack.callback(module.register_forward_pre_hook(function, with_kwargs=True).remove)
+
+    def _after(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        self.stack.callback(module.register_forward_hook(function).remove)
+
+    def _on_input(self, module: nn.Module, name: str) -> None:
+        def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (self._pass_through(name, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": self._pass_through(name, kwargs["hidden_states"])}
+
+        self._before(module, pre_hook)
+
+    def _on_output(self, module: nn.Module, name: str) -> None:
+        def post_hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (self._pass_through(name, output[0]), *output[1:])
+            return self._pass_through(name, output)
+
+        self._after(module, post_hook)
+
+    def _on_sum(self, block: nn.Module, attn_end: nn.Module, name: str) -> None:
+        """The residual after attention, which is no module's output: what enters the block and what attention adds."""
+        entered: list[Tensor] = []
+
+        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered.append(args[0] if args else kwargs["hidden_states"])
+
+        def replace_sum(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            pre = entered.pop()
+            before = pre + output
+            after = self._pass_through(name, before)
+            # with gradients on, the captured sum itself must lie on the way to the output
+            return after - pre if after is not before or after.requires_grad else None
+
+        self._before(block, remember)
+        self._after(attn_end, replace_sum)
+
+    def _install_attention(self, sites: Mapping[int, set[str]]) -> None:
+        """Switches attention to the written-out form where any layer's pattern or values are wanted."""
+        if not any(sites.values()):
+            return
+
+        def between(layer: int) -> Between:
+            def inner(pattern: Tensor, value: Tensor) -> Tensor:
+                wanted = sites.get(layer, set())
+                if "v" in wanted:
+                    self._pass_through(hook_name("v", layer), value)
+                return self._pass_through(hook_name("pattern", layer), pattern) if "pattern" in wanted else pattern
+
+            return inner
+
+        for layer, attention in enumerate(self.weights.parts.attention):
+            put_between(self.stack, attention, between(layer))
+            if hasattr(attention, "_attn"):  # GPT-J calls its own method instead of the attention interface
+
+                def written_out(
+                    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, module: Any = attention
+                ) -> tuple[Tensor, Tensor]:
+                    out, pattern = pattern_attention(module, query.float(), key.float(), value, mask)
+                    return out.transpose(1, 2), pattern
+
+                attention._attn = written_out
+                self.stack.callback(delattr, attention, "_attn")
+        if not hasattr(self.weights.parts.attention[0], "_attn"):
+            write_out(self.stack, self.weights.config)
+
+
+@contextmanager
+def _restart(weights: Weights, layer: int, resid: Tensor, gradients: bool) -> Iterator[None]:
+    """Blocks before ``layer`` do nothing and the last of them returns ``resid``."""
+    resid = resid.detach().requires_grad_() if gradients else resid
+    blocks = weights.parts.blocks
+
+    def output(x: Tensor) -> Any:
+        return (x, None) if weights.architecture.tuple_blocks else x
+
+    def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return output(hidden_states)
+
+    def resume(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return output(resid)
+
+    with ExitStack() as stack:
+        if layer == 0:
+            handle = blocks[0].register_forward_pre_hook(
+                lambda module, args, kwargs: (
+                    ((resid, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": resid})
+                ),
+                with_kwargs=True,
+            )
+            stack.callback(handle.remove)
+        for i in range(layer):
+            blocks[i].forward = resume if i == layer - 1 else skip
+            stack.callback(delattr, blocks[i], "forward")
+        yield

@@ -1,0 +1,81 @@
+"""The modules of a Hugging Face model by their role, found through :mod:`attriboard.models.architectures`."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .architectures import Architecture
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The modules that are read and changed; all but the first and last of one block each, first to last.
+
+    Attributes:
+        embed: the token embedding.
+        blocks: the blocks themselves.
+        attention: their attention modules.
+        attn_out, mlp_down: the output projections.
+        mlp_act: the activation function of a gated FFN, or None.
+        value: the projection that makes values, alone or packed with queries and keys.
+        ln1: the norm before attention.
+        attn_post_norm, mlp_post_norm: the norm after the sub-layer, or None.
+        final_norm: the norm before the unembedding.
+    """
+
+    embed: Any
+    blocks: list[Any]
+    attention: list[Any]
+    attn_out: list[Any]
+    mlp_down: list[Any]
+    mlp_act: list[Any]
+    value: list[Any]
+    ln1: list[Any]
+    attn_post_norm: list[Any]
+    mlp_post_norm: list[Any]
+    final_norm: Any
+
+
+def find_parts(hf: nn.Module, architecture: Architecture, name: str) -> Parts:
+    """The parts of a model called ``name``.
+
+    Raises:
+        ModelError: it has no module where the architecture table looks for one.
+    """
+    try:
+        blocks = list(submodule(hf, architecture.layers))
+
+        def by_block(path: str | None) -> list[Any]:
+            return [submodule(block, path) if path else None for block in blocks]
+
+        return Parts(
+            embed=submodule(hf, architecture.embed),
+            blocks=blocks,
+            attention=by_block(architecture.attention),
+            attn_out=by_block(architecture.attn_out),
+            mlp_down=by_block(architecture.mlp_down),
+            mlp_act=by_block(architecture.mlp_act),
+            value=by_block(architecture.value),
+            ln1=by_block(architecture.ln1),
+            attn_post_norm=by_block(architecture.attn_post_norm),
+            mlp_post_norm=by_block(architecture.mlp_post_norm),
+            final_norm=submodule(hf, architecture.final_norm),
+        )
+    except AttributeError as error:
+        raise ModelError(f"{name} says it is a {architecture.family} model, but {error}.") from error
+
+
+def submodule(root: nn.Module, path: str) -> Any:
+    """What stands at a dotted path below a module; AttributeError where nothing does."""
+    return functools.reduce(getattr, path.split("."), root)
+
+
+def in_out(module: nn.Module) -> Tensor:
+    """A projection's weight as ``[in, out]``, whether a Linear or GPT-2's Conv1D holds it."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.T if isinstance(module, nn.Linear) else weight

@@ -1,0 +1,197 @@
+"""The weights of a model under TransformerLens' names, and the sizes that follow from them.
+
+Shapes: ``H`` query heads, ``d_head``, ``d_model``, ``d_mlp`` FFN hidden units, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+import einops
+import torch
+from torch import Tensor, nn
+
+from .architectures import Architecture, architecture_of
+from .parts import Parts, find_parts, in_out
+
+
+class Weights:
+    """A model as far as its weights go.
+
+    Args:
+        hf: a Hugging Face causal language model, or vision-language model, of a family in
+            :mod:`attriboard.models.architectures`.
+        name: for messages.
+
+    Attributes:
+        config: of the language model.
+        architecture: the entry of the table that says where its parts are.
+        parts: the modules by role.
+        n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab: sizes.
+
+    Raises:
+        ModelError: the family is unknown, or has no module where the table looks for one.
+    """
+
+    def __init__(self, hf: nn.Module, name: str) -> None:
+        self.hf: Any = hf.eval().requires_grad_(False)
+        self.name = name
+        whole: Any = self.hf.config
+        self.config: Any = whole.get_text_config()
+        self.architecture: Architecture = architecture_of(whole)
+        self.parts: Parts = find_parts(hf, self.architecture, name)
+        self.n_layers = len(self.parts.blocks)
+        self.n_heads: int = self.config.num_attention_heads
+        self.n_kv_heads: int = getattr(self.config, "num_key_value_heads", None) or self.n_heads
+        self.d_model: int = self.parts.embed.weight.shape[1]
+        self.d_head: int = in_out(self.parts.attn_out[0]).shape[0] // self.n_heads
+        self.d_mlp: int = in_out(self.parts.mlp_down[0]).shape[0]
+        self.d_vocab: int = self.W_U.shape[0]
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The modules of the blocks, first to last."""
+        return self.parts.blocks
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts.embed.weight.dtype
+
+    @property
+    def tolerance(self) -> float:
+        """Two ways to compute one thing may differ by this share of its largest value; more is a mistake."""
+        return 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
+
+    @property
+    def max_length(self) -> int:
+        """The longest prompt the model takes, in tokens."""
+        return int(getattr(self.config, "max_position_embeddings", 0) or 10**9)
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 over every parameter's name, type, shape and bytes, as loaded (so it differs between precisions)."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    # --- projections ------------------------------------------------------------------------------------------------
+
+    def W_O(self, layer: int) -> Tensor:
+        """``[H, d_head, d_model]``: each head's block of the output projection."""
+        return einops.rearrange(
+            in_out(self.parts.attn_out[layer]), "(head d_head) d_model -> head d_head d_model", head=self.n_heads
+        )
+
+    def b_O(self, layer: int) -> Tensor | None:
+        return self.parts.attn_out[layer].bias
+
+    def W_out(self, layer: int) -> Tensor:
+        """``[d_mlp, d_model]``: each neuron's output vector."""
+        return in_out(self.parts.mlp_down[layer])
+
+    def b_out(self, layer: int) -> Tensor | None:
+        return self.parts.mlp_down[layer].bias
+
+    def W_V(self, layer: int) -> Tensor:
+        """``[H, d_model, d_head]``: value projections, expanded so that every query head has its own."""
+        weight = in_out(self.parts.value[layer])
+        if self.architecture.fused == "thirds":
+            weight = weight[:, 2 * self.d_model :]
+        if self.architecture.fused == "per_head":
+            weight = einops.rearrange(
+                weight, "d_model (head qkv d_head) -> qkv d_model (head d_head)", qkv=3, head=self.n_heads
+            )[2]
+        heads = einops.rearrange(weight, "d_model (head d_head) -> head d_model d_head", d_head=self.d_head)
+        return heads.repeat_interleave(self.n_heads // heads.shape[0], dim=0)
+
+    @property
+    def W_U(self) -> Tensor:
+        """``[V, d_model]``: the unembedding."""
+        return self.hf.get_output_embeddings().weight
+
+    @property
+    def b_U(self) -> Tensor | None:
+        return self.hf.get_output_embeddings().bias
+
+    # --- norms ------------------------------------------------------------------------------------------------------
+
+    def ln1_weight(self, layer: int) -> Tensor:
+        """``[d_model]``: what the norm before attention multiplies by."""
+        return self._norm_weight(self.parts.ln1[layer])
+
+    def ln1_scale(self, layer: int, resid: Tensor) -> Tensor:
+        """``[..., 1]``: the divisor of the norm before attention at ``resid`` ``[..., d_model]``."""
+        return self._norm_scale(self.parts.ln1[layer], resid)
+
+    @property
+    def final_norm_weight(self) -> Tensor:
+        return self._norm_weight(self.parts.final_norm)
+
+    @property
+    def final_norm_bias(self) -> Tensor | None:
+        return getattr(self.parts.final_norm, "bias", None)
+
+    def final_norm_scale(self, resid: Tensor) -> Tensor:
+        """``[..., 1]``: the final norm's divisor at ``resid`` ``[..., d_model]``, with the checkpoint's own epsilon."""
+        return self._norm_scale(self.parts.final_norm, resid)
+
+    def _norm_weight(self, norm: Any) -> Tensor:
+        weight: Tensor = norm.weight.float()
+        return 1.0 + weight if self.architecture.unit_offset else weight
+
+    def _norm_scale(self, norm: Any, x: Tensor) -> Tensor:
+        x = x.float()
+        epsilon: float = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None) or 0.0
+        if not self.architecture.rms:
+            x = x - x.mean(-1, keepdim=True)
+        return (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
+
+    # --- from activations to the residual stream and the logits -----------------------------------------------------
+
+    def attn_gain(self, layer: int, z: Tensor) -> Tensor | None:
+        """``[..., d_model]``: the factor by which attention's output reaches the residual stream.
+
+        None but for models with a norm after the sub-layer (Gemma 2 and 3): there the norm's scale is computed from
+        the head outputs ``z`` ``[..., H, d_head]`` and held fixed, which makes the norm linear.
+        """
+        if self.parts.attn_post_norm[layer] is None:
+            return None
+        raw = einops.einsum(z, self.W_O(layer), "... head d_head, head d_head d_model -> ... d_model")
+        return self._gain(self.parts.attn_post_norm[layer], raw, self.b_O(layer))
+
+    def mlp_gain(self, layer: int, post: Tensor) -> Tensor | None:
+        """``[..., d_model]``: as :meth:`attn_gain`, for the FFN with coefficients ``post`` ``[..., d_mlp]``."""
+        if self.parts.mlp_post_norm[layer] is None:
+            return None
+        return self._gain(self.parts.mlp_post_norm[layer], post @ self.W_out(layer), self.b_out(layer))
+
+    def _gain(self, norm: Any, raw: Tensor, bias: Tensor | None) -> Tensor:
+        raw = raw if bias is None else raw + bias
+        return self._norm_weight(norm) / self._norm_scale(norm, raw)
+
+    def head_outputs(self, layer: int, z: Tensor) -> Tensor:
+        """``[..., H, d_model]``: what each head adds to the residual stream, from ``z`` ``[..., H, d_head]``.
+
+        The output projection's bias belongs to no head.
+        """
+        out = einops.einsum(z, self.W_O(layer), "... head d_head, head d_head d_model -> ... head d_model")
+        gain = self.attn_gain(layer, z)
+        return out if gain is None else out * gain.unsqueeze(-2).to(out.dtype)
+
+    def unembed(self, resid: Tensor) -> Tensor:
+        """``[..., V]`` float32: final norm and unembedding of ``resid`` ``[..., d_model]``, before any soft cap."""
+        x = resid.float()
+        if not self.architecture.rms:
+            x = x - x.mean(-1, keepdim=True)
+        x = x / self.final_norm_scale(resid) * self.final_norm_weight
+        x = x if self.final_norm_bias is None else x + self.final_norm_bias.float()
+        logits = x @ self.W_U.float().T
+        return logits if self.b_U is None else logits + self.b_U.float()

@@ -1,0 +1,99 @@
+"""What a model proves at load: it passes for every family, and every wrong part is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from attriboard.errors import ModelError
+from attriboard.model import Model
+from tests.bench.models import D_MODEL, FAMILIES, LAYERS, PARTS, VOCAB, fresh, get, hooked, in_double, in_out, tiny
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_proves_itself_and_knows_its_shape(family: str) -> None:
+    hf = tiny(family)
+    model = Model(hf)
+    parts = PARTS[family]
+    out = in_out(get(get(hf, parts.layers)[0], parts.out))
+    assert (model.n_layers, model.n_heads, model.d_model, model.d_mlp) == (LAYERS, 4, D_MODEL, 40)
+    assert model.d_head * 4 == out.shape[0]
+    assert model.d_vocab == VOCAB
+    assert model.cost.total == 0
+
+
+@pytest.mark.parametrize("family", ["gptj", "gemma2", "qwen3", "neox_sequential"])
+def test_a_double_precision_model_proves_itself_too(family: str) -> None:
+    Model(in_double(tiny(family)))
+
+
+BROKEN = {
+    # a table entry that names another module of the right shape, and the part that the message must name
+    "final norm": ("llama", {"final_norm": "model.layers.0.input_layernorm"}, "final norm"),
+    "final norm's offset": ("gemma", {"unit_offset": False}, "final norm"),
+    "final norm's centering": ("gpt2", {"rms": True}, "final norm"),
+    "FFN projection": ("gpt2", {"mlp_down": "attn.c_proj"}, "neuron outputs of layer 0|residual stream of layer 0"),
+    "attention projection": ("opt", {"attn_out": "self_attn.q_proj"}, "residual stream of layer 0"),
+    "norm after attention": (
+        "gemma2",
+        {"attn_post_norm": "pre_feedforward_layernorm"},
+        "(head outputs|residual stream|mid residual) of layer 0",
+    ),
+    "norm after the FFN": ("gemma3", {"mlp_post_norm": None}, "residual stream of layer 0"),
+}
+
+
+@pytest.mark.parametrize("entry", BROKEN)
+def test_a_wrong_table_entry_fails_the_self_proof_by_name(entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, change, part = BROKEN[entry]
+    right = hooked(family).architecture
+    monkeypatch.setattr("attriboard.models.weights.architecture_of", lambda config: replace(right, **change))
+    with pytest.raises(ModelError, match=part):
+        Model(tiny(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("llama", {"value": "self_attn.k_proj"}),
+        ("opt", {"value": "self_attn.q_proj"}),
+        ("llama", {"ln1": "post_attention_layernorm"}),
+        ("gpt2", {"ln1": "ln_2"}),
+    ],
+)
+def test_a_wrong_value_projection_or_first_norm_fails_the_self_proof(
+    family: str, change: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``W_V`` and ``ln1_weight`` make the keys of query neurons; nothing else would notice that they are wrong."""
+    right = hooked(family).architecture
+    monkeypatch.setattr("attriboard.models.weights.architecture_of", lambda config: replace(right, **change))
+    with pytest.raises(ModelError, match=r"value|norm before attention"):
+        Model(tiny(family))
+
+
+@pytest.mark.parametrize(
+    ("accessor", "part"),
+    [("W_O", "head outputs of layer 1"), ("W_out", "neuron outputs of layer 1")],
+)
+def test_wrong_weights_fail_the_self_proof_by_layer(accessor: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = getattr(Model, accessor)
+    monkeypatch.setattr(Model, accessor, lambda self, layer: true(self, layer).roll(int(layer == 1), 0))
+    with pytest.raises(ModelError, match=part):
+        Model(tiny("llama"))
+
+
+def test_an_edit_that_reaches_nothing_fails_the_self_proof() -> None:
+    hf = fresh("gpt2")
+    hf.transformer.h[0].attn.c_proj.weight.zero_()
+    with pytest.raises(ModelError, match="zeroing head 0"):
+        Model(hf)
+
+
+def test_the_self_proof_of_a_double_precision_model_is_as_strict_as_that_of_a_single_precision_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    true = Model.W_O
+    monkeypatch.setattr(Model, "W_O", lambda self, layer: true(self, layer) * 1.02)
+    with pytest.raises(ModelError, match="head outputs of layer 0"):
+        Model(in_double(tiny("gpt2")))
