@@ -113,6 +113,8 @@ class ModelFacts(Strict):
     """Which weights were used; the hash is over the parameters as loaded.
 
     ``n_components`` counts what a method scores; at levels of inputs, the most positions of any test example.
+    ``recipe`` is what models that are built from a seed, and differ in it alone, have in common: their name without
+    the seed; empty for other models.
     """
 
     source: str
@@ -120,6 +122,7 @@ class ModelFacts(Strict):
     n_layers: int
     n_heads: int
     n_components: int
+    recipe: str = ""
 
 
 class StoredScores(Strict):
