@@ -29,16 +29,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from attriboard.measurements.metrics import METRICS
 from numpy.typing import NDArray
 
 from attriboard.board.check import HEADLINES, compare
 from attriboard.components import get_level
 from attriboard.evaluation import faithfulness
-from attriboard.evaluation.context import Context, Kept
+from attriboard.evaluation.context import Context
 from attriboard.evaluation.faithfulness import Faithfulness
-from attriboard.evaluation.speed import Speed
 from attriboard.loading import load_model
-from attriboard.measurements.metrics import METRICS
+from attriboard.measurements.base import Kept
+from attriboard.measurements.speed import Speed
 from attriboard.method import methods
 from attriboard.model import Cost
 from attriboard.records.record import Aggregate, Cell, ModelFacts, Record, Settings, Strict, digest

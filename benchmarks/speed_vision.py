@@ -30,7 +30,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from attriboard.components import get_level
 from attriboard.errors import SkipCell
-from attriboard.evaluation.speed import PeakMemory, timed
+from attriboard.evaluation.speed import PeakMemory
+from attriboard.evaluation.timing import timed
 from attriboard.loading import DTYPES, check_device
 from attriboard.method import methods
 from attriboard.model import Cost, EncodedExample, Model

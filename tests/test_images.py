@@ -403,7 +403,7 @@ def test_a_task_is_averaged_over_its_examples_for_patches_and_refused_for_tokens
     assert tuple(scores.shape) == (3, 3) and f"{n} of 40 examples of squares answered correctly" in out and n >= 2
     assert metadata["answer"] == "task:squares"
 
-    from attriboard.evaluation.context import answered, draw
+    from attriboard.evaluation.drawing import answered, draw
     from attriboard.task import tasks
 
     model = m.seeing("llava")

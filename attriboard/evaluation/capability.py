@@ -11,7 +11,6 @@ import difflib
 import functools
 import io
 import logging
-import math
 import os
 import random
 import re
@@ -23,15 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch.nn.functional import cross_entropy
 
 from ..capability_tasks.attriboard_documents import read
 from ..errors import ConfigurationError, ModelError
+from ..measurements.capability import DEFAULT_TASKS, Capability
 from ..model import Model
-
-DEFAULT: tuple[str, ...] = ("attriboard_next_word", "attriboard_facts", "attriboard_agreement", "attriboard_prose")
-"""The lm-eval tasks that ship: three of two choices each, and perplexity on prose."""
 
 FOLDER = Path(__file__).parents[1] / "capability_tasks"
 FEWSHOT_SEED = 1234  # lm-eval's own, so that few-shot tasks show the examples they show elsewhere
@@ -39,80 +35,7 @@ BATCH_TOKENS = 1024  # the logits of so many tokens stand in memory at once: 200
 PROBE_SECONDS = 5.0
 
 
-class Capability(BaseModel):
-    """Every document's own measurement, by lm-eval task, so that aggregates can be computed again.
-
-    Attributes:
-        accuracy: by task, 1 where a document was answered correctly and 0 where not, in document order.
-        prose: by task, ``(log-likelihood in nats, words)`` of every document.
-        skipped: by the name asked for, why it was not measured.
-    """
-
-    # a broken model's log-likelihood is not a number, which JSON has no other way to write
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    accuracy: dict[str, list[float]] = {}
-    prose: dict[str, list[tuple[float, int]]] = {}
-    skipped: dict[str, str] = {}
-
-    def gaps(self) -> dict[str, str]:
-        """By ``lm-eval task <name>`` why it was not measured."""
-        return {f"lm-eval task {name}": why for name, why in self.skipped.items()}
-
-    def mean_accuracy(self) -> float:
-        """The mean over tasks of a task's accuracy, in 0..1; NaN without any."""
-        return _mean([_mean(right) for right in self.accuracy.values()])
-
-    def word_perplexity(self) -> float:
-        """exp(−Σ log-likelihood / Σ words) over all documents; NaN without any, infinite where it is too large."""
-        return _exp(_nats_per_word([d for documents in self.prose.values() for d in documents]))
-
-
-def kept(before: Capability, after: Capability) -> float:
-    """How much of a capability is left, in 0..1: the mean over the tasks measured in both.
-
-    A task of accuracies keeps accuracy after / accuracy before, a task of prose word perplexity before / after; each
-    counts at most 1, so a gain in one task does not hide a loss in another. Perplexity that is infinite or not a
-    number keeps nothing. A task of which nothing was right before is left out. NaN if no task is left.
-
-    Raises:
-        ConfigurationError: a task was measured on another number of documents before than after.
-    """
-    shares = []
-    for name, right in before.accuracy.items():
-        if name in after.accuracy:
-            _same_documents(name, right, after.accuracy[name])
-            if any(right):
-                shares.append(min(1.0, sum(after.accuracy[name]) / sum(right)))
-    for name, documents in before.prose.items():
-        if name in after.prose:
-            _same_documents(name, documents, after.prose[name])
-            share = _exp(_nats_per_word(documents) - _nats_per_word(after.prose[name]))
-            shares.append(0.0 if math.isnan(share) else min(1.0, share))
-    return _mean(shares)
-
-
-def _same_documents(name: str, before: Sequence[Any], after: Sequence[Any]) -> None:
-    if len(before) != len(after):
-        raise ConfigurationError(
-            f"lm-eval task {name!r} was measured on {len(before)} documents before and {len(after)} after; "
-            f"use one limit."
-        )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def _nats_per_word(documents: Sequence[tuple[float, int]]) -> float:
-    return -sum(nats for nats, _ in documents) / sum(words for _, words in documents) if documents else math.nan
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if not x > 700 else math.inf  # math.exp raises instead of returning infinity
-
-
-def measure(model: Model, tasks: Sequence[str] = DEFAULT, limit: int | None = None) -> Capability:
+def measure(model: Model, tasks: Sequence[str] = DEFAULT_TASKS, limit: int | None = None) -> Capability:
     """Runs lm-eval tasks, or the tasks of lm-eval groups, on the model as it is: hooks and edited weights included.
 
     Nothing else in the process changes: seeds, logging, environment and the tokenizer's settings are as before.
@@ -126,9 +49,9 @@ def measure(model: Model, tasks: Sequence[str] = DEFAULT, limit: int | None = No
     if limit is not None and limit < 1:
         raise ConfigurationError(f"the limit of documents per lm-eval task is {limit}, expected at least 1.")
     if not tasks:
-        raise ConfigurationError(f"no lm-eval task is named; the ones that ship are {', '.join(DEFAULT)}.")
-    found = Capability()
-    with _nothing_left_behind(model.device), no_retries(any(name not in DEFAULT for name in tasks)):
+        raise ConfigurationError(f"no lm-eval task is named; the ones that ship are {', '.join(DEFAULT_TASKS)}.")
+    capability = Capability()
+    with _nothing_left_behind(model.device), no_retries(any(name not in DEFAULT_TASKS for name in tasks)):
         try:
             from lm_eval import evaluate
             from lm_eval.models.huggingface import HFLM
@@ -145,7 +68,7 @@ def measure(model: Model, tasks: Sequence[str] = DEFAULT, limit: int | None = No
             softmax_dtype="float32",
             batch_size=model.batch_size,
         )
-        for name, loaded in _load(dict.fromkeys(tasks), found.skipped):
+        for name, loaded in _load(dict.fromkeys(tasks), capability.skipped):
             for leaf, task in loaded.items():
                 # logits of long documents are large, and a row more saves little there
                 lm.batch_size_per_gpu = 1 if task.OUTPUT_TYPE == "loglikelihood_rolling" else model.batch_size
@@ -153,16 +76,16 @@ def measure(model: Model, tasks: Sequence[str] = DEFAULT, limit: int | None = No
                     # not simple_evaluate: it seeds every generator, and looks up git and the machine for a second
                     task.set_fewshot_seed(seed=FEWSHOT_SEED)
                     result = evaluate(lm, {"tasks": {leaf: task}}, limit=limit, bootstrap_iters=0, log_samples=True)
-                    _store(found, leaf, result["samples"][leaf])
+                    _store(capability, leaf, result["samples"][leaf])
                 except Exception as error:  # one task of someone else's must not take the others with it
-                    found.skipped[name] = f"lm-eval task {leaf!r} could not be evaluated ({_said(error)})."
-    return found
+                    capability.skipped[name] = f"lm-eval task {leaf!r} could not be evaluated ({_first_line(error)})."
+    return capability
 
 
 def _load(names: Iterable[str], skipped: dict[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """``(name, {leaf: task})`` for every name that can be loaded; the others go to ``skipped``."""
     for name in names:
-        manager = _manager(name not in DEFAULT)
+        manager = _manager(name not in DEFAULT_TASKS)
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm-eval ls tasks` lists them all."
@@ -171,7 +94,7 @@ def _load(names: Iterable[str], skipped: dict[str, str]) -> Iterator[tuple[str, 
         try:
             loaded = manager.load([name])["tasks"]
         except Exception as error:  # whatever a task's own loader raises
-            skipped[name] = f"the data of lm-eval task {name!r} cannot be reached or read ({_said(error)})."
+            skipped[name] = f"the data of lm-eval task {name!r} cannot be reached or read ({_first_line(error)})."
             continue
         yield name, loaded
 
@@ -184,20 +107,20 @@ def _manager(all_tasks: bool) -> Any:
     return TaskManager(include_path=str(FOLDER), include_defaults=all_tasks)
 
 
-def _store(found: Capability, task: str, samples: Sequence[Mapping[str, Any]]) -> None:
+def _store(capability: Capability, task: str, samples: Sequence[Mapping[str, Any]]) -> None:
     """Keeps what every document measured; of a task that filters answers in several ways, by the first."""
     rows = [row for row in samples if row["filter"] == samples[0]["filter"]]
     metrics = rows[0]["metrics"]
     if "word_perplexity" in metrics:
-        found.prose[task] = [(float(nats), int(words)) for nats, words in (row["word_perplexity"] for row in rows)]
+        capability.prose[task] = [(float(nats), int(words)) for nats, words in (row["word_perplexity"] for row in rows)]
         return
     metric = next((m for m in ("acc", "exact_match") if m in metrics), None)
     if metric is None:
         raise ConfigurationError(f"it measures {', '.join(metrics)}, not acc, exact_match or word_perplexity")
-    found.accuracy[task] = [float(row[metric]) for row in rows]
+    capability.accuracy[task] = [float(row[metric]) for row in rows]
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return first if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {first}"
 
@@ -207,14 +130,14 @@ def _nothing_left_behind(device: torch.device) -> Iterator[None]:
     """Silence from lm-eval and what it uses, and every global state it changes put back."""
     environment, level = dict(os.environ), logging.root.manager.disable
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    said = io.StringIO()
+    output = io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             warnings.catch_warnings(),
-            redirect_stdout(said),
-            redirect_stderr(said),
+            redirect_stdout(output),
+            redirect_stderr(output),
         ):
             warnings.simplefilter("ignore")
             yield

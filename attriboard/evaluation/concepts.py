@@ -1,24 +1,4 @@
-"""Concepts: do the neurons that a method finds for a word of a caption behave like neurons of that concept?
-
-The properties are those that Pan et al. (2024, arXiv 2311.07470) ask of multi-modal neurons. Their definitions are not
-published in code; the ones here are this project's own. Each test example is scored by itself, and ``top K`` are the
-neurons with its K highest scores (K is never more than half of the level):
-
-- *sensitivity*: of the top 10 neurons, the share whose vocabulary words name the concept, minus that share among as
-  many neurons drawn from the same layers. A neuron's vocabulary words are the 10 tokens with the largest product of
-  its output vector and the unembedding, without norms; special and added tokens are left out. A token names the
-  concept if, without surrounding spaces and in small letters, it is the example's concept or its answer.
-- *region invariance*: overlap of the top 100 with those of the same example whose image features are permuted among
-  the patches (the counterfactual's alike); position ids are not.
-- *cross-image invariance*: overlap of the top 100 with those of the examples of the same concept on another image.
-- *specificity*: overlap of the top 100 with those of the examples of other concepts; low is specific.
-- *causal effect*: noise is added to the output vectors of the top 100; log p(answer) lost, minus what is lost with
-  the same noise on as many neurons drawn from the same layers. The noise is N(0, sigma^2 I), with sigma the root mean
-  square of all entries of all output vectors: each vector is disturbed by about its own length.
-
-The overlap of two sets of K is the number of common neurons divided by K. An example's overlaps with several others are
-averaged first, then those of the examples. Examples without an image are told apart by their prompts.
-"""
+"""How concepts' neurons are examined; what is asked of them stands in :mod:`attriboard.measurements.concepts`."""
 
 from __future__ import annotations
 
@@ -29,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..interventions import measure
-from ..measurements.base import Family, Statistic
+from ..measurements.base import Measure
+from ..measurements.concepts import Concepts
 from ..method import checked_inputs
 from ..model import EncodedExample, hook_name
-from ..stats.intervals import Array, nanmean
 from ..task import image_hash
-from .ablation import matched_draw
+from .base import Evaluation, Job
+from .controls import matched_draw
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -54,79 +34,20 @@ TOP = 100
 """How many of an example's top neurons are compared and disturbed."""
 NOISE = 1.0
 """Standard deviation of the noise, in units of the root mean square of the output vectors' entries."""
-_LOGPROB = 1
-"""Index of log p(answer) among the measures."""
 
 
-class Concepts(Family):
-    """Per-example measurements behind the properties.
+class ConceptsEvaluation(Evaluation):
+    """All properties, of neurons that the method scores for single test examples; no replacement plays a part."""
 
-    Attributes:
-        naming, top: the two numbers of top neurons, as far as the level allows.
-        sigma: standard deviation of the noise.
-        concepts: ``[N]``, the concept of each test example.
-        sources: ``[N]``, equal for examples about the same image (of examples without one, the same prompt).
-        named: ``[N]``, share of the top neurons whose words name the concept.
-        named_random: ``[draws][N]``, the same of neurons drawn from the same layers.
-        overlap: ``[N][N]``, of the top sets of two examples.
-        shuffled: ``[N]``, overlap with the top set under permuted patches; None if it was not measured.
-        clean: ``[N]``, log p(answer) of the untouched model; None if the causal effect was not measured.
-        noised, noised_random: ``[draws][N]``, the same with noise on the top set and on one drawn from the same layers.
-        not_measured: by metric name, why it was not measured.
-    """
+    name = "concepts"
+    measurement = Concepts
 
-    naming: int
-    top: int
-    sigma: float
-    concepts: list[str]
-    sources: list[str]
-    named: list[float]
-    named_random: list[list[float]]
-    overlap: list[list[float]]
-    shuffled: list[float] | None
-    clean: list[float] | None
-    noised: list[list[float]] | None
-    noised_random: list[list[float]] | None
-    not_measured: dict[str, str]
+    def applies(self, context: Context, level: Level) -> bool:
+        return applies(context.test, level)
 
-    @property
-    def n(self) -> int:
-        return len(self.concepts)
-
-    def gaps(self) -> dict[str, str]:
-        return self.not_measured
-
-    def per_example(self) -> dict[str, Array]:
-        """By metric name its value on each example ``[N]``, NaN where an example has none."""
-        overlap, concepts = np.asarray(self.overlap), np.asarray(self.concepts)
-        same = concepts[:, None] == concepts[None]
-        elsewhere = np.asarray(self.sources)[:, None] != np.asarray(self.sources)[None]
-        found = {
-            "concept_sensitivity": np.asarray(self.named) - np.asarray(self.named_random).mean(0),
-            "cross_image_invariance": _row_means(overlap, same & elsewhere),
-            "concept_specificity": _row_means(overlap, ~same),
-        }
-        found["concept_contrast"] = found["cross_image_invariance"] - found["concept_specificity"]
-        if self.shuffled is not None:
-            found["region_invariance"] = np.asarray(self.shuffled)
-        if self.noised is not None and self.noised_random is not None:
-            # the drop of the top minus the drop of the random set: the clean value cancels
-            found["concept_causal_effect"] = (np.asarray(self.noised_random) - np.asarray(self.noised)).mean(0)
-        return found
-
-    def statistics(self) -> dict[str, Statistic]:
-        """By metric name, the aggregate as a function of example indices ``[..., N]``.
-
-        Metrics that no example has a value of are left out.
-        """
-
-        return {name: nanmean(x) for name, x in self.per_example().items() if np.isfinite(x).any()}
-
-
-def _row_means(values: Array, chosen: NDArray[np.bool_]) -> Array:
-    """``[N]``: the mean of each row's chosen entries of ``[N, N]``; NaN where none is."""
-    with np.errstate(invalid="ignore"):
-        return np.where(chosen, values, 0.0).sum(1) / chosen.sum(1)
+    def measure(self, job: Job) -> Concepts:
+        assert job.method is not None
+        return evaluate(job.context, job.method, job.level, job.options.draws)
 
 
 def applies(examples: Sequence[EncodedExample], level: Level) -> bool:
@@ -336,9 +257,9 @@ def _noised(model: Model, examples: Sequence[EncodedExample], sets: Tensor, sigm
         first = min(int(index[0]) // model.d_mlp for index in neurons)
         start = hook_name("resid_pre", first)
         run = model.run(batch, [start])
-        clean += measure(model, run.logits, batch)[:, _LOGPROB].tolist()
+        clean += measure(model, run.logits, batch)[:, Measure.LOGPROB].tolist()
         rows = torch.arange(len(batch), device=model.device).repeat_interleave(2 * draws)
         repeated = batch.rows(rows)
         noised = model.run(repeated, edits=noise_edits(model, neurons, noise), start=(first, run[start][rows]))
-        found.append(measure(model, noised.logits, repeated)[:, _LOGPROB].cpu().view(-1, draws, 2))
+        found.append(measure(model, noised.logits, repeated)[:, Measure.LOGPROB].cpu().view(-1, draws, 2))
     return clean, torch.cat(found)

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..components import Level
 from ..errors import TaskError
 from ..interventions import Intervention, Replacement, component_means
+from ..measurements.base import Kept
 from ..model import EncodedExample, Model
 from ..task import SPLITS, Task, image_hash
-
-
-class Kept(BaseModel):
-    """How many examples of a split were seen, answered correctly, and kept."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    seen: int
-    correct: int
-    kept: int
-    by_subset: dict[str, tuple[int, int]]
-    """By subset: (correct, seen)."""
-
-    @property
-    def share(self) -> float:
-        return self.correct / self.seen
+from .drawing import answered, draw
 
 
 class Context:
@@ -148,28 +132,6 @@ class Context:
         if made.nbytes <= self.cache_bytes:
             self._interventions[key] = made
         return made
-
-
-def draw(model: Model, task: Task, split: str, n: int, seed: int) -> list[EncodedExample]:
-    """Examples of a task that the model can use, in its tokens.
-
-    Raises:
-        TaskError: the task has images and the model cannot look at them, or too few examples fit the model.
-    """
-    if task.modality == "vision" and model.vision is None:
-        raise TaskError(
-            f"task {task.name!r} asks about images, and {model.name} reads text only; choose a vision-language model "
-            f"such as llava-smollm2-135m."
-        )
-    return [model.encode(e) for e in task.examples(split, n, seed, model.why_not, model.write)]
-
-
-def answered(model: Model, examples: Sequence[EncodedExample]) -> list[bool]:
-    """Whether the model answers each example (see :meth:`Model.correct`)."""
-    found: list[bool] = []
-    for batch in model.batches(examples):
-        found += model.correct(model.run(batch).logits, batch).tolist()
-    return found
 
 
 def _spread(examples: list[EncodedExample], n: int) -> list[EncodedExample]:

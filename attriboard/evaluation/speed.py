@@ -1,4 +1,4 @@
-"""Speed: time, work and memory of a method, warm and repeated."""
+"""How time, work and memory of a method are measured; what is stored stands in :mod:`attriboard.measurements.speed`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import ctypes
 import gc
 import resource
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
+from ..measurements.speed import Speed
 from ..model import Cost
+from .base import Evaluation
+from .timing import timed
 
 if TYPE_CHECKING:
     from ..model import EncodedExample, Model
@@ -23,22 +24,11 @@ Scoring = Callable[[Sequence["EncodedExample"]], object]
 """Runs a method on examples: its ``attribute`` at a level of components, its ``each`` at a level of inputs."""
 
 
-class Speed(BaseModel):
-    """What a method costs, on the examples it scores: the train split, or the test split at levels of inputs.
+class SpeedEvaluation(Evaluation):
+    """Measured while the method scores, and so without :meth:`measure`; see :func:`measure` and :func:`once`."""
 
-    Attributes:
-        examples: how many examples each repeat scores, the first of the split.
-        seconds: of each warm repeat (CUDA events on a GPU).
-        forward_equivalents: passes per example; a backward pass counts as two.
-        peak_memory_mib: most memory held above the start while scoring the whole split.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    examples: int
-    seconds: list[float]
-    forward_equivalents: float
-    peak_memory_mib: float
+    name = "speed"
+    measurement = Speed
 
 
 def once(examples: int, seconds: float, forwards: float, peak_memory_mib: float) -> Speed:
@@ -65,21 +55,6 @@ def measure(
     while len(seconds) < repeats and sum(seconds) < max_seconds:
         seconds.append(timed(lambda: score(examples), model.device))
     return Speed(examples=len(examples), seconds=seconds, forward_equivalents=work, peak_memory_mib=peak_memory_mib)
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a piece of work takes, by CUDA events on a GPU."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize(device)
-    begin.record()
-    work()
-    end.record()
-    torch.cuda.synchronize(device)
-    return begin.elapsed_time(end) / 1000.0
 
 
 class PeakMemory:

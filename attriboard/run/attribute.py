@@ -16,7 +16,7 @@ import torch
 
 from ..components import InputLevel, get_level
 from ..errors import ConfigurationError, MethodError, SkipCell, TaskError
-from ..evaluation.context import answered, draw
+from ..evaluation.drawing import answered, draw
 from ..loading import load_model
 from ..method import Method, ReplacingMethod, checked, checked_inputs, make_method, methods
 from ..model import EncodedExample, Model

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..components import get_level
 from ..errors import ConfigurationError, MethodError, SkipCell, TaskError
-from ..evaluation.context import answered, draw
+from ..evaluation.drawing import answered, draw
 from ..log_prob import FrozenUnembedding
 from ..model import hook_name
 from ..stats.intervals import Array

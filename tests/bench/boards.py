@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from attriboard.evaluation.ablation import Ablation
-from attriboard.evaluation.context import Kept
-from attriboard.evaluation.speed import Speed
+from attriboard.measurements.ablation import Ablation
+from attriboard.measurements.base import Kept
+from attriboard.measurements.speed import Speed
 from attriboard.records.record import Cell, ModelFacts, Record, Settings, digest
 from attriboard.run.runner import aggregates
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from attriboard.measurements.metrics import METRICS
 
 from attriboard.board import check
 from attriboard.board.check import HEADLINES, Report, Times, check_folders, compare
 from attriboard.errors import ConfigurationError, UnknownNameError
-from attriboard.evaluation.context import Kept
 from attriboard.evaluation.faithfulness import Faithfulness
-from attriboard.evaluation.ground_truth import Case, GroundTruth
-from attriboard.evaluation.speed import Speed
-from attriboard.measurements.metrics import METRICS
+from attriboard.measurements.base import Kept
+from attriboard.measurements.ground_truth import GroundTruth, JudgedScores
+from attriboard.measurements.speed import Speed
 from attriboard.records.record import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings
 from attriboard.stats.tests import holm, paired_test
 
@@ -273,7 +273,7 @@ def test_of_other_examples_what_was_tested_decides_what_is_worse() -> None:
 
 def test_agreement_with_a_known_mechanism_is_compared_as_it_is() -> None:
     def planted(scores: Sequence[float]) -> Record:
-        found = GroundTruth(cases=[Case(scores=list(scores), truth=[1, 0, 0, 0])], each_example=False)
+        found = GroundTruth(cases=[JudgedScores(scores=list(scores), truth=[1, 0, 0, 0])], each_example=False)
         return made(GOOD, ground_truth=found)
 
     good, bad = planted([3, 2, 1, 0]), planted([0, 1, 2, 3])

@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from attriboard.errors import ConfigurationError, TaskError, UnknownNameError
-from attriboard.evaluation.context import answered
+from attriboard.evaluation.drawing import answered
 from attriboard.exchange.lm_eval import export
 from attriboard.loading import load_model
 from attriboard.model import Model

@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from attriboard.measurements.metrics import METRICS
 from torch import Tensor
 
 from attriboard.board.board import FORMATS, Board, render
 from attriboard.components import LEVELS
 from attriboard.errors import ConfigurationError, MethodError, SkipCell
 from attriboard.evaluation import concepts
-from attriboard.evaluation.concepts import Concepts
-from attriboard.measurements.metrics import METRICS
+from attriboard.measurements.concepts import Concepts
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
 from attriboard.records.record import Folder, Record

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attriboard.evaluation.context import answered, draw
+from attriboard.evaluation.drawing import answered, draw
 from attriboard.loading import load_model
 from attriboard.model import Model
 from attriboard.task import SPLITS, Example, split_of, tasks

@@ -16,8 +16,8 @@ import pytest
 from attriboard.tasks import ioi
 
 from attriboard.errors import ConfigurationError, TaskError
-from attriboard.evaluation.context import answered
-from attriboard.evaluation.context import draw as draw_for
+from attriboard.evaluation.drawing import answered
+from attriboard.evaluation.drawing import draw as draw_for
 from attriboard.model import Model
 from attriboard.task import SPLITS, Example, tasks
 from tests.commands.test_cli import _call

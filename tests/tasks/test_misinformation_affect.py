@@ -16,7 +16,7 @@ import pytest
 import scipy.stats
 
 from attriboard.errors import ConfigurationError, TaskError
-from attriboard.evaluation.context import answered, draw
+from attriboard.evaluation.drawing import answered, draw
 from attriboard.loading import load_model
 from attriboard.model import Model
 from attriboard.task import Example, split_of, tasks

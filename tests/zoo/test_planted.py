@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attriboard.measurements.metrics import METRICS
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
@@ -19,12 +20,12 @@ from attriboard.board.board import Board, markdown
 from attriboard.components import LEVELS, InputLevel, get_level
 from attriboard.errors import ConfigurationError, ModelError, SkipCell, UnknownNameError
 from attriboard.evaluation import ground_truth
-from attriboard.evaluation.context import Context, draw
-from attriboard.evaluation.ground_truth import TIED, Case, GroundTruth, judge, tied
+from attriboard.evaluation.context import Context
+from attriboard.evaluation.drawing import draw
 from attriboard.interventions import MEASURES, Intervention, measure, replace_positions
 from attriboard.loading import check_model_name, fingerprint, load_model
 from attriboard.log_prob import last_token
-from attriboard.measurements.metrics import METRICS
+from attriboard.measurements.ground_truth import TIED, GroundTruth, JudgedScores, judge, tied
 from attriboard.method import make_method
 from attriboard.model import Model, hook_name
 from attriboard.records.record import Cell, Folder, Settings
@@ -439,7 +440,7 @@ def test_scores_that_rounding_makes_different_are_ties() -> None:
 def test_what_is_undefined_is_absent_and_said() -> None:
     assert judge(np.arange(3.0), np.zeros(3, dtype=int)) == {}
     assert "suppressor_auroc" not in judge(np.arange(3.0), np.array([1, 0, 0]))
-    only_hurts = GroundTruth(cases=[Case(scores=[1, 2], truth=[-1, 0])], each_example=False)
+    only_hurts = GroundTruth(cases=[JudgedScores(scores=[1, 2], truth=[-1, 0])], each_example=False)
     assert "truth_auroc" not in only_hurts.statistics() and "suppressor_auroc" in only_hurts.statistics()
     assert "nothing that was scored helps" in only_hurts.gaps()["truth_auroc"]
     with pytest.raises(SkipCell, match="has no part among the neurons at all"):
