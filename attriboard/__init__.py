@@ -27,11 +27,11 @@ _WHERE = {
     "attribute_task": "run.attribute",
     "Suite": "run.suite",
     "Record": "records.record",
-    "Folder": "records.record",
+    "Folder": "records.store",
     "run_cells": "run.runner",
     "Board": "board.board",
-    "render": "board.board",
-    "METRICS": "measurements.metrics",
+    "render": "board.formats",
+    "METRICS": "measurements.registry",
     "AttriboardError": "errors",
 }
 

@@ -313,7 +313,7 @@ def test_the_drawing_gets_what_the_model_saw_and_its_answer(
 ) -> None:
     import attriboard.board.heatmaps
 
-    seen: list[tuple[Image.Image, torch.Tensor, str, Path]] = []
+    seen: list[tuple[Image.Image, np.ndarray, str, Path]] = []
     monkeypatch.setattr(attriboard.board.heatmaps, "overlay", lambda *arguments: seen.append(arguments))
     extra = ["--image", folders["picture"], "--overlay", tmp_path / "map.png"]
     assert call(capsys, *_arguments(folders, tmp_path / "s.safetensors", *extra))[0] == 0
@@ -323,7 +323,7 @@ def test_the_drawing_gets_what_the_model_saw_and_its_answer(
     probability = float(model.run(model.batch([model.encode(example)])).logits[0].softmax(-1)[12])
     assert model.vision is not None and example.image is not None
     assert picture.tobytes() == model.vision.see(example.image).tobytes() and picture.size == (42, 42)
-    assert torch.equal(scores, _stored(tmp_path / "s.safetensors")[0]) and out == tmp_path / "map.png"
+    assert torch.equal(torch.from_numpy(scores), _stored(tmp_path / "s.safetensors")[0]) and out == tmp_path / "map.png"
     assert "'w12'" in title and f"p = {probability:.3f}" in title and "plain_gradient" in title
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,20 +22,20 @@ def between_methods(records: Sequence[Record]) -> tuple[list[Record], Array]:
 
     NaN where scores have no spread; empty where fewer than two records have a sketch.
     """
-    held = [r for r in records if r.sketch]
-    if len(held) < 2:
+    with_sketch = [r for r in records if _sketch(r)]
+    if len(with_sketch) < 2:
         return [], np.zeros((0, 0))
-    return held, np.array([[rank_correlation(a.sketch, b.sketch) for b in held] for a in held])
+    return with_sketch, np.array([[rank_correlation(_sketch(a), _sketch(b)) for b in with_sketch] for a in with_sketch])
 
 
 def between_seeds(records: Sequence[Record]) -> float | None:
     """The mean rank correlation of one method's scores under every two seeds, on the same weights; None without any."""
-    found = [
-        rank_correlation(a.sketch, b.sketch)
-        for a, b in itertools.combinations([r for r in records if r.sketch], 2)
+    correlations = [
+        rank_correlation(_sketch(a), _sketch(b))
+        for a, b in itertools.combinations([r for r in records if _sketch(r)], 2)
         if _weights(a) == _weights(b)
     ]
-    known = [r for r in found if np.isfinite(r)]
+    known = [r for r in correlations if np.isfinite(r)]
     return float(np.mean(known)) if known else None
 
 
@@ -63,28 +62,31 @@ def between_tasks(records: Sequence[Record]) -> list[Overlap]:
     """Every two tasks on which a method scored the same components of the same weights, sorted.
 
     Of several records of one task (other settings, another replacement in the evaluation) the one whose scores rest on
-    most train examples speaks for it.
+    most train examples stands for it.
     """
     groups: dict[tuple[str, str, str, int, str], dict[str, Record]] = defaultdict(dict)
-    for record in sorted(records, key=lambda r: (-r.kept["train"].kept, r.filename)):
-        if record.sketch and record.top:
+    for record in sorted(records, key=lambda r: (-r.kept["train"].kept if "train" in r.kept else 0, r.filename)):
+        if _sketch(record) and _top(record):
             c = record.cell
             groups[c.level, c.model, _weights(record), c.seed, c.method_label].setdefault(c.task_label, record)
-    found = []
+    overlaps = []
     for (level, model, _, seed, method), tasks in sorted(groups.items()):
         for a, b in itertools.combinations(sorted(tasks), 2):
             one, other = tasks[a], tasks[b]
-            correlation = rank_correlation(one.sketch, other.sketch)
-            names = [{name for name, _ in r.top[:TOP]} for r in (one, other)]
+            correlation = rank_correlation(_sketch(one), _sketch(other))
+            names = [{name for name, _ in _top(r)[:TOP]} for r in (one, other)]
             shared = len(names[0] & names[1]) / len(names[0])
             known = correlation if np.isfinite(correlation) else None
-            found.append(Overlap(level, model, seed, method, one.control, a, b, known, shared))
-    return found
+            overlaps.append(Overlap(level, model, seed, method, one.control, a, b, known, shared))
+    return overlaps
 
 
-def seedless(model: str) -> str:
-    """A model's name without the seed it was built with: ``planted-copy-seed3`` is one of ``planted-copy``."""
-    return re.sub(r"-seed\d+$", "", model)
+def _sketch(record: Record) -> list[float]:
+    return record.scores.sketch if record.scores else []
+
+
+def _top(record: Record) -> list[tuple[str, float]]:
+    return record.scores.top if record.scores else []
 
 
 def _weights(record: Record) -> str:

@@ -1,7 +1,7 @@
 """Has a method become worse, or slower? Two sets of records, cell by cell, on the examples that they share.
 
-A cell matches a cell of equal task, method, model, level, replacement, options and settings, but for the settings that
-cannot change its scores (:data:`ASIDE`); first of the same seed, then, for seeds that only one side has, one of another
+A cell matches a cell of equal task, method, model, level, replacement, variant and options that was run on examples
+drawn alike, in the same precision; first of the same seed, then, for seeds that only one side has, one of another
 seed. Its statistics over examples are compared by permutation: paired where both sides measured the same examples,
 unpaired where they did not. A statistic that is no mean is taken apart into its examples' shares (jackknife
 pseudo-values). The p-values of the whole check are adjusted together, by Holm's procedure over the tests that could
@@ -9,28 +9,29 @@ reject anything at all (Tarone 1990): a test of four examples, whose smallest p-
 nothing, and is reported as one that could not have detected anything. A quantity without a spread over examples (how
 well scores of components agree with a known mechanism) is compared as it is: on the same data any difference is one.
 
-Times are compared by a rule, not by a test, since repeats of one run are not independent: see :class:`Times`.
+Times are compared by a rule, not by a test, since repeats of one run are not independent: see
+:class:`attriboard.board.check_report.Times`.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
-from pydantic import Field
 
 from ..errors import ConfigurationError, UnknownNameError
 from ..measurements.base import Statistic
-from ..measurements.metrics import METRICS
-from ..records.record import Cell, Folder, Record, Strict, digest, newest
+from ..measurements.registry import METRICS
+from ..measurements.speed import Speed
+from ..records.record import Record, digest
+from ..records.store import Folder, newest
 from ..stats.intervals import (
     ALPHA,
     LEVEL,
@@ -42,213 +43,16 @@ from ..stats.intervals import (
     pseudo_values,
 )
 from ..stats.tests import FLIPS, holm, paired_test, unpaired_test
-from .board import INPUT_RANKED, RANKED, SPEED, STANDING
-
-UNTESTED = ("reliability",)
-"""Metrics by which the board sorts that are no statistics over examples."""
-HEADLINES = tuple(
-    name
-    for name in dict.fromkeys((*RANKED, *INPUT_RANKED, *itertools.chain.from_iterable(STANDING)))
-    if name not in UNTESTED
-)
-"""What is compared unless metrics are named: those by which the board ranks and sorts. Every further test makes all
-of them weaker, and the others mostly say the same again."""
-ASIDE = ("batch_size", "device", "speed_examples", "speed_repeats", "speed_max_seconds")
-"""Settings in which matching cells may differ."""
-SLOWER = 1.5
-"""The least ratio of medians that counts as slower. Repeats made within a second differ less than runs do, so their
-spread alone would call too many cells slower."""
-REPEATS = 3
-"""The fewest repeats of which a spread is taken."""
-SHORTEST = 0.01
-"""Seconds; a repeat below it is never called slow, since a clock and a scheduler make up much of it."""
-
-Verdict = Literal["worse", "better", "not different", "unchanged", "cannot detect"]
+from .check_report import REPEATS, MetricChange, Report, Times
+from .columns import is_cost
 
 
-class Comparison(Strict):
-    """One metric of one cell, before and now.
+def headlines() -> tuple[str, ...]:
+    """What is compared unless metrics are named: those by which the board ranks and sorts, if they can be tested.
 
-    Attributes:
-        cell: the cell now; ``seed_before`` is the other side's seed.
-        metric: its name in :data:`METRICS`.
-        old, new: its values, over the shared examples where the test is paired.
-        difference: what was tested: ``new - old``; where other examples are compared, of the means over base items,
-            each of which counts alike.
-        low, high: its 95 % bootstrap interval; None for fewer than two base items.
-        paired: whether the same examples were compared with each other.
-        n_old, n_new: examples.
-        p: of the permutation test.
-        smallest_p: the smallest that so many base items could give.
-        adjusted: p after Holm; 1 for a test that could not reject.
-        verdict: "unchanged" where no example differs; "cannot detect" where no difference could have been significant.
+    Every further test makes all of them weaker, and the others mostly say the same again.
     """
-
-    cell: Cell
-    seed_before: int
-    metric: str
-    old: float
-    new: float
-    difference: float
-    low: float | None
-    high: float | None
-    paired: bool
-    n_old: int
-    n_new: int
-    p: float
-    smallest_p: float
-    adjusted: float = 1.0
-    verdict: Verdict = "not different"
-
-    @property
-    def worse(self) -> bool:
-        """Whether the new side is the worse one, significant or not."""
-        return self.difference < 0 if METRICS[self.metric].better == "higher" else self.difference > 0
-
-    def __str__(self) -> str:
-        metric = METRICS[self.metric]
-        d = metric.digits
-        interval = "" if self.low is None else f" [{self.low:+.{d}f}, {self.high:+.{d}f}]"
-        seed = "" if self.cell.seed == self.seed_before else f" (seed {self.seed_before} before)"
-        n = f"n = {self.n_new}" if self.n_new == self.n_old else f"n = {self.n_old} -> {self.n_new}"
-        said = f"{self.cell}{seed}: {metric.title} ({self.metric}) {self.old:.{d}f} -> {self.new:.{d}f}, difference"
-        if self.exact:
-            return f"{said} {self.difference:+.{d}f} (one value, no test)"
-        how = "paired" if self.paired else "unpaired, base items alike"
-        return f"{said} {self.difference:+.{d}f}{interval}, p = {self.adjusted:.2g} after Holm ({how}, {n})"
-
-    @property
-    def exact(self) -> bool:
-        """Whether there is one value by definition on either side, which the same data make comparable as it is."""
-        return self.paired and self.n_old == self.n_new == 1 and METRICS[self.metric].family == "ground_truth"
-
-
-class Times(Strict):
-    """Seconds per example of one cell, before and now: those of every warm repeat.
-
-    Slower means all of: the fastest repeat now is slower than the slowest before, the ratio of the medians is at least
-    :data:`SLOWER`, there are at least :data:`REPEATS` repeats on both sides, and the median repeat now takes at least
-    :data:`SHORTEST`.
-
-    Attributes:
-        examples: how many examples a repeat scored.
-        not_compared: why the times cannot be held against each other; empty where they are.
-    """
-
-    cell: Cell
-    old: list[float]
-    new: list[float]
-    examples: int
-    not_compared: str = ""
-
-    @property
-    def ratio(self) -> float:
-        """Of the medians, new over old."""
-        return float(np.median(self.new) / np.median(self.old))
-
-    @property
-    def slower(self) -> bool:
-        return (
-            not self.not_compared
-            and min(self.new) > max(self.old)
-            and self.ratio >= SLOWER
-            and float(np.median(self.new)) * self.examples >= SHORTEST
-        )
-
-    def __str__(self) -> str:
-        old, new = (f"{np.median(side):.2g} [{min(side):.2g}, {max(side):.2g}]" for side in (self.old, self.new))
-        return f"{self.cell}: {old} -> {new} seconds per example, {self.ratio:.2f} times as long"
-
-
-class Report(Strict):
-    """What a check found.
-
-    Attributes:
-        comparisons: every test.
-        missing: sentences on cells, and metrics of cells, that were measured before and are not now.
-        times: of every matched cell; empty where speed was not asked for.
-        cells: how many matched cells were compared.
-        added: how many cells there are now that were not there before.
-        left_out: sentences on files that are no records.
-    """
-
-    comparisons: list[Comparison]
-    missing: list[str] = Field(default_factory=list)
-    times: list[Times] = Field(default_factory=list)
-    cells: int
-    added: int = 0
-    left_out: list[str] = Field(default_factory=list)
-
-    def found(self, verdict: Verdict) -> list[Comparison]:
-        return [c for c in self.comparisons if c.verdict == verdict]
-
-    @property
-    def slower(self) -> list[Times]:
-        return [t for t in self.times if t.slower]
-
-    @property
-    def failed(self) -> bool:
-        return bool(self.found("worse") or self.missing or self.slower)
-
-    def failures(self) -> list[str]:
-        """One line for everything that makes the check fail."""
-        return [
-            *(f"worse: {c}" for c in self.found("worse")),
-            *(f"missing: {m}" for m in self.missing),
-            *(f"slower: {t}" for t in self.slower),
-        ]
-
-    def lines(self) -> list[str]:
-        """The whole report: what fails, what improved, what could not be detected, and what was compared."""
-        return [
-            *self.failures(),
-            *(f"better: {c}" for c in self.found("better")),
-            *self._blind(),
-            *(f"left out: {sentence}" for sentence in self.left_out),
-            self.summary(),
-        ]
-
-    def _blind(self) -> list[str]:
-        blind = self.found("cannot detect")
-        if not blind:
-            return []
-        tested = len(self.comparisons) - len(self.found("unchanged"))
-        fewest, most = _range(c.n_new for c in blind), _range(c.smallest_p for c in blind)
-        return [
-            f"cannot detect: {len(blind)} of {tested} tests could not have found any difference, however large: of "
-            f"n = {_span(*fewest)} examples so few differ that the smallest p possible is {_span(*most)}, too large "
-            f"among {tested} tests; measure more examples, or compare fewer metrics or cells."
-        ]
-
-    def summary(self) -> str:
-        """One line of what was compared."""
-        c = self.comparisons
-        paired = sum(x.paired for x in c)
-        n = _span(*_range(x.n_new for x in c)) if c else "0"
-        said = [
-            f"compared {self.cells} cells, {len(c)} tests ({paired} paired, {len(c) - paired} unpaired), n = {n}: "
-            + ", ".join(f"{len(self.found(v))} {v}" for v in ("worse", "better", "not different", "unchanged"))
-            + f", {len(self.found('cannot detect'))} not detectable"
-        ]
-        if self.missing:
-            said.append(f"{len(self.missing)} missing")
-        if self.added:
-            said.append(f"{self.added} new cells without a counterpart")
-        if self.times:
-            why = Counter(t.not_compared for t in self.times if t.not_compared)
-            compared = len(self.times) - why.total()
-            reasons = "".join(f", {count} not compared ({reason})" for reason, count in sorted(why.items()))
-            said.append(f"times of {compared} cells: {len(self.slower)} slower{reasons}")
-        return "; ".join(said) + "."
-
-
-def _range(values: Iterable[float]) -> tuple[float, float]:
-    held = list(values)
-    return min(held), max(held)
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
+    return tuple(name for name, metric in METRICS.items() if (metric.ranks or metric.sorts) and metric.tested)
 
 
 def check_metrics(names: Sequence[str]) -> tuple[str, ...]:
@@ -262,17 +66,17 @@ def check_metrics(names: Sequence[str]) -> tuple[str, ...]:
             raise UnknownNameError("metric", name, METRICS)
         if METRICS[name].better == "neither":
             raise ConfigurationError(f"metric {name!r} describes, it has no better or worse; name another.")
-    return tuple(dict.fromkeys(names)) or HEADLINES
+    return tuple(dict.fromkeys(names)) or headlines()
 
 
 def check_folders(new: Path, old: Path, metrics: Sequence[str] = (), speed: bool = True) -> Report:
-    """Two results folders compared; see :func:`compare`.
+    """Two results folders compared; see :func:`check_records`.
 
     Raises:
         ConfigurationError: a folder that does not exist or holds no records.
     """
     (now, left_now), (before, left_before) = records_in(new), records_in(old)
-    return compare(now, before, metrics, speed).model_copy(update={"left_out": left_now + left_before})
+    return check_records(now, before, metrics, speed).model_copy(update={"left_out": left_now + left_before})
 
 
 def records_in(path: Path) -> tuple[list[Record], list[str]]:
@@ -290,12 +94,14 @@ def records_in(path: Path) -> tuple[list[Record], list[str]]:
     return records, left_out
 
 
-def compare(new: Sequence[Record], old: Sequence[Record], metrics: Sequence[str] = (), speed: bool = True) -> Report:
+def check_records(
+    new: Sequence[Record], old: Sequence[Record], metrics: Sequence[str] = (), speed: bool = True
+) -> Report:
     """What became worse, better, slower or lost between two sets of records.
 
     Args:
         new, old: records now and before.
-        metrics: names of metrics; the :data:`HEADLINES` where none is named.
+        metrics: names of metrics; the :func:`headlines` where none is named.
         speed: whether times are compared too.
 
     Raises:
@@ -306,58 +112,56 @@ def compare(new: Sequence[Record], old: Sequence[Record], metrics: Sequence[str]
     """
     wanted = check_metrics(metrics)
     pairs, missing, added = _match(newest(new)[0], newest(old)[0])
-    todo = []
-    tests: list[Comparison] = []
+    todo: list[_Asked] = []
     times = []
-    seen: set[str] = set()
+    measured: set[str] = set()
     for now, before in pairs:
         _refuse(now, before)
-        held, had = _measured(now), _measured(before)
-        seen |= {*held, *had}
-        for name in wanted:
-            if name in held and name in had:
-                versions = [_version(r, name) for r in (now, before)]
-                if versions[0] != versions[1]:
-                    raise ConfigurationError(
-                        f"{now.cell} has version {versions[0]} of metric {name} and had version {versions[1]} before, "
-                        f"which is another quantity; run the suite again for the folder it is held against."
-                    )
-                todo.append((name, now, before, held[name], had[name]))
-        gone = (set(before.aggregates) - set(now.aggregates) - set(SPEED)) | (set(wanted) & set(had) - set(held))
-        for name in sorted(gone, key=lambda name: (name not in wanted, name)):
-            why = "; ".join(now.not_measured.values())
-            missing.append(f"{now.cell}: metric {name} was measured before and is not now{why and f': {why}'}")
+        measured |= {*now.statistics, *before.statistics}
+        changed = _other_options(now, before)
+        missing += [f"{now.cell}: {name} was measured with other options before ({what})" for name, what in changed]
+        others = {name for name, _ in changed}
+        todo += [_Asked(name, now, before) for name in wanted if _comparable(name, now, before, others)]
+        missing += _gone(now, before, wanted)
         if speed:
             times += _times(now, before)
+    changes: list[MetricChange] = []
     for asked in todo:
-        test, lost = _test(*asked, len(todo))
-        tests.append(test)
+        change, lost = _change(asked, *asked.sides(), len(todo))
+        changes.append(change)
         if lost:
-            missing.append(f"{test.cell}: metric {test.metric} has no value now for {lost} examples that had one")
-    able = ", ".join(sorted(m for m in seen if METRICS[m].better != "neither")) or "none"
+            missing.append(f"{change.cell}: metric {change.metric} has no value now for {lost} examples that had one")
+    able = ", ".join(sorted(m for m in measured if METRICS[m].better != "neither")) or "none"
     for name in metrics:
-        if pairs and name not in seen:
+        if pairs and name not in measured:
             raise ConfigurationError(
                 f"no matched cell has metric {name!r} example by example; those that have: {able}."
             )
-    if pairs and not tests and not missing:
+    if pairs and not changes and not missing:
         raise ConfigurationError(
             f"none of the {len(pairs)} matched cells has a metric that is compared; name one that it has example by "
             f"example with --metric: {able}."
         )
-    return Report(comparisons=_judged(tests), missing=missing, times=times, cells=len(pairs), added=added)
+    return Report(changes=_adjusted(changes), missing=missing, times=times, cells=len(pairs), added=added)
+
+
+# --- matching -------------------------------------------------------------------------------------------------------
 
 
 def cell_key(record: Record) -> str:
     """Equal for records whose cells match, whatever their seeds."""
-    cell = record.cell  # of scores from a file the name counts, not the file, which is what may have become worse
-    asked = cell.model_dump(exclude={"settings", "seed", "entered"})
-    return digest([asked, cell.entered is not None, compared_settings(record)])
+    return digest([_cell(record), compared_settings(record)])
 
 
-def compared_settings(record: Record) -> dict[str, object]:
-    """The settings in which matching cells agree."""
-    return record.settings.model_dump(mode="json", exclude=set(ASIDE))
+def _cell(record: Record) -> list[Any]:
+    """The cell without its seed; of scores from a file the name counts, not the file, which may have become worse."""
+    cell = record.cell
+    return [cell.model_dump(mode="json", exclude={"seed", "precomputed"}), cell.precomputed is not None]
+
+
+def compared_settings(record: Record) -> dict[str, Any]:
+    """The settings in which matching cells agree; others cannot change their scores, or belong to one measurement."""
+    return {**record.settings.drawing(), "dtype": record.settings.dtype}
 
 
 def _match(new: Sequence[Record], old: Sequence[Record]) -> tuple[list[tuple[Record, Record]], list[str], int]:
@@ -387,11 +191,11 @@ def _match(new: Sequence[Record], old: Sequence[Record]) -> tuple[list[tuple[Rec
 
 
 def _by_seed(records: Iterable[Record]) -> dict[str, dict[int, Record]]:
-    """By key and seed; of records that differ only in what is set aside, the last made."""
-    found: dict[str, dict[int, Record]] = defaultdict(dict)
+    """By key and seed; of records that differ only in what is not compared, the last made."""
+    groups: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in sorted(records, key=lambda r: r.provenance.created if r.provenance else ""):
-        found[cell_key(record)][record.cell.seed] = record
-    return found
+        groups[cell_key(record)][record.cell.seed] = record
+    return groups
 
 
 def _near(new: Sequence[Record], before: dict[str, dict[int, Record]]) -> str:
@@ -399,11 +203,51 @@ def _near(new: Sequence[Record], before: dict[str, dict[int, Record]]) -> str:
     for seeds in before.values():
         for old in seeds.values():
             for record in new:
-                if record.cell.model_dump(exclude={"settings"}) == old.cell.model_dump(exclude={"settings"}):
-                    was, now = compared_settings(old), compared_settings(record)
-                    changes = [f"{name} {was[name]} -> {now[name]}" for name in was if was[name] != now[name]]
-                    return f": other settings ({', '.join(changes)})" if changes else ""
+                if record.cell == old.cell:
+                    changes = _changes(compared_settings(old), compared_settings(record))
+                    return f": other settings ({changes})" if changes else ""
     return ""
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now[name])
+
+
+def _other_options(now: Record, before: Record) -> list[tuple[str, str]]:
+    """The measurements that both records hold with other options, and what differs; costs have a rule of their own."""
+    both = [name for name in before.measurements if name in now.measurements and name != Speed.name]
+    asked = [(name, before.settings.asked(name), now.settings.asked(name)) for name in both]
+    return [(name, _changes(had, has)) for name, had, has in asked if had != has]
+
+
+def _comparable(metric: str, now: Record, before: Record, others: set[str]) -> bool:
+    """Whether both records have a metric example by example, of the same options and version."""
+    if metric not in now.statistics or metric not in before.statistics or METRICS[metric].measurement in others:
+        return False
+    versions = [_version(r, metric) for r in (now, before)]
+    if versions[0] != versions[1]:
+        raise ConfigurationError(
+            f"{now.cell} has version {versions[0]} of metric {metric} and had version {versions[1]} before, which is "
+            "another quantity; run the suite again for the folder it is held against."
+        )
+    return True
+
+
+def _version(record: Record, metric: str) -> int:
+    """Of a metric; this version's own where the record is older than the metric, which follows from what it holds."""
+    aggregate = record.aggregates.get(metric)
+    return METRICS[metric].version if aggregate is None else aggregate.version
+
+
+def _gone(now: Record, before: Record, wanted: Sequence[str]) -> Iterator[str]:
+    """Sentences on the metrics that were measured and are not now, those that are compared standing first."""
+    costs = {name for name in before.aggregates if name in METRICS and is_cost(name)}
+    gone = set(before.aggregates) - set(now.aggregates) - costs
+    gone |= set(wanted) & set(before.statistics) - set(now.statistics)
+    for name in sorted(gone, key=lambda name: (name not in wanted, name)):
+        measurement = METRICS[name].measurement if name in METRICS else ""
+        why = now.not_measured.get(name) or now.not_measured.get(measurement, "")
+        yield f"{now.cell}: metric {name} was measured before and is not now{why and f': {why}'}"
 
 
 def _refuse(now: Record, before: Record) -> None:
@@ -428,6 +272,9 @@ def _refuse(now: Record, before: Record) -> None:
         )
 
 
+# --- tests ----------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Side:
     """A statistic over ``n`` examples, and the base item of each (none where they are not known)."""
@@ -435,6 +282,11 @@ class _Side:
     statistic: Statistic
     n: int
     items: Sequence[str]
+
+    @classmethod
+    def of(cls, record: Record, metric: str) -> _Side:
+        measurement, statistic = record.statistics[metric]
+        return cls(statistic, measurement.n, measurement.clusters(record.items))
 
     def at(self, index: NDArray[np.intp]) -> _Side:
         """Over some of the examples alone."""
@@ -445,18 +297,18 @@ class _Side:
         return float(self.statistic(np.arange(self.n)))
 
 
-def _measured(record: Record) -> dict[str, _Side]:
-    return {
-        name: _Side(statistic, family.n, family.clusters(record.items))
-        for family in record.families.values()
-        for name, statistic in family.statistics().items()
-    }
+@dataclass(frozen=True)
+class _Asked:
+    """One metric of a matched cell."""
 
+    metric: str
+    now: Record
+    before: Record
 
-def _version(record: Record, name: str) -> int:
-    """Of a metric; this version's own where the record is older than the metric, which follows from what it holds."""
-    held = record.aggregates.get(name)
-    return METRICS[name].version if held is None else held.version
+    def sides(self) -> tuple[_Side, _Side]:
+        """Now, and before."""
+        now, before = (_Side.of(record, self.metric) for record in (self.now, self.before))
+        return now, before
 
 
 def _shared(now: Record, before: Record, a: _Side, b: _Side) -> tuple[_Side, _Side] | None:
@@ -480,10 +332,11 @@ def _shared(now: Record, before: Record, a: _Side, b: _Side) -> tuple[_Side, _Si
     return a.at(first), b.at(second)
 
 
-def _test(name: str, now: Record, before: Record, held: _Side, had: _Side, tests: int) -> tuple[Comparison, int]:
+def _change(asked: _Asked, whole_now: _Side, whole_before: _Side, tests: int) -> tuple[MetricChange, int]:
     """One metric of a matched cell among so many tests, not yet adjusted, and how many examples lost their value."""
-    shared = _shared(now, before, held, had)
-    a, b = shared or (held, had)
+    now, before = asked.now, asked.before
+    shared = _shared(now, before, whole_now, whole_before)
+    a, b = shared or (whole_now, whole_before)
     now_known, before_known = known = [set(defined_examples(side.n, side.statistic).tolist()) for side in (a, b)]
     if shared:  # an example without a value on either side is no evidence that nothing changed
         known = [now_known & before_known] * 2
@@ -497,32 +350,32 @@ def _test(name: str, now: Record, before: Record, held: _Side, had: _Side, tests
         smallest = _smallest_paired(sums, tests)
         gap = a.value() - b.value()
         interval = bootstrap_interval(a.n, lambda i: a.statistic(i) - b.statistic(i), items=a.items)
-        unchanged = bool(np.isfinite(sums).all()) and not differences.any()
+        same = bool(np.isfinite(sums).all()) and not differences.any()
     else:
         x, y = _of_items(x, a.items), _of_items(y, b.items)
         p = _finer(lambda seed: unpaired_test(x, y, seed=seed), tests)
         smallest = _smallest_unpaired(x, y, tests)
         gap = float(x.mean() - y.mean()) if len(x) and len(y) else math.nan
         interval = _interval_of_gap(x, y)
-        unchanged = False
+        same = False
     low, high = interval or (None, None)
-    found = Comparison(
+    change = MetricChange(
         cell=now.cell,
         seed_before=before.cell.seed,
-        metric=name,
+        metric=asked.metric,
         old=b.value(),
         new=a.value(),
         difference=gap,
         low=low,
         high=high,
         paired=shared is not None,
+        same=same,
         n_old=b.n,
         n_new=a.n,
         p=p,
         smallest_p=smallest,
-        verdict="unchanged" if unchanged else "not different",
     )
-    return found, lost
+    return change, lost
 
 
 def _finer(p_value: Callable[[int], float], tests: int, random: bool = True) -> float:
@@ -569,7 +422,7 @@ def _interval_of_gap(x: Array, y: Array) -> tuple[float, float] | None:
     """The 95 % bootstrap interval of ``mean(x) - mean(y)``, the means of two samples' base items."""
     if min(len(x), len(y)) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()):
         return None
-    found = scipy.stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (x, y),
         lambda a, b, axis: a.mean(axis) - b.mean(axis),
         vectorized=True,
@@ -578,26 +431,14 @@ def _interval_of_gap(x: Array, y: Array) -> tuple[float, float] | None:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
-def _judged(tests: Sequence[Comparison]) -> list[Comparison]:
-    """The same tests with adjusted p-values and verdicts."""
-    counted = _able([1.0 if t.exact else t.smallest_p for t in tests])
-    adjusted = dict(zip(counted, holm([tests[i].p for i in counted])))
-    found = []
-    for i, test in enumerate(tests):
-        p = adjusted.get(i, 1.0)
-        verdict: Verdict = test.verdict
-        if test.exact:
-            if verdict != "unchanged" and not math.isclose(test.new, test.old, rel_tol=1e-6, abs_tol=1e-9):
-                verdict = "worse" if test.worse else "better"
-        elif p <= ALPHA:
-            verdict = "worse" if test.worse else "better"
-        elif i not in adjusted and verdict != "unchanged":
-            verdict = "cannot detect"
-        found.append(test.model_copy(update={"adjusted": p, "verdict": verdict}))
-    return found
+def _adjusted(changes: Sequence[MetricChange]) -> list[MetricChange]:
+    """The same changes, adjusted p-values in those whose tests could reject."""
+    counted = _able([1.0 if c.exact else c.smallest_p for c in changes])
+    adjusted = dict(zip(counted, holm([changes[i].p for i in counted])))
+    return [change.model_copy(update={"adjusted": adjusted.get(i)}) for i, change in enumerate(changes)]
 
 
 def _able(smallest: Sequence[float]) -> list[int]:
@@ -614,9 +455,12 @@ def _able(smallest: Sequence[float]) -> list[int]:
     return []
 
 
+# --- times ----------------------------------------------------------------------------------------------------------
+
+
 def _times(now: Record, before: Record) -> list[Times]:
     """The times of a matched cell, where both were timed."""
-    a, b = now.speed, before.speed
+    a, b = now.measured(Speed), before.measured(Speed)
     if a is None or b is None or now.provenance is None or before.provenance is None:
         return []
     repeats = min(len(a.seconds), len(b.seconds))

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL.Image import Image
-from torch import Tensor
+
+from ..stats.intervals import Array
 
 COLORS = "viridis"
 """The color scale: perceptually uniform, and readable in gray and for the color-blind."""
@@ -29,10 +31,10 @@ class SheetRow:
 
     label: str
     picture: Image
-    maps: tuple[Tensor, ...]
+    maps: tuple[Array, ...]
 
 
-def overlay(picture: Image, scores: Tensor, title: str, out: Path) -> None:
+def overlay(picture: Image, scores: Array, title: str, out: Path) -> None:
     """Writes a PNG: the picture, the heat map over it, and the color scale in the scores' own unit.
 
     Args:
@@ -47,8 +49,8 @@ def overlay(picture: Image, scores: Tensor, title: str, out: Path) -> None:
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     plain, mapped = figure.subplots(1, 2)
     _picture(plain, picture)
-    drawn = _map(mapped, picture, scores)
-    figure.colorbar(drawn, ax=[plain, mapped], label="score", shrink=0.85)
+    image = _map(mapped, picture, scores)
+    figure.colorbar(image, ax=[plain, mapped], label="score", shrink=0.85)
     figure.suptitle(textwrap.fill(title, 90), fontsize=10)
     figure.savefig(out, dpi=120, bbox_inches="tight")
 
@@ -97,13 +99,13 @@ def _picture(axis: Any, picture: Image) -> None:
     axis.set(xticks=[], yticks=[])
 
 
-def _map(axis: Any, picture: Image, scores: Tensor) -> Any:
+def _map(axis: Any, picture: Image, scores: Array) -> Any:
     """Draws a map over the pale gray picture; returns what a color scale is made from."""
     width, height = picture.size
     axis.imshow(picture.convert("L"), cmap="gray", vmin=-255, vmax=255)
     axis.set(xticks=[], yticks=[])
     return axis.imshow(
-        scores.float().numpy(),
+        np.asarray(scores, dtype=np.float32),
         cmap=COLORS,
         alpha=OPACITY,
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),

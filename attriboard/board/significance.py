@@ -1,4 +1,4 @@
-"""Which rows of a board's column can be told apart: paired tests of records on the same examples, Holm-corrected.
+"""Which rows of a board's column differ significantly: paired tests of records on the same examples, Holm-corrected.
 
 Works on stored records alone. What is tested, and how, is said in ``docs/statistics.md``.
 """
@@ -14,13 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..measurements.base import Statistic
-from ..measurements.metrics import METRICS
+from ..measurements.registry import METRICS
 from ..records.record import Record
 from ..stats.intervals import ALPHA, Array, clusters_of, defined_examples, each_example, pseudo_values
 from ..stats.tests import holm, paired_test, smallest_p
-
-STEPWISE = frozenset({"pruning_kept_sparsity", "pruning_kept_sparsity_absolute"})
-"""Not tested: they jump from one measured sparsity to the next, so that no example has a share in them."""
 
 
 class Pair(NamedTuple):
@@ -41,16 +38,16 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """All pairs of one column.
+class ColumnTest:
+    """The tests of all pairs of one column.
 
     Attributes:
         metric: the column.
-        examples, items: how many test examples the metric heeds, and how many base items those have.
+        examples, items: for how many test examples the metric is defined, and how many base items those have.
         methods: how many records were compared.
         pairs: every two of them.
-        marked: file names of the best record and of all that are not significantly worse; empty where no pair could
-            be told apart, where all are equal, or where the best one could not be compared.
+        best: file names of the best record and of all that are not significantly worse; empty where no pair could
+            differ significantly, where all are equal, or where the best one could not be compared.
     """
 
     metric: str
@@ -58,7 +55,7 @@ class Comparison:
     items: int
     methods: int
     pairs: tuple[Pair, ...]
-    marked: frozenset[str]
+    best: frozenset[str]
 
     @property
     def smallest(self) -> float:
@@ -66,60 +63,53 @@ class Comparison:
         return smallest_p(self.items)
 
     @property
-    def can_tell(self) -> bool:
+    def has_power(self) -> bool:
         """Whether any result at all could be significant after the correction."""
         return self.smallest * len(self.pairs) <= ALPHA
 
 
-def _alike(a: Record, b: Record, family: str) -> bool:
-    """Whether two records measured a family of metrics on the same examples, in the same order."""
-    one, other = a.families.get(family), b.families.get(family)
-    return (
-        one is not None
-        and other is not None
-        and (a.cell.task, a.data_sha256, a.items, a.subsets) == (b.cell.task, b.data_sha256, b.items, b.subsets)
-        and (one.n, list(one.clusters(a.items))) == (other.n, list(other.clusters(b.items)))
-    )
-
-
-def compare(records: Sequence[Record], metrics: Sequence[str]) -> dict[str, Comparison]:
+def compare_columns(records: Sequence[Record], metrics: Sequence[str]) -> dict[str, ColumnTest]:
     """By metric, the tests of all pairs of records.
 
     Every record must have been measured on the same examples as the first that has the metric; others stay out.
-    Examples that the metric passes over in all of them are left out. A metric is absent where it is no statistic over
-    examples, has no better end, or fewer than two records can be compared.
+    Examples for which the metric is defined in none of them are left out. A metric is absent where it is no statistic
+    over examples, cannot be tested by one, has no better end, or fewer than two records can be compared.
     """
-    known = {r.filename: {k: v for f in r.families.values() for k, v in f.statistics().items()} for r in records}
-    found = {}
+    tests = {}
     for metric in metrics:
-        if METRICS[metric].better == "neither" or metric in STEPWISE:
+        if METRICS[metric].better == "neither" or not METRICS[metric].tested:
             continue
-        having = [r for r in records if metric in r.aggregates and metric in known[r.filename]]
-        alike = [(r, known[r.filename][metric]) for r in having if _alike(having[0], r, METRICS[metric].family)]
-        comparison = _compare(records, metric, alike)
-        if comparison is not None:
-            found[metric] = comparison
-    return found
+        having = [r for r in records if metric in r.aggregates and metric in r.statistics]
+        alike = [r for r in having if _same_examples(having[0], r, metric)]
+        test = _column_test(records, metric, alike)
+        if test is not None:
+            tests[metric] = test
+    return tests
 
 
-def _compare(
-    records: Sequence[Record], metric: str, candidates: Sequence[tuple[Record, Statistic]]
-) -> Comparison | None:
-    """Of records on the same examples, each with its statistic; None for fewer than two."""
+def _same_examples(a: Record, b: Record, metric: str) -> bool:
+    """Whether two records measured a metric on the same examples, in the same order."""
+    (one, _), (other, _) = a.statistics[metric], b.statistics[metric]
+    same_data = (a.cell.task, a.data_sha256, a.items, a.subsets) == (b.cell.task, b.data_sha256, b.items, b.subsets)
+    return same_data and (one.n, list(one.clusters(a.items))) == (other.n, list(other.clusters(b.items)))
+
+
+def _column_test(records: Sequence[Record], metric: str, candidates: Sequence[Record]) -> ColumnTest | None:
+    """Of records on the same examples; None for fewer than two."""
     if len(candidates) < 2:
         return None
-    family = METRICS[metric].family
-    held = candidates[0][0].families[family]
-    silent = [np.isnan(each_example(held.n, statistic)) for _, statistic in candidates]
-    chosen = max((defined_examples(held.n, statistic) for _, statistic in candidates), key=len)
-    items = held.clusters(candidates[0][0].items)
-    items = [items[i] for i in chosen.tolist()] if len(items) == held.n else []
+    statistics = [record.statistics[metric][1] for record in candidates]
+    measurement = candidates[0].statistics[metric][0]
+    undefined = [np.isnan(each_example(measurement.n, statistic)) for statistic in statistics]
+    chosen = max((defined_examples(measurement.n, statistic) for statistic in statistics), key=len)
+    items = measurement.clusters(candidates[0].items)
+    items = [items[i] for i in chosen.tolist()] if len(items) == measurement.n else []
     shares: dict[str, Array] = {}
     tested: list[Record] = []
-    for (record, statistic), missing in zip(candidates, silent):
+    for record, statistic, missing in zip(candidates, statistics, undefined):
         with np.errstate(all="ignore"):
             values = pseudo_values(len(chosen), _over(chosen, statistic))
-        if len(values) and np.isfinite(values).all() and (missing == silent[0]).all():
+        if len(values) and np.isfinite(values).all() and (missing == undefined[0]).all():
             shares[record.filename] = values
             tested.append(record)
     if len(tested) < 2:
@@ -131,17 +121,17 @@ def _compare(
         for (a, b), raw, adjusted in zip(couples, p, holm(p))
     )
     n = len(chosen)
-    found = Comparison(metric, n, len(clusters_of(items, n)), len(tested), pairs, frozenset())
+    test = ColumnTest(metric, n, len(clusters_of(items, n)), len(tested), pairs, frozenset())
     differ = any(pair.difference for pair in pairs)
-    return replace(found, marked=_marked(records, metric, pairs)) if found.can_tell and differ else found
+    return replace(test, best=_best(records, metric, pairs)) if test.has_power and differ else test
 
 
 def _over(index: NDArray[np.intp], statistic: Statistic) -> Statistic:
     return lambda among: statistic(index[among])
 
 
-def _marked(records: Sequence[Record], metric: str, pairs: Sequence[Pair]) -> frozenset[str]:
-    """The best of all records that show the metric, and those that its tests do not tell apart from it."""
+def _best(records: Sequence[Record], metric: str, pairs: Sequence[Pair]) -> frozenset[str]:
+    """The best of all records that show the metric, and those that its tests do not find significantly worse."""
     sign = 1 if METRICS[metric].better == "higher" else -1
     shown = [r for r in records if metric in r.aggregates and np.isfinite(r.aggregates[metric].value)]
     best = max(shown, key=lambda r: sign * r.aggregates[metric].value).filename

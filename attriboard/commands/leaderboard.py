@@ -23,17 +23,20 @@ def leaderboard(
     include: Include = None,
 ) -> None:
     """Builds the board from stored records and nothing else."""
-    from ..board import board as boards
+    from ..board import formats
+    from ..board.board import Board
 
     include_files(include)
-    boards.check_format(form)
-    board = boards.Board.read(folder)
-    text = boards.render(board, form)
+    formats.check_format(form)
+    board = Board.read(folder)
+    text = formats.render(board, form)
     for name, why in board.foreign.items():
         note_foreign_file(folder / name, why)
     if figures is not None:
+        from ..board.figures import draw
+
         try:
-            drawn = boards.figures(board, figures)
+            drawn = draw(board, figures)
         except OSError as error:
             raise ConfigurationError(f"cannot draw into {figures}: {error.strerror or error}.") from error
         for made in drawn:

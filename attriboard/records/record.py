@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, SerializeAsAny, field_serializer, field_validator, model_validator
 
-from ..levels import InputReplacement
+from ..levels import USUAL_REPLACEMENT, InputReplacement
 from ..measurements.base import METRICS, Kept, Measurement, Statistic, Strict
 from .settings import Settings, measurement_of
 
@@ -38,7 +38,7 @@ class Cell(Strict):
     method_options: dict[str, Any] = Field(default_factory=dict)
     model: str
     level: str
-    replacement: InputReplacement = "counterfactual"
+    replacement: InputReplacement = USUAL_REPLACEMENT
     variant: str = ""
     seed: int = 0
     precomputed: Precomputed | None = None
@@ -52,7 +52,7 @@ class Cell(Strict):
         return f"{self.method} (precomputed)" if self.precomputed else _label(self.method, self.method_options)
 
     def __str__(self) -> str:
-        extra = "" if self.replacement == "counterfactual" else f" ({self.replacement})"
+        extra = "" if self.replacement == USUAL_REPLACEMENT else f" ({self.replacement})"
         variant = f", {self.variant}" if self.variant else ""
         where = f"on {self.model}, seed {self.seed}{variant}"
         return f"{self.task_label} / {self.level} / {self.method_label}{extra} {where}"
@@ -113,6 +113,8 @@ class ModelFacts(Strict):
     """Which weights were used; the hash is over the parameters as loaded.
 
     ``n_components`` counts what a method scores; at levels of inputs, the most positions of any test example.
+    ``recipe`` is what models that are built from a seed, and differ in it alone, have in common: their name without
+    the seed; empty for other models.
     """
 
     source: str
@@ -120,6 +122,7 @@ class ModelFacts(Strict):
     n_layers: int
     n_heads: int
     n_components: int
+    recipe: str = ""
 
 
 class StoredScores(Strict):

@@ -93,7 +93,7 @@ def attribute_prompt(
         title = f"{request.method}: {example.answer!r}, p = {probability:.3f}".replace("$", r"\$")
         try:
             overlay_file.parent.mkdir(parents=True, exist_ok=True)
-            overlay(model.vision.see(example.image), scores.values, title, overlay_file)
+            overlay(model.vision.see(example.image), scores.values.float().numpy(), title, overlay_file)
         except OSError as error:
             raise ConfigurationError(f"cannot draw {overlay_file}: {error.strerror or error}.") from error
     return scores, {"answer": example.answer, "summary": summary}

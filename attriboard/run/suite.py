@@ -14,7 +14,7 @@ from ..errors import ConfigurationError, ScoresError, UnknownNameError
 from ..evaluation.base import evaluations
 from ..exchange.mib import Graph
 from ..exchange.precomputed import ScoreFile, shape_of
-from ..levels import LEVELS, InputReplacement, check_replacement
+from ..levels import LEVELS, USUAL_REPLACEMENT, InputReplacement, check_replacement
 from ..loading import check_model_name
 from ..measurements.registry import MEASUREMENTS
 from ..method import methods
@@ -54,7 +54,7 @@ class Group(BaseModel):
     tasks: list[Spec] = Field(min_length=1)
     methods: list[Spec] = Field(min_length=1)
     levels: list[str] = Field(min_length=1)
-    replacements: tuple[InputReplacement, ...] = ("counterfactual",)
+    replacements: tuple[InputReplacement, ...] = (USUAL_REPLACEMENT,)
     models: list[str] = Field(default_factory=list)
     seeds: list[int] = Field(default_factory=list)
     variant: str = Field("", max_length=60)

@@ -1,0 +1,47 @@
+"""The board as a page of HTML without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from .board import Board
+from .wording import SEEDS_LINE, cells, examples_line, head, seed_cells, seed_head
+
+STYLE = (
+    "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse;margin-bottom:2em}"
+    "td,th{padding:.3em .7em;border-bottom:1px solid #ccc;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}"
+)
+
+
+def html(board: Board) -> str:
+    """Every table, and every summary over seeds."""
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8"><title>attriboard</title>',
+        f"<style>{STYLE}</style></head><body><h1>Leaderboard</h1>",
+    ]
+    for table in board.tables:
+        parts.append(f"<h2>{escape(table.title)}</h2><p>{escape(examples_line(table))}</p>")
+        for metrics, records in table.parts:
+            rows = [[escape(r.cell.method_label), *cells(table, r, metrics, "<b>{}</b>", escape)] for r in records]
+            parts.append(_table(head(metrics), rows))
+    for summary in board.over_seeds():
+        parts.append(f"<h2>{escape(summary.title)}</h2><p>{escape(SEEDS_LINE)}</p>")
+        rows = [[escape(c) for c in (label, *seed_cells(records, summary.columns))] for label, records in summary.rows]
+        parts.append(_table(seed_head(summary), rows))
+    return "\n".join([*parts, "</body></html>"]) + "\n"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
+
+    def row(tag: str, texts: Sequence[str]) -> list[str]:
+        return ["    <tr>", *(f"      <{tag}>{text}</{tag}>" for text in texts), "    </tr>"]
+
+    body = [line for texts in rows for line in row("td", texts)]
+    titles = [escape(title) for title in titles]
+    return "\n".join(
+        ["<table>", "  <thead>", *row("th", titles), "  </thead>", "  <tbody>", *body, "  </tbody>", "</table>"]
+    )
