@@ -593,7 +593,7 @@ def test_pictures_in_a_data_set_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    def fail(name: str) -> None:
+    def fail(name: str, config: None) -> None:
         assert name == "someone/captions"
         raise ConnectionError("no route\nat all")
 
@@ -607,7 +607,7 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     part = saved("caption", several=False)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"train": part}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.DatasetDict({"train": part}))
     photos = captioning.photos_of("someone/photos")
     assert [number(photo.open()) for photo in photos] == list(range(24))
     assert photos[3].captions == (" ".join(reference(3)),)
