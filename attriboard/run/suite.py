@@ -158,10 +158,10 @@ class Suite(BaseModel):
                     f"it."
                 )
         if not settings.measured(level):
-            able = ", ".join(name for name, m in MEASUREMENTS.items() if level in m.levels and name != "speed")
+            known = ", ".join(name for name, m in MEASUREMENTS.items() if level in m.levels and name != "speed")
             raise ConfigurationError(
                 f"suite {self.name!r} asks for {', '.join(settings.evaluations)} of {level}, of which none is measured "
-                f"there; {level} have {able}."
+                f"there; {level} have {known}."
             )
 
     def _check_evaluations(self, settings: Settings, task: Task, level: str, model: str) -> None:

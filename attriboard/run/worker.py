@@ -16,7 +16,7 @@ from ..errors import AttriboardError, ModelError, SkipCell
 from ..evaluation import capability
 from ..evaluation.base import CapabilityMeter, Job, evaluations
 from ..evaluation.context import Context
-from ..interventions import check_replacement
+from ..levels import check_replacement
 from ..loading import load_model
 from ..measurements.base import Measurement
 from ..measurements.capability import Capability
@@ -264,8 +264,8 @@ class _Run:
             timed = source.measured(Speed)
             if method is None or (timed is not None and source.stages["speed"].identity == wanted):
                 scores = unpacked(content, context, level)
-                held = {name: source.stages[name] for name in ("scores", "speed") if name in source.stages}
-                return Scored(scores, timed, {}, content), held
+                done = {name: stage for name, stage in source.stages.items() if name in ("scores", "speed")}
+                return Scored(scores, timed, {}, content), done
         now = provenance(context.model.device)
         if method is None:
             scored = from_file(cell, context, level)

@@ -1,0 +1,1 @@
+"""How the weights of the zoo are made and measured."""
