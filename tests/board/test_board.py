@@ -5,39 +5,72 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from attriboard.board import board as leaderboard
-from attriboard.board.board import Board, number, render
-from attriboard.components import get_level
+from attriboard.board import figures
+from attriboard.board.board import Board
+from attriboard.board.columns import costs, main_columns
+from attriboard.board.formats import FORMATS, render
+from attriboard.board.wording import number
 from attriboard.errors import ConfigurationError
-from attriboard.measurements.metrics import METRICS, page
-from attriboard.records.record import Folder, Record
-from attriboard.run.runner import aggregates, run_cells
-from attriboard.run.suite import Suite
-from attriboard.task import tasks
+from attriboard.measurements.pruning import Pruning
+from attriboard.measurements.registry import METRICS
+from attriboard.records.aggregate import aggregates
+from attriboard.records.record import Precomputed, Provenance, Record
+from attriboard.records.settings import Settings
+from attriboard.records.store import Folder
+from tests.bench.boards import COSTS, METRIC, ablation, faithfulness, record, speed
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "quick"
+DROPS = np.clip(np.random.default_rng(0).normal(0.1, 0.05, size=6), -0.3, 0.4)
+
+
+def provenance(created: str = "2026-01-01") -> Provenance:
+    versions = {"attriboard": "0", "attriboard_commit": None, "python": "3", "torch": "2", "transformers": "5"}
+    return Provenance(**versions, platform="p", device="d", threads=1, created=created)
+
+
+def whole(method: str, shift: float, **changes: object) -> Record:
+    """A record with everything that a usual suite asks for."""
+    measured = (faithfulness(0.6 + DROPS - shift), ablation(DROPS - shift), speed())
+    one = record(method, DROPS - shift, **{"measurements": measured, **changes})
+    return one.model_copy(update={"provenance": provenance()})
+
+
+def written(path: Path, *records: Record) -> Board:
+    folder = Folder(path)
+    folder.claim("made_up")
+    for one in records:
+        folder.write(one)
+    return Board.read(path)
 
 
 @pytest.fixture(scope="module")
-def folder(toy: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tasks.include(toy["task"])
-    suite = Suite.load(toy["suite"])
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("results")
-    target = Folder(path)
-    target.claim("toy", description="A toy.", not_run=["nothing else exists here"])
-    run_cells("toy", suite.cells(), suite.settings, target)
-    run_cells("toy", suite.cells(task=["hopeless"], method=["random"]), suite.settings, target)
+    Folder(path).claim("made_up", description="A toy.", not_run=["nothing else exists here"])
+    reason = {"status": "failed", "reason": "It is hopeless.", "measurements": (), "settings": Settings()}
+    failed = whole("random", 0.3, task="hopeless", **reason)
+    shapes = {"sketch": [1.0, 2.0, 3.0, 4.0]}
+    written(
+        path,
+        whole("head_ablation", 0.0, **shapes),
+        whole("attribution_patching", 0.05, **shapes),
+        whole("random", 0.3, control=True, **shapes),
+        failed.model_copy(update={"kept": {}, "items": [], "scores": None}),
+    )
     return path
 
 
-@pytest.mark.parametrize("form", list(leaderboard.FORMATS))
+@pytest.mark.parametrize("form", list(FORMATS))
 def test_the_same_records_give_the_same_bytes(folder: Path, tmp_path: Path, form: str) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(folder, copy)
@@ -48,20 +81,20 @@ def test_markdown_shows_every_method_what_was_kept_and_what_was_not_run(folder: 
     text = render(Board.read(folder))
     for name in ("head_ablation", "attribution_patching", "*random*"):
         assert f"| {name} |" in text
-    assert "of 12 test examples" in text and "n = 6" in text
+    assert "of 6 test examples" in text and "n = 6" in text
     assert "nothing else exists here" in text
-    assert "failed: hopeless / heads / random" in text
+    assert "failed: hopeless / heads / random on no_model, seed 0: It is hopeless." in text
 
 
 def test_every_number_in_a_row_is_the_records_own(folder: Path) -> None:
     text = render(Board.read(folder))
-    for record in Folder(folder).read():
-        if record.status != "ok":
+    for one in Folder(folder).read():
+        if one.status != "ok":
             continue
-        label = f"*{record.cell.method}*" if record.control else record.cell.method
+        label = f"*{one.cell.method}*" if one.control else one.cell.method
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {label} |") and "[" in line]
-        for name in leaderboard.COLUMNS:
-            assert number(METRICS[name], record.aggregates[name].value) in row
+        for name in (*main_columns("heads"), *costs()):
+            assert number(METRICS[name], one.aggregates[name].value) in row
 
 
 def test_csv_and_json_hold_unrounded_values_of_every_record(folder: Path) -> None:
@@ -86,7 +119,7 @@ def test_latex_is_a_booktabs_table_with_escaped_names(folder: Path) -> None:
 
 
 def test_ranks_share_ties_and_run_from_best_to_last(folder: Path) -> None:
-    (table,) = [t for t in Board.read(folder).tables if t.task == "repeat"]
+    (table,) = Board.read(folder).tables
     ranks = table.ranks("cmd")
     values = {r.cell.method_label: r.aggregates["cmd"].value for r in table.records}
     assert min(ranks, key=ranks.__getitem__) == min(values, key=values.__getitem__)
@@ -114,9 +147,9 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_figures_are_drawn_for_every_table(folder: Path, tmp_path: Path) -> None:
-    made = leaderboard.figures(Board.read(folder), tmp_path)
-    assert len(made) == 2 and made[1].name == made[0].name.replace(".png", ".agreement.png")
-    assert all(path.stat().st_size > 10_000 for path in made)
+    drawn = figures.draw(Board.read(folder), tmp_path)
+    assert len(drawn) == 2 and drawn[1].name == drawn[0].name.replace(".png", ".agreement.png")
+    assert all(path.stat().st_size > 10_000 for path in drawn)
 
 
 def test_small_and_missing_numbers_are_printed_honestly() -> None:
@@ -126,15 +159,147 @@ def test_small_and_missing_numbers_are_printed_honestly() -> None:
     assert number(METRICS["seconds_per_example"], 0.01234) == "0.012"
 
 
-def test_the_metrics_page_says_what_the_table_says() -> None:
-    assert (ROOT / "docs" / "metrics.md").read_text() == page()
+# --- what stands beside what ------------------------------------------------------------------------------------------
+
+
+def pruning(accuracies: tuple[float, ...] = (1.0, 0.5)) -> Pruning:
+    """Accuracy of six examples falls as said while components are removed."""
+    clean, *masked = [[[0.0, 0.0, float(i < round(6 * share))] for i in range(6)] for share in (1.0, *accuracies)]
+    return Pruning(
+        allocation="layerwise",
+        sparsities=[0.25, 0.5],
+        examples_sha256="e",
+        clean=clean,
+        masked=masked,
+        masked_absolute=masked,
+        slice_sparsity=0.5,
+        not_sliced="No need.",
+        base_items=[f"item {i}" for i in range(6)],
+    )
+
+
+def test_what_one_record_holds_is_one_table_with_parts_of_those_that_have_them(tmp_path: Path) -> None:
+    settings = Settings(evaluations=("faithfulness", "ablation", "pruning", "speed"))
+    base = whole("both", 0.0).measurements.values()
+    board = written(
+        tmp_path,
+        whole("both", 0.0, measurements=(*base, pruning((1.0, 0.5))), settings=settings),
+        whole("plain", 0.1, settings=settings),
+        whole("pruned", 0.0, measurements=(pruning((1.0, 1.0)), speed()), settings=settings),
+    )
+    (table,) = board.tables
+    first, second = table.parts
+    assert first.metrics == (*main_columns("heads"), *COSTS)
+    assert [r.cell.method for r in first.records] == ["both", "plain"]
+    assert second.metrics[0] == "pruning_accuracy_area" and not set(second.metrics) & set(COSTS)
+    assert [r.cell.method for r in second.records] == ["pruned", "both"]  # by what all of them have
+    assert table.ranks("cpr") == {"both": 0.0, "plain": 1.0}
+    assert table.ranks("pruning_accuracy_area") == {"pruned": 0.0, "both": 1.0}
+    assert "(pruning and bias: all 6)" in render(board)
+
+
+def test_where_no_first_part_is_costs_stand_behind_the_next(tmp_path: Path) -> None:
+    settings = Settings(evaluations=("pruning", "speed"))
+    (table,) = written(tmp_path, record("a", DROPS, measurements=(pruning(), speed()), settings=settings)).tables
+    (part,) = table.parts
+    assert part.metrics[0] == "pruning_accuracy_area" and part.metrics[-3:] == COSTS
+
+
+def test_other_options_of_one_measurement_are_other_tables(tmp_path: Path) -> None:
+    few, many = (Settings.model_validate({"ablation": {"draws": draws}}) for draws in (1, 5))
+    alone = (faithfulness(DROPS), speed())
+    records = [
+        whole("a", 0.0, settings=few),
+        whole("b", 0.0, settings=many),
+        whole("c", 0.0, settings=many, measurements=alone),
+        whole("d", 0.0, settings=few, variant="few"),
+    ]
+    tables = written(tmp_path, *records).tables
+    methods = sorted(tuple(sorted(r.cell.method for r in t.records)) for t in tables)
+    assert sorted(map(len, methods)) == [1, 1, 2] and ("d",) in methods
+    assert all(not {"a", "b"} <= set(group) for group in methods)
+    (variant,) = [t for t in tables if t.variant]
+    assert variant.title == "made_up, heads, no_model, few, n = 6"
+
+
+def test_options_of_what_was_not_measured_and_hardware_of_one_kind_do_not_part_records(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"pruning": {"sparsities": [0.5]}, "batch_size": 3})
+    (table,) = written(tmp_path, whole("a", 0.0), whole("b", 0.1, settings=settings)).tables
+    assert len(table.records) == 2
+
+
+def test_a_failed_record_stands_with_what_it_has_and_is_listed(tmp_path: Path) -> None:
+    broken = whole("broken", 0.1, status="failed", reason="Ablation ran out.", measurements=(faithfulness(DROPS),))
+    board = written(tmp_path, whole("a", 0.0), whole("b", 0.05), broken)
+    text = render(board)
+    (row,) = [line for line in text.splitlines() if line.startswith("| broken |")][-1:]
+    assert row.rstrip("| ").count("|") == 5 and row.count("|") == len(table_columns(board)) + 2
+    assert "- failed: made_up / heads / broken on no_model, seed 0: Ablation ran out." in text
+    assert text.splitlines()[2:5][0].startswith("Suite") and "2 records, 1 failed, 0 skipped." in text
+    (table,) = board.tables
+    assert set(table.ranks(METRIC)) == {"a", "b"} and set(table.ranks("cpr")) == {"a", "b", "broken"}
+
+
+def table_columns(board: Board) -> tuple[str, ...]:
+    (table,) = board.tables
+    return table.metrics
+
+
+def test_precomputed_scores_have_no_costs_and_say_so(tmp_path: Path) -> None:
+    given = whole(
+        "theirs",
+        0.1,
+        precomputed=Precomputed(file="f.safetensors", sha256="s"),
+        measurements=(faithfulness(DROPS), ablation(DROPS)),
+    )
+    text = render(written(tmp_path, whole("a", 0.0), given))
+    (row,) = [line for line in text.splitlines() if line.startswith("| theirs (precomputed) |") and "[" in line]
+    assert row.endswith("|  |  |  |") and "(precomputed): scores from a file" in text
+
+
+def test_aggregates_of_an_older_definition_are_derived_again(tmp_path: Path) -> None:
+    one = whole("a", 0.0)
+    old = one.model_copy(
+        update={"aggregates": {k: v.model_copy(update={"value": 9.0, "version": 0}) for k, v in one.aggregates.items()}}
+    )
+    (table,) = written(tmp_path, old).tables
+    assert table.records[0].aggregates == one.aggregates
+
+
+# --- what it needs ----------------------------------------------------------------------------------------------------
+
+LABORATORY = {"torch", "transformers", "datasets", "lm_eval", "peft", "matplotlib", "pandas"}
+
+
+def imported(*arguments: object) -> set[str]:
+    """The top-level packages that a Python process imports."""
+    command = [sys.executable, "-X", "importtime", *map(str, arguments)]
+    env = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    names = [line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert len(names) > 100
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    "command", ["leaderboard {}", "check {} --against {}", *(f"leaderboard {{}} --format {form}" for form in FORMATS)]
+)
+def test_reading_records_needs_no_laboratory(folder: Path, command: str) -> None:
+    arguments = [word.format(folder) for word in command.split()]
+    assert not imported("-m", "attriboard.cli", *arguments) & LABORATORY
+
+
+def test_notebooks_need_no_laboratory() -> None:
+    assert not imported("-c", "from attriboard import Folder, Board, METRICS, render") & LABORATORY
 
 
 # --- the committed reference run ------------------------------------------------------------------------------------
 
 
 def _reference() -> list[Record]:
-    return [r for r in Folder(REFERENCE).read() if r.status == "ok"]
+    records = [r for r in Folder(REFERENCE).read() if r.status == "ok"]
+    assert records
+    return records
 
 
 def test_the_committed_board_is_what_its_records_give() -> None:
@@ -142,11 +307,10 @@ def test_the_committed_board_is_what_its_records_give() -> None:
 
 
 def test_the_committed_aggregates_follow_from_the_per_example_measurements() -> None:
-    for record in _reference():
-        asked = {"localization"} if get_level(record.cell.level).inputs else set(record.settings.families)
-        assert record.speed and asked <= set(record.families)
-        again = aggregates(record.families.values(), record.speed, record.items)
-        for name, stored in record.aggregates.items():
+    for one in _reference():
+        assert set(one.settings.measured(one.cell.level)) <= {*one.measurements, *one.not_measured}
+        again = aggregates(one.measurements.values(), one.items)
+        for name, stored in one.aggregates.items():
             assert again[name].value == pytest.approx(stored.value, rel=1e-9, abs=1e-12)
             for side in ("low", "high"):
                 a, b = getattr(again[name], side), getattr(stored, side)
@@ -155,7 +319,9 @@ def test_the_committed_aggregates_follow_from_the_per_example_measurements() -> 
 
 
 def test_the_committed_run_covers_the_quick_suite_with_enough_examples() -> None:
-    cells = [repr(c) for c in Suite.load(Path("quick")).cells()]
+    from attriboard.run.suite import Suite
+
+    cells = [repr(planned.cell) for planned in Suite.load(Path("quick")).plan()]
     records = _reference()
     assert sorted(repr(r.cell) for r in records) == sorted(cells)
     assert all(len(r.items) == r.settings.max_kept for r in records)  # as many as could be used, were

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from attriboard.board import board as leaderboard
-from attriboard.board import significance
-from attriboard.board.agreement import TOP, between_methods, between_seeds, between_tasks, seedless
-from attriboard.board.board import Board, render
-from attriboard.board.significance import Comparison
-from attriboard.records.record import Folder, Record
+from attriboard.board import figures, significance
+from attriboard.board.agreement import TOP, between_methods, between_seeds, between_tasks
+from attriboard.board.board import Board
+from attriboard.board.formats import FORMATS, render
+from attriboard.board.significance import ColumnTest
+from attriboard.measurements.registry import METRICS
+from attriboard.records.record import Record
+from attriboard.records.store import Folder
 from attriboard.stats.ranks import critical_difference
 from attriboard.stats.tests import holm, paired_test
-from tests.bench.boards import METRIC, record
+from tests.bench.boards import COSTS, METRIC, record
 
 
 def board(path: Path, records: Sequence[Record]) -> Board:
@@ -30,8 +32,8 @@ def board(path: Path, records: Sequence[Record]) -> Board:
     return Board.read(path)
 
 
-def compared(*records: Record) -> Comparison:
-    return significance.compare(records, [METRIC])[METRIC]
+def compared(*records: Record) -> ColumnTest:
+    return significance.compare_columns(records, [METRIC])[METRIC]
 
 
 def draw(seed: int, n: int = 16) -> np.ndarray:
@@ -57,7 +59,7 @@ def test_a_planted_difference_is_found_and_a_difference_of_noise_is_not() -> Non
     records = planted()
     names = {r.filename: r.cell.method for r in records}
     found = compared(*records)
-    assert {names[f] for f in found.marked} == {"good", "as_good"}
+    assert {names[f] for f in found.best} == {"good", "as_good"}
     p = {frozenset((names[x.first], names[x.second])): x.adjusted for x in found.pairs}
     assert p[frozenset(("good", "as_good"))] > 0.05
     assert all(value <= 0.05 for pair, value in p.items() if pair & {"worse", "chance"})
@@ -95,13 +97,13 @@ def test_records_with_other_examples_are_never_paired() -> None:
     ):
         found = compared(first, second, odd)
         assert {x for pair in found.pairs for x in pair[:2]} == {first.filename, second.filename}
-        assert METRIC not in significance.compare([first, odd], [METRIC])
+        assert METRIC not in significance.compare_columns([first, odd], [METRIC])
 
 
 def test_a_best_row_that_cannot_be_compared_leaves_the_column_unmarked() -> None:
     base = draw(0)
     found = compared(record("a", base), record("b", base - 0.05), record("best", base + 0.1, data="other data"))
-    assert len(found.pairs) == 1 and not found.marked
+    assert len(found.pairs) == 1 and not found.best
 
 
 def test_examples_of_one_item_count_once() -> None:
@@ -109,9 +111,9 @@ def test_examples_of_one_item_count_once() -> None:
     alone = compared(record("a", base), record("b", base - 0.05))
     shared = [str(i // 4) for i in range(16)]
     together = compared(record("a", base, items=shared), record("b", base - 0.05, items=shared))
-    assert alone.can_tell and len(alone.marked) == 1
+    assert alone.has_power and len(alone.best) == 1
     assert (together.examples, together.items) == (16, 4)
-    assert together.pairs[0].p == 2 / 2**4 and not together.can_tell and not together.marked
+    assert together.pairs[0].p == 2 / 2**4 and not together.has_power and not together.best
 
 
 @pytest.mark.parametrize(("n", "methods", "can"), [(5, 2, False), (6, 2, True), (8, 4, True), (8, 5, False)])
@@ -119,18 +121,18 @@ def test_too_few_examples_for_any_pair_mark_nothing(n: int, methods: int, can: b
     """2 / 2^n times the number of pairs against 0.05."""
     base = draw(0, n)
     found = compared(*(record(f"m{i}", base - 0.05 * i) for i in range(methods)))
-    assert found.can_tell == can == bool(found.marked)
+    assert found.has_power == can == bool(found.best)
     best = min(pair.adjusted for pair in found.pairs)
     assert (best <= 0.05) == can  # all differences are in one direction: the smallest there can be
 
 
 def test_equal_columns_are_not_marked() -> None:
-    assert not compared(record("a", draw(0)), record("b", draw(0))).marked
+    assert not compared(record("a", draw(0)), record("b", draw(0))).best
 
 
 def test_only_statistics_over_examples_that_have_a_better_end_are_tested() -> None:
-    asked = [*leaderboard.COLUMNS, *(name for name, m in leaderboard.METRICS.items() if m.better == "neither")]
-    assert set(significance.compare(planted(), asked)) == {METRIC}
+    asked = ["sufficiency_log_area", METRIC, *COSTS, *(name for name, m in METRICS.items() if m.better == "neither")]
+    assert set(significance.compare_columns(planted(), asked)) == {METRIC}
 
 
 # --- the board ------------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def test_the_best_is_bold_in_every_format_and_pairs_stand_in_the_json(tmp_path: 
         )
         assert [m.replace("\\", "") for m in methods] == ["as_good", "good"], (form, lines)
     (comparison,) = json.loads(render(found, "json"))["comparisons"]
-    assert comparison["metric"] == METRIC and comparison["marked"] == ["as_good", "good"]
+    assert comparison["metric"] == METRIC and comparison["best"] == ["as_good", "good"]
     assert len(comparison["pairs"]) == 6
     assert all(0 < pair["p"] <= pair["p_adjusted"] <= 1 for pair in comparison["pairs"])
 
@@ -162,7 +164,7 @@ def test_a_board_that_cannot_tell_says_so_above_the_table(tmp_path: Path) -> Non
 
 def test_the_order_of_records_changes_nothing(tmp_path: Path) -> None:
     records = [*planted(), record("good", draw(3), task="other"), record("worse", draw(4), task="other")]
-    for form in leaderboard.FORMATS:
+    for form in FORMATS:
         here, there = (tmp_path / name / form for name in ("here", "there"))
         assert render(board(here, records), form) == render(board(there, records[::-1]), form)
 
@@ -181,10 +183,10 @@ def test_the_rank_test_of_a_level_is_that_of_its_tables(tmp_path: Path) -> None:
     found = board(tmp_path, records)
     test = found.rank_tests()["heads"]
     assert (test.tables, test.blocks, test.methods) == (4, 4, ("a", "b", "c"))
-    assert test.found is not None
-    assert test.found.mean_ranks == pytest.approx([1.25, 2.0, 2.75])
+    assert test.result is not None
+    assert test.result.mean_ranks == pytest.approx([1.25, 2.0, 2.75])
     ranks = np.array([[names.index(m) for m in "abc"] for names in order.values()])
-    assert test.found.statistic == pytest.approx(scipy.stats.friedmanchisquare(*ranks.T).statistic)
+    assert test.result.statistic == pytest.approx(scipy.stats.friedmanchisquare(*ranks.T).statistic)
     text = render(found)
     assert "a 1.25, b 2.00, c 2.75" in text and f"closer than {critical_difference(3, 4):.2f}" in text
 
@@ -198,12 +200,12 @@ def test_tables_of_one_task_and_model_are_one_block(tmp_path: Path) -> None:
     ]
     test = board(tmp_path, records).rank_tests()["heads"]
     assert (test.tables, test.blocks) == (6, 2)
-    assert test.found is not None and test.found.critical_difference == critical_difference(3, 2)
+    assert test.result is not None and test.result.critical_difference == critical_difference(3, 2)
 
 
 def test_a_single_task_has_no_rank_test(tmp_path: Path) -> None:
     found = board(tmp_path, planted())
-    assert found.rank_tests()["heads"].found is None
+    assert found.rank_tests()["heads"].result is None
     assert "No test of the ranks" in render(found)
 
 
@@ -254,14 +256,14 @@ def test_the_same_seed_on_other_data_is_no_other_seed(tmp_path: Path) -> None:
 
 def test_models_built_from_seeds_are_one_model(tmp_path: Path) -> None:
     records = [
-        record("a", draw(i), model=f"planted-copy-seed{i}", weights=f"w{i}", data=f"{i}", sketch=[1.0, 2.0, 3.0 + i])
-        for i in range(2)
+        record("a", draw(i), model=f"built-seed{i}", recipe="built", weights=f"w{i}", data=f"{i}", sketch=sketch)
+        for i, sketch in enumerate(([1.0, 2.0, 3.0], [1.0, 2.0, 4.0]))
     ]
     records.append(record("a", draw(5), model="other-model", weights="v"))
     (summary,) = board(tmp_path, records).over_seeds()
-    assert summary.seeds == ["planted-copy-seed0", "planted-copy-seed1"]
+    assert summary.seeds == ["built-seed0", "built-seed1"]
     assert between_seeds(summary.rows[0][1]) is None  # other weights: their components are not the same ones
-    assert seedless("planted-copy-seed12") == "planted-copy" and seedless("seed-model") == "seed-model"
+    assert summary.title == "made_up, heads, built, seeds built-seed0, built-seed1"
 
 
 # --- agreement of scores --------------------------------------------------------------------------------------------
@@ -298,7 +300,7 @@ def test_overlap_between_tasks_by_hand() -> None:
     ]
     (found,) = between_tasks(records)
     assert (found.method, found.first, found.second, found.shared) == ("m", "color_tqa", "color_vqa", 15 / 20)
-    expected = scipy.stats.spearmanr(records[0].sketch, records[1].sketch).statistic
+    expected = scipy.stats.spearmanr(records[0].scores.sketch, records[1].scores.sketch).statistic
     assert found.correlation == pytest.approx(expected)
     assert between_tasks(records) == between_tasks(records[::-1])
 
@@ -309,10 +311,10 @@ def test_figures_of_agreement_are_drawn_and_named(tmp_path: Path) -> None:
         for i, m in enumerate(("first", "second"))
         for task, shift, shift_by in (("color_tqa", 0.0, 0), ("color_vqa", 0.1, 4))
     ]
-    made = leaderboard.figures(board(tmp_path / "records", records), tmp_path / "figures")
+    made = figures.draw(board(tmp_path / "records", records), tmp_path / "figures")
     names = [path.name for path in made]
     assert [n for n in names if n.endswith(".agreement.png")] == [
-        f"{task}--heads--no_model--ablation--n---16.agreement.png" for task in ("color_tqa", "color_vqa")
+        f"{task}--heads--no_model--n---16.agreement.png" for task in ("color_tqa", "color_vqa")
     ]
     assert names[-1] == "heads.tasks.png"
     assert all(path.stat().st_size > 5_000 for path in made)
