@@ -360,7 +360,7 @@ def _tables(records: Iterable[Record]) -> tuple[Table, ...]:
         alike = digest([_drawn(record), weights, record.data_sha256])
         groups[c.task_label, c.level, c.model, c.replacement, c.variant, c.seed, alike].append(record)
     tables = []
-    for key, group in sorted(groups.items()):
+    for key, group in sorted(groups.items(), key=lambda item: (*item[0][:-1], -len(item[1][0].items), item[0][-1])):
         most_first = sorted(group, key=lambda r: (-len(r.measurements), r.filename))
         tables += [Table(*key[:-1], best_first(part)) for part in _of_one_mind(most_first, options_of)]
     return tuple(tables)
