@@ -12,17 +12,21 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
-from attriboard.measurements.metrics import METRICS
 
 from attriboard.board import check
-from attriboard.board.check import HEADLINES, Report, Times, check_folders, compare
+from attriboard.board.check import check_folders, check_records, headlines
+from attriboard.board.check_report import MetricChange, Report, Times
 from attriboard.errors import ConfigurationError, UnknownNameError
-from attriboard.evaluation.faithfulness import Faithfulness
 from attriboard.measurements.base import Kept
+from attriboard.measurements.faithfulness import Faithfulness
 from attriboard.measurements.ground_truth import GroundTruth, JudgedScores
+from attriboard.measurements.registry import METRICS
 from attriboard.measurements.speed import Speed
-from attriboard.records.record import Aggregate, Cell, Folder, ModelFacts, Provenance, Record, Settings
+from attriboard.records.record import Aggregate, Cell, ModelFacts, Provenance, Record
+from attriboard.records.settings import Settings
+from attriboard.records.store import Folder
 from attriboard.stats.tests import holm, paired_test
+from tests.bench.boards import by_name, faithfulness, speed, stages, stored
 from tests.bench.cli import call, process
 
 ROOT = Path(__file__).parents[2]
@@ -37,22 +41,14 @@ def made(
 ) -> Record:
     """A record whose S is the mean of ``values`` ``[N]``, and whose N is 1 whatever they are."""
     n = len(values)
-    flat = [list(map(float, values))]
-    family = Faithfulness(
-        sizes=[1, 2],
-        full=[1.0] * n,
-        empty=[0.0] * n,
-        sufficiency=flat * 2,
-        necessity=[[0.0] * n] * 2,
-        mib_sizes=[1] * 10,
-        mib_signed=flat * 10,
-        mib_absolute=flat * 10,
-    )
     seed = changes.pop("seed", 0)
-    settings = Settings(families=("faithfulness",), **changes.pop("settings", {}))
-    speed = Speed(examples=1, seconds=[1.0, 1.1, 1.2], forward_equivalents=1, peak_memory_mib=1)
+    measurements = by_name(
+        faithfulness(values), speed(seconds=[1.0, 1.1, 1.2], forward_equivalents=1), *changes.pop("extra", ())
+    )
+    measurements |= by_name(*changes.pop("instead", ()))
+    settings = Settings(evaluations=tuple(measurements), **changes.pop("settings", {}))
     cell = Cell(task="t", method=method, model="m", level="heads", seed=seed)
-    names = [m.name for m in METRICS.values() if m.family in ("faithfulness", "speed")]
+    names = [m.name for m in METRICS.values() if m.measurement in ("faithfulness", "speed")]
     return Record(
         **{
             "suite": "s",
@@ -65,8 +61,9 @@ def made(
             "data_sha256": f"d{seed}" * 20,
             "kept": {"test": Kept(seen=n, correct=n, kept=n, by_subset={})},
             "items": list(items or map(str, range(n))),
-            "faithfulness": family,
-            "speed": speed,
+            "scores": stored(),
+            "measurements": measurements,
+            "stages": stages(measurements),
             "aggregates": {name: Aggregate(value=0.5, version=METRICS[name].version) for name in names},
             "provenance": provenance(),
             **changes,
@@ -74,14 +71,19 @@ def made(
     )
 
 
+def timed(**changes: Any) -> Speed:
+    """The usual times, some of it changed."""
+    return speed(**{"seconds": [1.0, 1.1, 1.2], **changes})
+
+
 def provenance(**changes: Any) -> Provenance:
     said = {"attriboard": "0", "attriboard_commit": None, "python": "3", "torch": "2", "transformers": "5"}
     return Provenance(**{**said, "platform": "p", "device": "d", "threads": 1, "created": "2026-01-01", **changes})
 
 
-def only(report: Report, metric: str = S) -> check.Comparison:
-    (found,) = [c for c in report.comparisons if c.metric == metric]
-    return found
+def only(report: Report, metric: str = S) -> MetricChange:
+    (change,) = [c for c in report.changes if c.metric == metric]
+    return change
 
 
 # --- tests ----------------------------------------------------------------------------------------------------------
@@ -89,7 +91,7 @@ def only(report: Report, metric: str = S) -> check.Comparison:
 
 def test_the_same_examples_are_paired_and_tested_by_every_change_of_sign() -> None:
     now = GOOD - 0.05 + RNG.normal(0, 0.02, 10)
-    found = only(compare([made(now)], [made(GOOD)]))
+    found = only(check_records([made(now)], [made(GOOD)]))
     assert found.paired and (found.n_old, found.n_new) == (10, 10)
     assert (found.old, found.new) == pytest.approx((GOOD.mean(), now.mean()))
     judge = scipy.stats.permutation_test((now - GOOD,), np.mean, permutation_type="samples", n_resamples=np.inf)
@@ -99,14 +101,14 @@ def test_the_same_examples_are_paired_and_tested_by_every_change_of_sign() -> No
 
 def test_a_metric_that_is_better_when_lower_is_worse_when_higher() -> None:
     fewer = made(1 - GOOD)  # cmd is what is lacking, so it is lower
-    report = compare([fewer], [made(GOOD)], ["cmd"])
+    report = check_records([fewer], [made(GOOD)], ["cmd"])
     assert only(report, "cmd").new > only(report, "cmd").old and only(report, "cmd").verdict == "worse"
-    assert only(compare([made(GOOD)], [fewer], ["cmd"]), "cmd").verdict == "better"
+    assert only(check_records([made(GOOD)], [fewer], ["cmd"]), "cmd").verdict == "better"
 
 
 def test_examples_of_one_base_item_change_sign_together() -> None:
     items = [str(i // 2) for i in range(10)]
-    found = only(compare([made(GOOD - 0.2, items)], [made(GOOD, items)]))
+    found = only(check_records([made(GOOD - 0.2, items)], [made(GOOD, items)]))
     assert found.p == found.smallest_p == 2 / 2**5
 
 
@@ -114,22 +116,22 @@ def test_holm_is_over_all_tests_of_the_check() -> None:
     shifts = {"a": 0.3, "b": 0.11, "c": 0.07, "d": 0.0}
     noise = {m: RNG.normal(0, 0.1, 10) for m in shifts}
     new = [made(GOOD - shift + noise[m], method=m) for m, shift in shifts.items()]
-    report = compare(new, [made(GOOD, method=m) for m in shifts])
-    tests = [c for c in report.comparisons if c.metric == S]
+    report = check_records(new, [made(GOOD, method=m) for m in shifts])
+    tests = [c for c in report.changes if c.metric == S]
     p = sorted(c.p for c in tests)
     for c in tests:  # by the definition: the largest of (m - j + 1) p_j over the p up to its own
         assert c.adjusted == pytest.approx(min(1.0, max((len(p) - j) * q for j, q in enumerate(p) if q <= c.p)))
     assert {c.verdict for c in tests if c.adjusted <= 0.05} == {"worse"}
-    assert {c.verdict for c in report.comparisons if c.metric == N} == {"unchanged"}
+    assert {c.verdict for c in report.changes if c.metric == N} == {"unchanged"}
 
 
 def test_cells_that_did_not_change_cost_the_changed_one_nothing() -> None:
     names = [f"m{i}" for i in range(40)]
     new = [made(GOOD - (0.2 if m == "m7" else 0.0), method=m) for m in names]
-    report = compare(new, [made(GOOD, method=m) for m in names])
-    (worse,) = report.found("worse")
+    report = check_records(new, [made(GOOD, method=m) for m in names])
+    (worse,) = report.judged("worse")
     assert worse.cell.method == "m7" and worse.adjusted == 2 / 2**10
-    assert len(report.found("unchanged")) == 79 and not report.found("cannot detect")
+    assert len(report.judged("unchanged")) == 79 and not report.judged("cannot detect")
     assert "40 cells, 80 tests (80 paired, 0 unpaired), n = 10: 1 worse, 0 better, 0 not different, 79 unchanged" in (
         report.summary()
     )
@@ -155,7 +157,7 @@ def test_false_alarms_of_a_whole_check_stay_within_the_level() -> None:
 
 
 def test_too_few_examples_are_said_to_detect_nothing() -> None:
-    report = compare([made([0.1] * 4)], [made([0.9] * 4)])
+    report = check_records([made([0.1] * 4)], [made([0.9] * 4)])
     assert only(report).smallest_p == only(report).p == 2 / 2**4
     assert only(report).verdict == "cannot detect" and not report.failed
     text = "\n".join(report.lines())
@@ -168,8 +170,8 @@ def test_too_few_examples_are_said_to_detect_nothing() -> None:
 
 def test_other_seeds_are_compared_unpaired_and_equal_ones_first() -> None:
     old = [made(GOOD, seed=0), made(GOOD, seed=1)]
-    report = compare([made(GOOD, seed=0), made(GOOD - 0.5, seed=5)], old)
-    same, other = (c for c in report.comparisons if c.metric == S)
+    report = check_records([made(GOOD, seed=0), made(GOOD - 0.5, seed=5)], old)
+    same, other = (c for c in report.changes if c.metric == S)
     assert (same.cell.seed, same.seed_before, same.paired, same.verdict) == (0, 0, True, "unchanged")
     assert (other.cell.seed, other.seed_before, other.paired, other.verdict) == (5, 1, False, "worse")
     assert other.smallest_p == pytest.approx(1e-4)
@@ -191,20 +193,20 @@ def test_of_the_same_data_the_examples_that_both_kept_are_paired() -> None:
     items = list("abcdefghij")
     now = made([*(GOOD[:8] - 0.2), 5.0], [*items[:8], "x"])
     before = made([*GOOD[1:8][::-1], 9.0, 9.0], [*items[1:8][::-1], "y", "z"])
-    found = only(compare([now], [before]))
+    found = only(check_records([now], [before]))
     assert found.paired and (found.n_old, found.n_new) == (7, 7)
     assert (found.old, found.new) == pytest.approx((GOOD[1:8].mean(), GOOD[1:8].mean() - 0.2))
     assert found.p == 2 / 2**7
 
 
 def test_of_the_same_data_examples_that_cannot_be_told_apart_are_not_paired() -> None:
-    found = only(compare([made(GOOD[:8], list("aabbccdd"))], [made(GOOD, list("aabbccddee"))]))
+    found = only(check_records([made(GOOD[:8], list("aabbccdd"))], [made(GOOD, list("aabbccddee"))]))
     assert not found.paired and (found.n_old, found.n_new) == (10, 8)
 
 
 def test_device_batch_and_repeats_may_differ() -> None:
-    now = made(GOOD, settings={"batch_size": 3, "device": "cuda", "speed_repeats": 9})
-    assert only(compare([now], [made(GOOD)])).verdict == "unchanged"
+    now = made(GOOD, settings={"batch_size": 3, "device": "cuda", "speed": {"repeats": 9}})
+    assert only(check_records([now], [made(GOOD)])).verdict == "unchanged"
 
 
 def test_what_is_gone_is_named_and_fails() -> None:
@@ -213,7 +215,7 @@ def test_what_is_gone_is_named_and_fails() -> None:
         suite="s", identity="f", cell=old[2].cell, settings=old[2].settings, status="failed", reason="It is."
     )
     new = [made(GOOD, method="here"), failed, made(GOOD, method="other", settings={"max_kept": 9})]
-    report = compare(new, old)
+    report = check_records(new, old)
     assert report.failed
     assert sorted(report.failures()) == [
         "missing: t / heads / broken on m, seed 0: failed now: It is.",
@@ -221,19 +223,21 @@ def test_what_is_gone_is_named_and_fails() -> None:
         "missing: t / heads / other on m, seed 0: there before, and no record now: other settings (max_kept 64 -> 9)",
     ]
     assert "3 missing; 1 new cells" in report.summary()
-    assert not compare(old, [made(GOOD, method="here")]).failed  # what is new is no failure
+    assert not check_records(old, [made(GOOD, method="here")]).failed  # what is new is no failure
 
 
 def test_a_metric_that_is_gone_is_missing() -> None:
-    gone = made(GOOD).model_copy(update={"faithfulness": None, "not_measured": {"faithfulness": "No room."}})
-    report = compare([gone], [made(GOOD)])
+    gone = made(GOOD).model_copy(
+        update={"measurements": by_name(speed()), "not_measured": {"faithfulness": "No room."}}
+    )
+    report = check_records([gone], [made(GOOD)])
     assert any(f"metric {S} was measured before and is not now: No room." in line for line in report.failures())
 
 
 def test_a_quantity_without_a_test_is_missing_too_when_it_is_gone() -> None:
     extra = {"capability_kept": Aggregate(value=0.9, version=1)}
     before = made(GOOD, aggregates=made(GOOD).aggregates | extra)
-    (line,) = compare([made(GOOD)], [before]).failures()
+    (line,) = check_records([made(GOOD)], [before]).failures()
     assert "metric capability_kept was measured before and is not now" in line
 
 
@@ -242,7 +246,7 @@ def test_examples_that_lost_their_value_are_missing() -> None:
     some[:4] = np.nan
     side = check._Side(lambda index: np.nanmean(some[index], axis=-1), 10, [str(i) for i in range(10)])
     whole = check._Side(lambda index: GOOD[index].mean(-1), 10, side.items)
-    found, lost = check._test(S, made(GOOD), made(GOOD), side, whole, 1)
+    found, lost = check._change(check._Asked(S, made(GOOD), made(GOOD)), side, whole, 1)
     assert lost == 4 and found.n_new == found.n_old == 6 and found.verdict == "unchanged"
 
 
@@ -252,10 +256,10 @@ def test_more_than_500_tests_can_still_fail() -> None:
     noise = [np.random.default_rng(i).normal(0, 0.01, 24) for i in range(520)]
     old = [made(values, method=m) for m in names]
     new = [made(values - (0.3 if i == 7 else 0) + noise[i], method=m) for i, m in enumerate(names)]
-    report = compare(new, old, [S])
-    assert not report.found("cannot detect")
-    assert [c.cell.method for c in report.found("worse")] == ["m7"]
-    assert report.found("worse")[0].p < 1 / (1 + check.FLIPS)
+    report = check_records(new, old, [S])
+    assert not report.judged("cannot detect")
+    assert [c.cell.method for c in report.judged("worse")] == ["m7"]
+    assert report.judged("worse")[0].p < 1 / (1 + check.FLIPS)
 
 
 def test_of_other_examples_what_was_tested_decides_what_is_worse() -> None:
@@ -265,28 +269,28 @@ def test_of_other_examples_what_was_tested_decides_what_is_worse() -> None:
     items = [str(i) for i, size in enumerate(sizes) for _ in range(size)]
     before = np.repeat(np.r_[0.3, 0.6 + small[1:]], sizes)
     now = np.repeat(np.r_[0.9, 0.4 + small[1:]], sizes)
-    found = only(compare([made(now, items, seed=1)], [made(before, items, seed=0)]))
+    found = only(check_records([made(now, items, seed=1)], [made(before, items, seed=0)]))
     assert not found.paired and found.new > found.old and found.difference < 0 and found.worse
     assert found.low < found.difference < found.high
 
 
 def test_agreement_with_a_known_mechanism_is_compared_as_it_is() -> None:
     def planted(scores: Sequence[float]) -> Record:
-        found = GroundTruth(cases=[JudgedScores(scores=list(scores), truth=[1, 0, 0, 0])], each_example=False)
-        return made(GOOD, ground_truth=found)
+        judged = GroundTruth(cases=[JudgedScores(scores=list(scores), truth=[1, 0, 0, 0])], each_example=False)
+        return made(GOOD, extra=[judged])
 
     good, bad = planted([3, 2, 1, 0]), planted([0, 1, 2, 3])
-    assert only(compare([bad], [good]), "truth_auroc").verdict == "worse"
-    assert "(one value, no test)" in str(only(compare([bad], [good]), "truth_auroc"))
-    assert only(compare([good], [good]), "truth_auroc").verdict == "unchanged"
-    assert only(compare([good], [bad]), "truth_auroc").verdict == "better"
+    assert only(check_records([bad], [good]), "truth_auroc").verdict == "worse"
+    assert "(one value, no test)" in str(only(check_records([bad], [good]), "truth_auroc"))
+    assert only(check_records([good], [good]), "truth_auroc").verdict == "unchanged"
+    assert only(check_records([good], [bad]), "truth_auroc").verdict == "better"
 
 
 def test_cells_in_which_nothing_can_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [made(GOOD)]
-    monkeypatch.setattr(check, "HEADLINES", ("insertion_auc",))
+    monkeypatch.setattr(check, "headlines", lambda: ("insertion_auc",))
     with pytest.raises(ConfigurationError, match="none of the 1 matched cells has a metric that is compared"):
-        compare(records, records)
+        check_records(records, records)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -305,12 +309,12 @@ FACTS = made(GOOD).model
             f"has version 7 of metric {S} and had version 1 before",
         ),
         ({"cell": made(GOOD, method="another").cell}, "no cell of the new records matches"),
-        ({"settings": Settings(families=("faithfulness",), max_kept=9)}, "other settings (max_kept 64 -> 9)"),
+        ({"settings": Settings(evaluations=("faithfulness",), max_kept=9)}, "other settings (max_kept 64 -> 9)"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_sentence(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        compare([made(GOOD).model_copy(update=change)], [made(GOOD)])
+        check_records([made(GOOD).model_copy(update=change)], [made(GOOD)])
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -318,26 +322,26 @@ def test_records_of_nothing_but_failures_are_refused() -> None:
     old = made(GOOD)
     failed = Record(suite="s", identity="f", cell=old.cell, settings=old.settings, status="failed", reason="It is.")
     with pytest.raises(ConfigurationError, match="none of the records before is of a cell that ran"):
-        compare([old], [failed])
+        check_records([old], [failed])
 
 
 def test_metrics_are_known_have_a_direction_and_were_measured() -> None:
     records = [made(GOOD)]
     with pytest.raises(UnknownNameError, match="unknown metric 'sufficiency_log_aera': did you mean"):
-        compare(records, records, ["sufficiency_log_aera"])
+        check_records(records, records, ["sufficiency_log_aera"])
     with pytest.raises(ConfigurationError, match="metric 'bias' describes, it has no better or worse"):
-        compare(records, records, ["bias"])
+        check_records(records, records, ["bias"])
     with pytest.raises(ConfigurationError, match="has metric 'insertion_auc' example by example; those that have: "):
-        compare(records, records, ["insertion_auc"])
-    assert {c.metric for c in compare(records, records).comparisons} == {S, N}
-    assert {c.metric for c in compare(records, records, ["cpr"]).comparisons} == {"cpr"}
-    assert all(METRICS[m].better != "neither" for m in HEADLINES)
+        check_records(records, records, ["insertion_auc"])
+    assert {c.metric for c in check_records(records, records).changes} == {S, N}
+    assert {c.metric for c in check_records(records, records, ["cpr"]).changes} == {"cpr"}
+    assert all(METRICS[m].better != "neither" for m in headlines())
 
 
 def test_a_metric_that_is_younger_than_a_record_follows_from_its_measurements() -> None:
     records = [made(GOOD), made(GOOD)]
     records[1] = records[1].model_copy(update={"aggregates": {}})
-    assert only(compare(*[[r] for r in records])).verdict == "unchanged"
+    assert only(check_records(*[[r] for r in records])).verdict == "unchanged"
 
 
 # --- times ----------------------------------------------------------------------------------------------------------
@@ -356,10 +360,10 @@ def test_a_metric_that_is_younger_than_a_record_follows_from_its_measurements() 
     ],
 )
 def test_slower_is_beyond_the_spread_of_both(old: list[float], new: list[float], slower: bool) -> None:
-    sides = [made(GOOD, speed=made(GOOD).speed.model_copy(update={"seconds": side})) for side in (new, old)]
-    report = compare(*[[side] for side in sides])
+    sides = [made(GOOD, instead=[timed(seconds=side)]) for side in (new, old)]
+    report = check_records(*[[side] for side in sides])
     assert bool(report.slower) == report.failed == slower
-    assert not compare(*[[side] for side in sides], speed=False).failed
+    assert not check_records(*[[side] for side in sides], speed=False).failed
     if slower:
         assert report.failures()[0].startswith("slower: t / heads / mine on m, seed 0: ")
 
@@ -370,22 +374,22 @@ def test_slower_is_beyond_the_spread_of_both(old: list[float], new: list[float],
         ({"provenance": provenance(device="other")}, "another device"),
         ({"provenance": provenance(threads=8)}, "another number of threads"),
         (
-            {"speed": Speed(examples=9, seconds=[90.0] * 3, forward_equivalents=1, peak_memory_mib=1)},
+            {"instead": [speed(examples=9, seconds=[90.0] * 3)]},
             "another number of examples",
         ),
-        ({"speed": Speed(examples=1, seconds=[9.0], forward_equivalents=1, peak_memory_mib=1)}, "fewer than 3 repeats"),
+        ({"instead": [speed(seconds=[9.0])]}, "fewer than 3 repeats"),
     ],
 )
 def test_times_of_other_conditions_are_said_to_be_not_compared(change: dict[str, Any], why: str) -> None:
-    slow = made(GOOD).model_copy(update={"speed": made(GOOD).speed.model_copy(update={"seconds": [9.0] * 3})} | change)
-    report = compare([slow], [made(GOOD)])
+    slow = made(GOOD, **{"instead": [timed(seconds=[9.0] * 3)], **change})
+    report = check_records([slow], [made(GOOD)])
     assert not report.failed and report.times[0].not_compared == why
     assert f"times of 0 cells: 0 slower, 1 not compared ({why})." in report.summary()
 
 
 def test_times_are_per_example() -> None:
-    pair = [made(GOOD, speed=made(GOOD).speed.model_copy(update={"examples": 4})) for _ in range(2)]
-    (times,) = compare([pair[0]], [pair[1]]).times
+    pair = [made(GOOD, instead=[timed(examples=4)]) for _ in range(2)]
+    (times,) = check_records([pair[0]], [pair[1]]).times
     assert isinstance(times, Times) and times.new == [0.25, 1.1 / 4, 1.2 / 4] and times.ratio == 1.0
 
 
@@ -420,7 +424,7 @@ def test_the_command_fails_on_what_became_worse(folders: tuple[Path, Path]) -> N
     assert worse.returncode == 1
     assert worse.stdout.startswith("worse: t / heads / mine on m, seed 0: S (sufficiency_log_area) 0.7")
     assert "difference -0.200 [-0.200, -0.200], p = 0.002 after Holm (paired, n = 10)" in worse.stdout
-    assert check_folders(good, bad, speed=False).found("better")
+    assert check_folders(good, bad, speed=False).judged("better")
 
 
 def test_the_command_speaks_json(folders: tuple[Path, Path]) -> None:
@@ -429,9 +433,9 @@ def test_the_command_speaks_json(folders: tuple[Path, Path]) -> None:
     said = json.loads(done.stdout)
     assert done.returncode == 1 and said["failed"] and said["cells"] == 2 and not said["times"]
     assert said["lines"][0].startswith("worse: t / heads / mine on m")
-    assert Report.model_validate({k: v for k, v in said.items() if k not in ("failed", "lines")}) == check_folders(
-        bad, good, [S], speed=False
-    )
+    report = check_folders(bad, good, [S], speed=False)
+    assert {k: v for k, v in said.items() if k not in ("failed", "lines")} == report.model_dump(mode="json")
+    assert [c["verdict"] for c in said["changes"]] == [c.verdict for c in report.changes] == ["unchanged", "worse"][::-1]
 
 
 @pytest.mark.parametrize(
@@ -486,14 +490,14 @@ def test_every_pair_of_the_power_study_is_what_it_is_called(monkeypatch: pytest.
     items = [str(i // 2) for i in range(40)]
     good, other, bad = (made(RNG.normal(mean, 0.05, 40), items) for mean in (0.8, 0.8, 0.5))
     pool = check_power.Pool(
-        good=good.faithfulness,
-        other_train=other.faithfulness,
-        degraded=bad.faithfulness,
+        good=good.measured(Faithfulness),
+        other_train=other.measured(Faithfulness),
+        degraded=bad.measured(Faithfulness),
         items=items,
         subsets=[""] * 40,
         facts=good.model,
         task_version=1,
-        speed=good.speed,
+        speed=good.measured(Speed),
         planted={},
     )
     rng = np.random.default_rng(0)
@@ -504,7 +508,7 @@ def test_every_pair_of_the_power_study_is_what_it_is_called(monkeypatch: pytest.
             assert now.data_sha256 != before.data_sha256  # so that they are compared as other examples
         else:
             assert now.items == before.items and now.data_sha256 == before.data_sha256
-            a, b = (np.array(r.faithfulness.sufficiency[0]) for r in (now, before))
+            a, b = (np.array(r.measured(Faithfulness).sufficiency[0]) for r in (now, before))
             good_values, bad_values = (np.array(f.sufficiency[0]) for f in (pool.good, pool.degraded))
             assert np.isin([*a, *b], [*good_values, *bad_values]).all() and (a != b).all()
             assert np.isin(a, bad_values).all() == np.isin(b, good_values).all() == (kind == "caught_paired")
