@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,11 @@ class Folder:
             raise
 
     def read(self) -> list[Record]:
-        """Every record in the folder, by file name; what is not one is noted in ``foreign``.
+        """Every record in the folder, by file name; see :meth:`records`."""
+        return list(self.records())
+
+    def records(self) -> Iterator[Record]:
+        """Every record in the folder, one after the other by file name; what is none is noted in ``foreign``.
 
         Raises:
             ConfigurationError: there is no such folder.
@@ -147,24 +151,24 @@ class Folder:
             raise ConfigurationError(
                 f"there is no results folder {self.path}; run a suite with --out {self.path} first."
             )
-        records = []
         owner = self.about().get("suite")
         for file in sorted(self.path.glob("*.json")):
             if file.name == MARKER:
                 continue
             try:
                 record = Record.model_validate_json(file.read_bytes())
-                if owner is None or record.suite == owner:
-                    records.append(record)
-                else:
-                    self.foreign[file.name] = f"a record of suite {record.suite!r}"
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"]) or "the file"
                 self.foreign[file.name] = f"{where}: {first['msg']}"
+                continue
             except (ValueError, OSError, UnknownNameError) as error:
                 self.foreign[file.name] = str(error).splitlines()[0]
-        return records
+                continue
+            if owner is None or record.suite == owner:
+                yield record
+            else:
+                self.foreign[file.name] = f"a record of suite {record.suite!r}"
 
 
 def _as_text(aggregates: Mapping[str, Aggregate]) -> str:

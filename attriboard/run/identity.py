@@ -19,7 +19,7 @@ from typing import Any
 from ..evaluation.base import evaluations
 from ..loading import fingerprint, hash_file
 from ..method import methods
-from ..records.record import Cell, Planned, Record, digest
+from ..records.record import Cell, Planned, digest
 from ..records.settings import Settings
 from ..task import tasks
 from .code import code_hash
@@ -66,14 +66,6 @@ def wanted_stages(planned: Planned) -> dict[str, str]:
     """By evaluation that a planned cell asks for, its identity; what a method costs is always asked for."""
     names = dict.fromkeys([*planned.settings.measured(planned.cell.level), "speed"])
     return {name: stage_identity(name, planned.settings) for name in names}
-
-
-def is_done(record: Record | None, planned: Planned) -> bool:
-    """Whether a record of the planned cell's identity has everything that is asked for."""
-    if record is None or record.status == "failed":
-        return False
-    stages = record.stages
-    return all(name in stages and stages[name].identity == wanted for name, wanted in wanted_stages(planned).items())
 
 
 def _method_hashes(cell: Cell) -> list[Any]:

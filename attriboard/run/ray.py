@@ -18,14 +18,14 @@ from ..records.settings import Settings
 from ..task import tasks
 from .identity import record_identity
 from .provenance import provenance
-from .runner import Pair, Shelf
+from .stored import Pair, Stored
 from .worker import Earlier, Worker
 
 REGISTRIES = (tasks, methods, evaluations)
 
 
 def on_ray(
-    suite: str, pairs: Sequence[Pair], shelf: Shelf, started: Callable[[Cell], None]
+    suite: str, pairs: Sequence[Pair], stored: Stored, started: Callable[[Cell], None]
 ) -> Iterator[tuple[Record, bytes | None]]:
     """Cells that share scores as one Ray task; every worker process keeps its model and examples between tasks.
 
@@ -45,7 +45,7 @@ def on_ray(
     for pair in pairs:
         for planned in pair:
             started(planned.cell)
-        work = [_as_json(planned, shelf.earlier(planned)) for planned in pair]
+        work = [_as_json(planned, stored.earlier(planned)) for planned in pair]
         waiting[remote.remote(suite, work, torch.get_num_threads(), included)] = pair
     while waiting:
         (ready,), _ = ray.wait(list(waiting), num_returns=1)
@@ -56,7 +56,7 @@ def on_ray(
         except (ray.exceptions.RayError, ValidationError) as error:
             reason = f"its Ray worker gave no record: {str(error).strip().splitlines()[-1]}"
             for planned in pair:
-                yield _failed(suite, planned, shelf.earlier(planned).record, reason), None
+                yield _failed(suite, planned, stored.earlier(planned).record, reason), None
 
 
 def _failed(suite: str, planned: Planned, earlier: Record | None, reason: str) -> Record:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import ConfigurationError
 from ..records.record import Cell, Planned, Record
 from ..records.store import Folder
-from .identity import is_done, record_identity, scoring_identity
-from .worker import Earlier, Worker
-
-Pair = list[Planned]
-"""Cells that share their scores; they are run one after the other in one place."""
+from .identity import scoring_identity
+from .stored import Pair, Stored
+from .worker import Worker
 
 
 @dataclass
@@ -25,40 +23,6 @@ class Outcome:
     @property
     def failed(self) -> list[Record]:
         return [r for r in self.made if r.status == "failed"]
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """What a folder holds, by what determines it."""
-
-    folder: Folder
-    by_identity: Mapping[str, Record]
-    by_scores: Mapping[str, Record]
-
-    @classmethod
-    def of(cls, folder: Folder) -> Shelf:
-        """The last made of several records of one identity counts."""
-        records = sorted(folder.read(), key=lambda r: r.provenance.created if r.provenance else "")
-        return cls(
-            folder,
-            {record.identity: record for record in records},
-            {record.scores.identity: record for record in records if record.scores is not None},
-        )
-
-    def earlier(self, planned: Planned) -> Earlier:
-        """What is there of a cell, its scores read."""
-        cell, settings = planned
-        record = self.by_identity.get(record_identity(cell, settings))
-        source = self.by_scores.get(scoring_identity(cell, settings))
-        return Earlier(record, source, None if source is None else self.folder.read_scores(source))
-
-
-def pending(folder: Folder, plan: Sequence[Planned], force: bool) -> list[Planned]:
-    """The planned cells of which the folder lacks something that is asked for."""
-    if force:
-        return list(plan)
-    shelf = Shelf.of(folder)
-    return [planned for planned in plan if not is_done(shelf.by_identity.get(record_identity(*planned)), planned)]
 
 
 def run_cells(
@@ -82,16 +46,16 @@ def run_cells(
         ConfigurationError: the folder belongs to another suite, or a record cannot be written.
     """
     folder.claim(suite)
-    todo = pending(folder, plan, force)
+    stored = Stored(folder) if force else Stored.of(folder)
+    todo = [asked for asked in plan if not stored.has(asked)]
     planned(len(todo))
     outcome = Outcome(done_before=len(plan) - len(todo))
-    shelf = Shelf(folder, {}, {}) if force else Shelf.of(folder)
     if executor == "ray":
         from .ray import on_ray
 
-        stream = on_ray(suite, _pairs(todo), shelf, started)
+        stream = on_ray(suite, _pairs(todo), stored, started)
     else:
-        stream = _local(suite, _pairs(todo), shelf, started)
+        stream = _local(suite, _pairs(todo), stored, started)
     for record, scores in stream:
         target = folder.path / record.filename
         try:
@@ -118,10 +82,10 @@ def _pairs(plan: Sequence[Planned]) -> list[Pair]:
 
 
 def _local(
-    suite: str, pairs: Sequence[Pair], shelf: Shelf, started: Callable[[Cell], None]
+    suite: str, pairs: Sequence[Pair], stored: Stored, started: Callable[[Cell], None]
 ) -> Iterator[tuple[Record, bytes | None]]:
     worker = Worker()
     for pair in pairs:
         for planned in pair:
             started(planned.cell)
-            yield worker.execute(suite, planned, shelf.earlier(planned))
+            yield worker.execute(suite, planned, stored.earlier(planned))
