@@ -220,7 +220,7 @@ class Suite(BaseModel):
                     variant=group.variant,
                     seed=s,
                 ),
-                settings,
+                asked,
             )
             for group in [*self.groups, *self._added(task, method)]
             for settings in [self._settings(group, changes)]
@@ -230,9 +230,11 @@ class Suite(BaseModel):
             for replacement in group.replacements
             for on in ([model] if model else group.models or self.models)
             for s in self._seeds(group, seed)
+            for asked in [settings if replacement == group.replacements[0] else _replacing(settings)]
             if (not task or spec_task.name in task)
             and (not method or spec_method.name in method)
             and (not level or at in level)
+            and asked.measured(at)
         ]
         if not plan:
             raise ConfigurationError(self._nothing(task, method, level))
@@ -321,7 +323,7 @@ class Suite(BaseModel):
                         seed=s,
                         precomputed=Precomputed(file=str(file.path), sha256=file.sha256),
                     ),
-                    settings,
+                    asked,
                 )
                 for group in [*self.groups, *self._added(task, ())]
                 for settings in [self._settings(group, changes)]
@@ -329,7 +331,8 @@ class Suite(BaseModel):
                 for spec in group.tasks
                 for replacement in group.replacements
                 for s in self._seeds(group, seed)
-                if file.seed in (None, s)
+                for asked in [settings if replacement == group.replacements[0] else _replacing(settings)]
+                if file.seed in (None, s) and asked.measured(file.level)
                 if (not task or spec.name in task)
                 and (not level or file.level in level)
                 and file.task in ("", spec.name)
@@ -405,6 +408,12 @@ class Suite(BaseModel):
                 return f"{name} scores {', '.join(able)}, not {', '.join(level)}."
         asked = ", ".join(f"{k} {'/'.join(v)}" for k, v in (("task", task), ("method", method), ("level", level)) if v)
         return f"suite {self.name!r} has no cell with {asked}."
+
+
+def _replacing(settings: Settings) -> Settings:
+    """What is measured by every replacement of a group; the rest is measured with its first one alone."""
+    names = tuple(name for name in settings.evaluations if MEASUREMENTS[name].replaces)
+    return settings.model_copy(update={"evaluations": names})
 
 
 def _in_order(plan: Sequence[Planned]) -> list[Planned]:
