@@ -45,7 +45,7 @@ def _words(example: Example, mark: str) -> set[str]:
     return {example.prompt[start:end] for start, end in example.marks.get(mark, ())}
 
 
-class Needed(NamedTuple):
+class ByRole(NamedTuple):
     """Component names by what they do to the answers of some examples."""
 
     helps: frozenset[str]
@@ -81,7 +81,7 @@ class Truth(BaseModel):
                 raise ValueError(f"{both[0]} both helps and hurts")
         return levels
 
-    def at(self, level: str, examples: Sequence[Example]) -> Needed:
+    def at(self, level: str, examples: Sequence[Example]) -> ByRole:
         """The parts at a level of :attr:`levels` that any of the examples needs, by role.
 
         Left out are those that none of them needs: they belong to the mechanism, so they are not false, and the
@@ -90,7 +90,7 @@ class Truth(BaseModel):
         parts = self.levels[level]
         needed = [part for part in parts if any(part.matters(example) for example in examples)]
         helps, hurts = (frozenset(p.name for p in needed if p.role == role) for role in ("helps", "hurts"))
-        return Needed(helps, hurts, frozenset(p.name for p in parts) - helps - hurts)
+        return ByRole(helps, hurts, frozenset(p.name for p in parts) - helps - hurts)
 
     def save(self, folder: Path) -> None:
         """Writes :data:`FILE` into a model's folder."""
@@ -113,5 +113,6 @@ def read_truth(folder: Path) -> Truth | None:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        said = first["msg"].removeprefix("Value error, ")
-        raise ModelError(f"{file} is not a truth: {place}: {said[0].lower()}{said[1:]}; mend or remove it.") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        reason = reason[0].lower() + reason[1:]
+        raise ModelError(f"{file} is not a truth: {place}: {reason}; mend or remove it.") from error
