@@ -42,6 +42,8 @@ class Method:
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
         properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md.
+        rounding: how far rounding in float32 may move its scores, as a share of the largest: more where it divides by
+            what can be near zero.
     """
 
     name: ClassVar[str] = ""
@@ -53,6 +55,7 @@ class Method:
     uses: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[bool] = False
     properties: ClassVar[tuple[str, ...]] = ()
+    rounding: ClassVar[float] = 1e-4
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
