@@ -45,6 +45,8 @@ class Method:
         default_for: studies that use this method unless others are named: "compare-forms".
         properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md. Names that
             do not exist are refused there and by ``attriboard validate``.
+        rounding: how far rounding in float32 may move its scores, as a share of the largest: more where it divides by
+            what can be near zero.
     """
 
     name: ClassVar[str] = ""
@@ -57,6 +59,7 @@ class Method:
     control: ClassVar[bool] = False
     default_for: ClassVar[tuple[str, ...]] = ()
     properties: ClassVar[tuple[str, ...]] = ()
+    rounding: ClassVar[float] = 1e-4
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         """The scores of each example of a batch, which must not depend on the other rows or on padding.

@@ -33,6 +33,7 @@ class QueryNeurons(Method):
     levels = ("neurons",)
     needs = frozenset({"forward", "weights"})
     properties = ("zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
+    rounding = 1e-3  # x . k_a can be small beside its terms, which magnifies their rounding
 
     top_k: int = 30
 

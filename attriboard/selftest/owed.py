@@ -56,21 +56,33 @@ def deterministic(case: Case) -> None:
 
 @register(universal=True)
 def any_batch_size(case: Case) -> None:
-    """Scores do not depend on how many examples share a forward pass (1e-4 of the largest, float32)."""
+    """Scores do not depend on how many examples share a forward pass.
+
+    To the method's rounding, 1e-4 of the largest unless it says otherwise, float32.
+    """
     examples = case.examples()
     model = case.model(batch_size=3)
     scores = case.scores(model, examples)
-    case.agree(scores, usual_scores(case), 1e-4, "a batch size of 3 instead of 16", case.names(model, examples))
+    case.agree(
+        scores, usual_scores(case), case.method.rounding, "a batch size of 3 instead of 16", case.names(model, examples)
+    )
 
 
 @register(universal=True)
 def any_padding_side(case: Case) -> None:
-    """Scores do not depend on the side that shorter prompts are padded on (1e-4 of the largest, float32)."""
+    """Scores do not depend on the side that shorter prompts are padded on.
+
+    To the method's rounding, 1e-4 of the largest unless it says otherwise, float32.
+    """
     examples = case.examples()
     model = case.model(padding_side="right")
     scores = case.scores(model, examples)
     case.agree(
-        scores, usual_scores(case), 1e-4, "padding on the right instead of the left", case.names(model, examples)
+        scores,
+        usual_scores(case),
+        case.method.rounding,
+        "padding on the right instead of the left",
+        case.names(model, examples),
     )
 
 
@@ -78,20 +90,26 @@ def any_padding_side(case: Case) -> None:
 def any_neighbors(case: Case) -> None:
     """An example's scores do not depend on the examples it is given with; scores of all together, not on their order.
 
-    To 1e-4 of the largest, float32.
+    To the method's rounding, 1e-4 of the largest unless it says otherwise, float32.
     """
     model, examples, level = case.model(), case.examples(), LEVELS[case.level]
     method = case.make()
     method.check_examples(examples)
     if type(method).score_batch is Method.score_batch:
         scores = case.scores(model, examples[::-1])
-        case.agree(scores, usual_scores(case), 1e-4, "the examples in another order", case.names(model, examples))
+        case.agree(
+            scores,
+            usual_scores(case),
+            case.method.rounding,
+            "the examples in another order",
+            case.names(model, examples),
+        )
         return
     together = method.each(model, examples, level)
     for i, example in enumerate(examples):
         (alone,) = method.each(model, [example], level)
         what = f"example {i} among {len(examples)} instead of alone"
-        case.agree(together[i].flatten().double(), alone.flatten().double(), 1e-4, what)
+        case.agree(together[i].flatten().double(), alone.flatten().double(), case.method.rounding, what)
 
 
 @register(whole=True, universal=True)

@@ -435,7 +435,9 @@ def test_the_command_speaks_json(folders: tuple[Path, Path]) -> None:
     assert said["lines"][0].startswith("worse: t / heads / mine on m")
     report = check_folders(bad, good, [S], speed=False)
     assert {k: v for k, v in said.items() if k not in ("failed", "lines")} == report.model_dump(mode="json")
-    assert [c["verdict"] for c in said["changes"]] == [c.verdict for c in report.changes] == ["unchanged", "worse"][::-1]
+    assert (
+        [c["verdict"] for c in said["changes"]] == [c.verdict for c in report.changes] == ["unchanged", "worse"][::-1]
+    )
 
 
 @pytest.mark.parametrize(
