@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from attriboard.evaluation.faithfulness import Faithfulness, mib_sizes, sizes
 from attriboard.measurements.base import Statistic
+from attriboard.measurements.faithfulness import Faithfulness, mib_sizes, sizes
 from attriboard.stats.intervals import ALPHA, LEVEL, RESAMPLES, Array, bootstrap_interval, pseudo_values
 from attriboard.stats.tests import paired_test
 
