@@ -32,6 +32,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # full: everything; downstream: pruning, editing and bias at more sizes and of more methods than the quick suite has;
 # sanity: whether scores are the same on other examples, and change with the model and the answer
@@ -64,4 +65,4 @@ docs: install
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .board.check import Report
-    from .records.record import Cell, Folder, Record, Settings
-    from .run.suite import Suite
+    from .board.check_report import Report
+    from .records.record import Planned, Record
+    from .records.store import Folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -110,10 +110,10 @@ class AttriboardCheck:
         include: Sequence[str],
         speed: bool,
     ) -> Report:
-        from .board.check import check_metrics, compare, compared_settings, records_in
+        from .board.check import check_metrics, check_records, compared_settings, records_in
         from .method import methods
-        from .records.record import Folder
-        from .run.suite import Suite, limited, without_settings
+        from .records.store import Folder
+        from .run.suite import Suite, limited
         from .task import tasks
 
         check_metrics(metric)
@@ -123,9 +123,7 @@ class AttriboardCheck:
                 methods.include(file)
         names = self._names(method)
         loaded = Suite.load(self._here(suite))
-        changes = {} if limit is None else limited(limit)
-        settings = loaded.settings.changed(changes)
-        cells = without_settings(loaded.cells(task, names, level, model), changes)
+        plan = loaded.plan(task, names, level, model, changes={} if limit is None else limited(limit))
         baseline = Folder(against or self.baselines / loaded.name)
         if not self.update and not baseline.path.is_dir():
             pytest.fail(
@@ -133,10 +131,10 @@ class AttriboardCheck:
                 f"--attriboard-update once, and keep that folder under version control.",
                 pytrace=False,
             )
-        new = self._run(loaded, cells, settings)
+        new = self._run(loaded.name, plan)
         if self.update:
             _replace(baseline, loaded.name, new)
-            return compare(new, new, metric, speed=False)
+            return check_records(new, new, metric, speed=False)
         before, left_out = records_in(baseline.path)
         asked = {"method": names, "task": task, "level": level, "model": [model] if model else ()}
         old = [r for r in before if all(getattr(r.cell, k) in v for k, v in asked.items() if v)]
@@ -148,7 +146,7 @@ class AttriboardCheck:
             )
         alike = [compared_settings(r) for r in new]  # other tests may keep baselines with other limits
         old = [r for r in old if compared_settings(r) in alike] or old
-        report = compare(new, old, metric, speed).model_copy(update={"left_out": left_out})
+        report = check_records(new, old, metric, speed).model_copy(update={"left_out": left_out})
         if report.failed:
             pytest.fail("\n".join(report.lines()), pytrace=False)
         return report
@@ -174,21 +172,22 @@ class AttriboardCheck:
             raise ConfigurationError(f"{method} defines no method (a subclass of Method with a name).")
         return inside()
 
-    def _run(self, suite: Suite, cells: Sequence[Cell], settings: Settings) -> list[Record]:
-        """The records of the cells; the test fails where one failed, or none could be run."""
-        from .records.record import Folder
-        from .run.runner import identity, run_cells
+    def _run(self, suite: str, plan: Sequence[Planned]) -> list[Record]:
+        """The records of the planned cells; the test fails where one failed, or none could be run."""
+        from .records.store import Folder
+        from .run.identity import record_identity
+        from .run.runner import run_cells
 
-        folder = Folder(self._folder / suite.name)
-        run_cells(suite.name, cells, settings, folder)
-        wanted = {identity(cell, settings.of(cell)) for cell in cells}
-        found = [record for record in folder.read() if record.identity in wanted]
-        wrong = [f"failed: {r.cell}: {r.reason}" for r in found if r.status == "failed"]
-        if not wrong and all(r.status == "skipped" for r in found):
-            wrong = [f"skipped: {r.cell}: {r.reason}" for r in found]
+        folder = Folder(self._folder / suite)
+        run_cells(suite, plan, folder)
+        wanted = {record_identity(cell, settings) for cell, settings in plan}
+        records = [record for record in folder.read() if record.identity in wanted]
+        wrong = [f"failed: {r.cell}: {r.reason}" for r in records if r.status == "failed"]
+        if not wrong and all(r.status == "skipped" for r in records):
+            wrong = [f"skipped: {r.cell}: {r.reason}" for r in records]
         if wrong:
             pytest.fail("\n".join(wrong), pytrace=False)
-        return found
+        return records
 
 
 def _several(names: str | Sequence[str]) -> Sequence[str]:

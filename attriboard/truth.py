@@ -94,7 +94,7 @@ class Truth(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Writes :data:`FILE` into a model's folder."""
-        (folder / FILE).write_text(self.model_dump_json(indent=1) + "\n")
+        (folder / FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_truth(folder: Path) -> Truth | None:
@@ -107,7 +107,7 @@ def read_truth(folder: Path) -> Truth | None:
     if not file.is_file():
         return None
     try:
-        return Truth.model_validate_json(file.read_text())
+        return Truth.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{file} cannot be read: {error}.") from error
     except ValidationError as error:

@@ -29,20 +29,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from attriboard.measurements.metrics import METRICS
 from numpy.typing import NDArray
 
-from attriboard.board.check import HEADLINES, compare
+from attriboard.board.check import check_records, headlines
 from attriboard.components import get_level
 from attriboard.evaluation import faithfulness
 from attriboard.evaluation.context import Context
-from attriboard.evaluation.faithfulness import Faithfulness
 from attriboard.loading import load_model
-from attriboard.measurements.base import Kept
+from attriboard.measurements.base import Kept, Strict
+from attriboard.measurements.faithfulness import Faithfulness, sizes
+from attriboard.measurements.registry import METRICS
 from attriboard.measurements.speed import Speed
 from attriboard.method import methods
 from attriboard.model import Cost
-from attriboard.records.record import Aggregate, Cell, ModelFacts, Record, Strict, digest
+from attriboard.records.record import Aggregate, Cell, ModelFacts, Record, Stage, StoredScores, digest
 from attriboard.records.settings import Settings
 from attriboard.run.provenance import provenance
 from attriboard.scores import Scores
@@ -70,14 +70,14 @@ class Pool(Strict):
     planted: dict[str, Any]
 
 
-def some(family: Faithfulness, index: Index) -> Faithfulness:
+def some(measured: Faithfulness, index: Index) -> Faithfulness:
     """The measurements of some examples."""
     rows = {
-        name: [[row[i] for i in index] for row in getattr(family, name)]
+        name: [[row[i] for i in index] for row in getattr(measured, name)]
         for name in ("sufficiency", "necessity", "mib_signed", "mib_absolute")
     }
-    columns = {name: [getattr(family, name)[i] for i in index] for name in ("full", "empty")}
-    return family.model_copy(update={**rows, **columns})
+    columns = {name: [getattr(measured, name)[i] for i in index] for name in ("full", "empty")}
+    return measured.model_copy(update={**rows, **columns})
 
 
 def exchanged(a: Faithfulness, b: Faithfulness, swap: NDArray[np.bool_]) -> Faithfulness:
@@ -89,17 +89,17 @@ def exchanged(a: Faithfulness, b: Faithfulness, swap: NDArray[np.bool_]) -> Fait
     return a.model_copy(update=rows)
 
 
-def value(family: Faithfulness, metric: str = HEADLINE) -> float:
-    return float(family.statistics()[metric](np.arange(family.n)))
+def value(measured: Faithfulness, metric: str = HEADLINE) -> float:
+    return float(measured.statistics()[metric](np.arange(measured.n)))
 
 
-def record(pool: Pool, family: Faithfulness, index: Index, seed: int, items: Sequence[str] = ()) -> Record:
+def record(pool: Pool, measured: Faithfulness, index: Index, seed: int, items: Sequence[str] = ()) -> Record:
     """What a run with these examples would have stored; one seed stands for one sample of examples.
 
     Args:
         items: the base item of each example, where one that was drawn twice counts as two.
     """
-    values = {name: float(statistic(np.arange(family.n))) for name, statistic in family.statistics().items()}
+    values = {name: float(statistic(np.arange(measured.n))) for name, statistic in measured.statistics().items()}
     values |= {
         "seconds_per_example": pool.speed.seconds[0] / pool.speed.examples,
         "forward_equivalents": pool.speed.forward_equivalents,
@@ -117,8 +117,9 @@ def record(pool: Pool, family: Faithfulness, index: Index, seed: int, items: Seq
         kept={"test": Kept(seen=len(index), correct=len(index), kept=len(index), by_subset={})},
         items=list(items) or [pool.items[i] for i in index],
         subsets=[pool.subsets[i] for i in index],
-        faithfulness=family,
-        speed=pool.speed,
+        scores=StoredScores(identity="", file="", sha256="", values_sha256=""),
+        measurements={"faithfulness": measured, "speed": pool.speed},
+        stages={name: Stage(identity="") for name in ("scores", "faithfulness", "speed")},
         aggregates={name: Aggregate(value=v, version=METRICS[name].version) for name, v in values.items()},
         provenance=provenance(torch.device("cpu")),
     )
@@ -132,10 +133,10 @@ def degraded(scores: Scores, share: float) -> Scores:
 
 
 def sufficiency(context: Context, scores: Scores) -> float:
-    """S alone, which needs fewer passes than the whole family."""
+    """S alone, which needs fewer passes than the whole measurement."""
     level = get_level(LEVEL)
     n = level.size(context.model)
-    ks, ranking = faithfulness.sizes(n), scores.ranking()
+    ks, ranking = sizes(n), scores.ranking()
     masks = torch.ones(2 + len(ks), n, dtype=torch.bool)
     masks[0] = False
     for row, k in enumerate(ks):
@@ -157,7 +158,7 @@ def share_of_noise(context: Context, scores: Scores, steps: int = 6) -> float:
     return (low + high) / 2
 
 
-def measured(size: int, train: int, calibration: int) -> Pool:
+def measure_pool(size: int, train: int, calibration: int) -> Pool:
     """The pool, measured."""
     start = time.perf_counter()
     model, level, task = load_model(MODEL, batch_size=32), get_level(LEVEL), tasks.make(TASK)
@@ -175,15 +176,15 @@ def measured(size: int, train: int, calibration: int) -> Pool:
     other = method.attribute(model, small.train[1::2], level)
     share = share_of_noise(small, good)
     context = Context(model, task, 0, 4 * train, 3 * size // 2, size, size, 2 * train)
-    families = []
+    measurements = []
     for scores in (good, other, degraded(good, share)):
-        families.append(faithfulness.evaluate(context, scores, level, "counterfactual"))
-        print(f"pool measured after {time.perf_counter() - start:.0f} s: S {value(families[-1]):.3f}", flush=True)
-    good_values, *_, bad_values = ({m: value(f, m) for m in f.statistics()} for f in families)
+        measurements.append(faithfulness.evaluate(context, scores, level, "counterfactual"))
+        print(f"pool measured after {time.perf_counter() - start:.0f} s: S {value(measurements[-1]):.3f}", flush=True)
+    good_values, *_, bad_values = ({m: value(f, m) for m in f.statistics()} for f in measurements)
     return Pool(
-        good=families[0],
-        other_train=families[1],
-        degraded=families[2],
+        good=measurements[0],
+        other_train=measurements[1],
+        degraded=measurements[2],
         items=[e.example.item for e in context.test],
         subsets=[e.example.subset for e in context.test],
         facts=ModelFacts(
@@ -201,7 +202,7 @@ def measured(size: int, train: int, calibration: int) -> Pool:
             "train_examples": len(small.train[::2]),
             "share_of_noise": share,
             "good": good_values,
-            "other_train": {m: value(families[1], m) for m in families[1].statistics()},
+            "other_train": {m: value(measurements[1], m) for m in measurements[1].statistics()},
             "degraded": bad_values,
             "drop": {m: 1 - bad_values[m] / good_values[m] for m in good_values},
             "seconds": time.perf_counter() - start,
@@ -261,9 +262,11 @@ def counted(pool: Pool, sizes: Sequence[int]) -> list[dict[str, Any]]:
             if n > len(pool.items):
                 continue
             rng = np.random.default_rng(n)
-            reports = [compare([now], [before], speed=False) for now, before in (pair(rng, n) for _ in range(PAIRS))]
+            reports = [
+                check_records([now], [before], speed=False) for now, before in (pair(rng, n) for _ in range(PAIRS))
+            ]
             failed = sum(report.failed for report in reports)
-            improved = sum(bool(report.found("better")) for report in reports)
+            improved = sum(bool(report.judged("better")) for report in reports)
             rows.append({"kind": kind, "n": n, "pairs": PAIRS, "failed": failed, "improved": improved})
             print(f"{kind}, n = {n}: {failed} of {PAIRS} fail, {improved} improve", flush=True)
     return rows
@@ -271,12 +274,12 @@ def counted(pool: Pool, sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 def smallest(rows: Sequence[dict[str, Any]], kind: str) -> int | None:
     """The smallest size from which on at least 95 of 100 are caught."""
-    found = None
+    least = None
     for row in sorted((r for r in rows if r["kind"] == kind), key=lambda r: -r["n"]):
         if row["failed"] < 0.95 * row["pairs"]:
             break
-        found = row["n"]
-    return found
+        least = row["n"]
+    return least
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -303,21 +306,21 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     if arguments.measured is not None and arguments.measured.exists():
-        pool = Pool.model_validate_json(arguments.measured.read_text())
+        pool = Pool.model_validate_json(arguments.measured.read_text(encoding="utf-8"))
     else:
-        pool = measured(arguments.pool, arguments.train, arguments.calibration)
+        pool = measure_pool(arguments.pool, arguments.train, arguments.calibration)
         if arguments.measured is not None:
-            arguments.measured.write_text(pool.model_dump_json() + "\n")
+            arguments.measured.write_text(pool.model_dump_json() + "\n", encoding="utf-8")
     rows = counted(pool, arguments.sizes)
-    said = {
-        "metrics": [m for m in HEADLINES if m in pool.good.statistics()],
+    content = {
+        "metrics": [m for m in headlines() if m in pool.good.statistics()],
         "planted": pool.planted,
         "rows": rows,
         "smallest_n_caught": {kind: smallest(rows, kind) for kind in ("caught_paired", "caught_unpaired")},
         "seconds": time.perf_counter() - start,
         "provenance": provenance(torch.device("cpu")).model_dump(),
     }
-    arguments.out.write_text(json.dumps(said, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from attriboard.evaluation.faithfulness import Faithfulness, mib_sizes, sizes
 from attriboard.measurements.base import Statistic
+from attriboard.measurements.faithfulness import Faithfulness, mib_sizes, sizes
 from attriboard.stats.intervals import ALPHA, LEVEL, RESAMPLES, Array, bootstrap_interval, pseudo_values
 from attriboard.stats.tests import paired_test
 
@@ -214,7 +214,7 @@ def main() -> None:
         "cases": rows,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(stored, indent=1) + "\n")
+    args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
     print(f"wrote {args.out}: {sum(row['within'] for row in rows)} of {len(rows)} within {LIMITS}")
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from attriboard.measurements.metrics import METRICS
 
+from attriboard.measurements.registry import METRICS
 from attriboard.method import methods
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -134,7 +134,7 @@ def test_what_a_call_narrows_runs_once_and_refuses(project: Path, toy: dict, tmp
     before = sorted((folder / "toy").glob("*.json"))
     check = AttriboardCheck(Config(project), folder)
     again = check("another", suite="toy.toml", include="toy_task.py", limit=8, level=["heads"], metric="cpr")
-    assert {c.metric for c in again.comparisons} == {"cpr"} and {c.verdict for c in again.comparisons} == {"unchanged"}
+    assert {c.metric for c in again.changes} == {"cpr"} and {c.verdict for c in again.changes} == {"unchanged"}
     assert sorted((folder / "toy").glob("*.json")) == before  # nothing was run again
 
     assert "other settings (train_examples 8 -> 6, test_examples 8 -> 6)" in failure(check, "another", limit=6)

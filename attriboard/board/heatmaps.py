@@ -16,9 +16,10 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL.Image import Image
 
-from ..stats.intervals import Array
+Array = NDArray[np.floating[Any]]
 
 COLORS = "viridis"
 """The color scale: perceptually uniform, and readable in gray and for the color-blind."""

@@ -193,11 +193,11 @@ def legend(board: Board) -> str:
     draws = "one draw for each seed" if len({t.seed for t in board.tables}) > 1 else "one draw"
     return (
         f"{columns}{'. ' if columns else ''}Brackets: 95 % bootstrap interval over the test examples; those that share "
-        f"a base item are resampled together (for seconds: smallest and largest repeat, where there were "
+        "a base item are resampled together (for seconds: smallest and largest repeat, where there were "
         f"several{halves}). **Bold** in a table: the best value of the column, and all that are not significantly "
-        "worse on the same examples (paired "
-        f"permutation tests, Holm-corrected over all pairs of the column, p > {ALPHA:g}); where examples are too few "
-        "to tell any two apart, nothing is bold, and the line above the table says so. *Italic*: controls; the random "
+        "worse on the same examples (paired permutation tests, Holm-corrected over all pairs of the column, p > "
+        f"{ALPHA:g}); where examples are too few to tell any two apart, nothing is bold, and the line above the table "
+        "says so. *Italic*: controls; the random "
         f"ones are {draws}.{precomputed} Definitions: [docs/metrics.md](docs/metrics.md); tests: "
         "[docs/statistics.md](docs/statistics.md)."
     )

@@ -61,6 +61,6 @@ def compare_forms(
     measured = measure(loaded, pair, scoring, limit, seed, provenance(loaded.device).model_dump(), other)
     stored = measured.model_dump_json()
     with writing(out_file):
-        out_file.with_suffix(".json").write_text(stored + "\n")
-        out_file.write_text(render_report(TwoForms.model_validate_json(stored)))
+        out_file.with_suffix(".json").write_text(stored + "\n", encoding="utf-8")
+        out_file.write_text(render_report(TwoForms.model_validate_json(stored)), encoding="utf-8")
     out.print(f"wrote {escape(str(out_file))} and {escape(out_file.with_suffix('.json').name)}", highlight=False)

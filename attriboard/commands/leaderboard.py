@@ -46,5 +46,5 @@ def leaderboard(
         return
     make_folder_of(out_file)
     with writing(out_file):
-        out_file.write_text(text)
+        out_file.write_text(text, encoding="utf-8")
     err.print(f"wrote {escape(str(out_file))}", highlight=False)

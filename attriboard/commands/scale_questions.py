@@ -46,5 +46,5 @@ def scale_questions(
     if out_file is None:
         return
     with writing(out_file):
-        out_file.write_text(measured.model_dump_json(indent=1) + "\n")
+        out_file.write_text(measured.model_dump_json(indent=1) + "\n", encoding="utf-8")
     out.print(f"wrote {escape(str(out_file))}", highlight=False)

@@ -124,7 +124,7 @@ def save(scores: Scores, graph: Graph, file: Path) -> list[str]:
     text = json.dumps(_json(by_name, graph)) + "\n" if file.suffix == ".json" else None
     file.parent.mkdir(parents=True, exist_ok=True)
     if text is not None:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     else:
         torch.save(_tensors(by_name, graph), file)
     return [name for name in graph.src_nodes if name not in by_name]

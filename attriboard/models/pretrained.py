@@ -239,7 +239,7 @@ def _keep(hf: Any, tokenizer: Any, folder: Path) -> bool:
         draft.mkdir(parents=True, exist_ok=True)
         hf.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        (draft / _WHOLE).write_text("converted from GGUF by attriboard; may be deleted\n")
+        (draft / _WHOLE).write_text("converted from GGUF by attriboard; may be deleted\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     except (OSError, SafetensorError):

@@ -99,7 +99,7 @@ class Suite(BaseModel):
         """
         path = find_suite(path)
         try:
-            suite = cls.model_validate(tomllib.loads(path.read_text()))
+            suite = cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         except tomllib.TOMLDecodeError as error:
             raise ConfigurationError(f"{path} is not valid TOML: {error}.") from error
         except UnicodeDecodeError as error:

@@ -22,9 +22,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from attriboard.board import board as leaderboard
-from attriboard.board.board import Board, number, render
+from attriboard.board import figures
+from attriboard.board.board import Board
+from attriboard.board.columns import costs, main_columns
+from attriboard.board.formats import render
 from attriboard.board.heatmaps import SheetRow, contact_sheet, overlay
+from attriboard.board.wording import number
 from attriboard.components import get_level
 from attriboard.errors import ConfigurationError, MethodError, SkipCell, TaskError
 from attriboard.evaluation import localization
@@ -515,7 +518,7 @@ def test_a_record_holds_all_that_its_aggregates_follow_from(toy: dict, told: Con
         and not stored.measurements["ablation"]
     )
     assert aggregates(stored.measurements.values(), stored.items) == record.aggregates
-    families = {METRICS[name].family for name in record.aggregates}
+    families = {METRICS[name].measurement for name in record.aggregates}
     assert families == {"localization", "speed"}
     assert record.top == [] and record.model and record.model.n_components == 5
     assert len(record.measurements["localization"].examples) == len(record.items) == 6
@@ -579,14 +582,14 @@ def test_every_format_shows_each_level_its_own_columns(mixed: Path) -> None:
     text = render(board)
     for record in records:
         label = f"*{record.cell.method}*" if record.control else record.cell.method
-        shown = leaderboard.columns(record.cell.level)
+        shown = (*main_columns(record.cell.level), *costs())
         wanted = [number(METRICS[m], record.aggregates[m].value) for m in shown if m in record.aggregates]
         rows = [line for line in text.splitlines() if line.startswith(f"| {label} |")]
         assert any(all(value in row for value in wanted) for row in rows)
-    heads = {table.level: table.columns for table in board.tables}
+    heads = {table.level: table.parts[0].metrics for table in board.tables}
     assert "deletion_auc" in heads["tokens"] and "deletion_auc_ring1" not in heads["tokens"]
     assert "deletion_auc_ring1" in heads["patches"] and "mass_other" in heads["patches"]
-    assert heads["heads"] == leaderboard.COLUMNS
+    assert heads["heads"] == (*main_columns("heads"), *costs())
     assert "Evidence (the chance level of pointing, precision and the mass in it): " in text
     for form in ("latex", "html"):
         made = render(board, form)
@@ -606,9 +609,9 @@ def test_every_format_shows_each_level_its_own_columns(mixed: Path) -> None:
 def test_overall_ranks_are_per_level_and_by_its_own_metrics(mixed: Path) -> None:
     board = Board.read(mixed)
     overall = board.overall()
-    assert set(overall["level"]) == {"heads", "tokens"}  # one method alone has no rank
-    best = overall[(overall["level"] == "tokens") & (overall["method"] == "last_token")].iloc[0]
-    assert best["mass_evidence"] == 0.0 and best["deletion_auc"] == 0.0
+    assert {row.level for row in overall} == {"heads", "tokens"}  # one method alone has no rank
+    (best,) = [row for row in overall if (row.level, row.method) == ("tokens", "last_token")]
+    assert best.by_metric["mass_evidence"] == 0.0 and best.by_metric["deletion_auc"] == 0.0
     text = render(board)
     assert "| method | tables | mean rank | insertion | deletion | mass in evidence |" in text
     assert "| method | tables | mean rank | S | N | drop in p |" in text
@@ -617,7 +620,7 @@ def test_overall_ranks_are_per_level_and_by_its_own_metrics(mixed: Path) -> None
 
 
 def test_curves_and_sheets_are_drawn_from_records_alone(mixed: Path, tmp_path: Path) -> None:
-    made = leaderboard.figures(Board.read(mixed), tmp_path)
+    made = figures.draw(Board.read(mixed), tmp_path)
     assert len(made) == 4 + 2 + 1  # a figure for every table, a sheet for both of patches, agreement for that of heads
     sheets = [file for file in made if file.name.endswith(".maps.png")]
     assert len(sheets) == 2 and all("patches" in file.name for file in sheets)

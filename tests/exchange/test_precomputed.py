@@ -14,7 +14,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from attriboard.board.board import Board, render
+from attriboard.board.board import Board
+from attriboard.board.formats import render
 from attriboard.components import LEVELS
 from attriboard.errors import ScoresError
 from attriboard.exchange import mib
@@ -119,7 +120,7 @@ def test_the_board_shows_it_beside_the_methods_and_leaves_its_cost_empty(
     run(suite, cells, tmp_path / "out")
     board = Board.read(tmp_path / "out")
     (table,) = board.tables
-    assert len(table.records) == 4 and set(table.columns) > SPEED
+    assert len(table.records) == 4 and set(table.metrics) > SPEED
     assert set(table.ranks("cpr")) == {"mine (precomputed)", "head_ablation", "attribution_patching", "random"}
     text = render(board)
     (row,) = [line for line in text.splitlines() if line.startswith("| mine (precomputed) |") and "[" in line]

@@ -15,14 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from attriboard.measurements.metrics import METRICS
 from torch import Tensor
 
-from attriboard.board.board import FORMATS, Board, render
+from attriboard.board.board import Board
+from attriboard.board.formats import FORMATS, render
 from attriboard.components import LEVELS
 from attriboard.errors import ConfigurationError, MethodError, SkipCell
 from attriboard.evaluation import concepts
 from attriboard.measurements.concepts import Concepts
+from attriboard.measurements.registry import METRICS
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
 from attriboard.records.aggregate import aggregates

@@ -16,16 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from attriboard.measurements.metrics import METRICS
 from lm_eval.tasks import TaskManager
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from attriboard import instructions
-from attriboard.board import board as leaderboard
-from attriboard.board.board import Board, number, render
+from attriboard.board import figures
+from attriboard.board.board import Board
+from attriboard.board.formats import render
+from attriboard.board.wording import examples_line, number
 from attriboard.errors import ConfigurationError
 from attriboard.evaluation import capability
+from attriboard.measurements.registry import METRICS
 from attriboard.model import Model
 from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Cell, Record
@@ -517,27 +519,28 @@ def test_all_formats_hold_what_the_records_hold(made: tuple[Path, Outcome, int])
 def test_a_table_says_what_is_judged_on_all_examples_drawn(made: tuple[Path, Outcome, int]) -> None:
     for table in Board.read(made[0]).tables:
         families = set(table.records[0].families)
-        said = "n = 6 of them judged here (pruning and bias: all 14)," in leaderboard._examples_line(table)
+        said = "n = 6 of them judged here (pruning and bias: all 14)," in examples_line(table)
         assert said == bool(families & {"pruning", "preference"})
 
 
 def test_the_overall_ranks_come_from_tables_with_faithfulness(made: tuple[Path, Outcome, int]) -> None:
     overall = Board.read(made[0]).overall()
-    assert set(overall["tables"]) == {"1 of 1"} and len(overall) == 2
-    assert {"sufficiency_log_area", "necessity_log_area", "ablation_drop_p"} <= set(overall.columns)
+    assert {row.tables for row in overall} == {"1 of 1"} and len(overall) == 2
+    ranking = {"sufficiency_log_area", "necessity_log_area", "ablation_drop_p"}
+    assert all(ranking <= set(row.by_metric) for row in overall)
 
 
 def test_without_faithfulness_there_are_no_overall_ranks(suite: Suite, tmp_path: Path) -> None:
     cells = [c for c in suite.plan() if c.settings["families"] == ["preference"]]
     run_cells(suite.name, cells, Folder(tmp_path))
     board = Board.read(tmp_path)
-    assert board.overall().empty and "## Overall" not in render(board)
+    assert not board.overall() and "## Overall" not in render(board)
     assert json.loads(render(board, "json"))["overall"] == []
 
 
 def test_figures_are_drawn_of_what_the_records_hold(made: tuple[Path, Outcome, int], tmp_path: Path) -> None:
     board = Board.read(made[0])
-    drawn = leaderboard.figures(board, tmp_path)
+    drawn = figures.draw(board, tmp_path)
     kinds = {"faithfulness": "", "pruning": ".pruning", "preference": ".preference"}
     wanted = [kinds[family] for table in board.tables for family in kinds if family in table.records[0].families]
     assert len(wanted) == 5
@@ -556,13 +559,13 @@ def test_tables_of_one_title_have_figures_of_their_own(suite: Suite, tmp_path: P
         run_one(suite, tmp_path / "out", ("pruning",), settings={"capability_limit": limit})
     board = Board.read(tmp_path / "out")
     assert len({table.title for table in board.tables}) == 1
-    drawn = leaderboard.figures(board, tmp_path / "figures")
+    drawn = figures.draw(board, tmp_path / "figures")
     assert len(set(drawn)) == 2 and all(file.stat().st_size > 10_000 for file in drawn)
 
 
 def test_the_figures_show_the_records_curves(made: tuple[Path, Outcome, int]) -> None:
     (table,) = [t for t in Board.read(made[0]).tables if len(t.records[0].families) == 5]
-    pruned, preferred = leaderboard._pruning(table), leaderboard._preference(table)
+    pruned, preferred = figures.pruning(table), figures.bias(table)
     assert pruned and preferred
     lines = pruned.axes[0].lines
     assert len({line.get_color() for line in lines[::2]}) == len(table.records) + 1  # and chance

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attriboard.measurements.metrics import METRICS
 from torch import Tensor
 
-from attriboard.board.board import Board, markdown
+from attriboard.board.board import Board
+from attriboard.board.markdown import markdown
 from attriboard.components import LEVELS, InputLevel, get_level
 from attriboard.errors import ConfigurationError, ModelError, SkipCell, UnknownNameError
 from attriboard.evaluation import ground_truth
@@ -25,6 +25,7 @@ from attriboard.interventions import MEASURES, Intervention, replace_positions
 from attriboard.loading import check_model_name, fingerprint, load_model
 from attriboard.log_prob import last_token
 from attriboard.measurements.ground_truth import GroundTruth
+from attriboard.measurements.registry import METRICS
 from attriboard.method import make_method
 from attriboard.model import Model, hook_name
 from attriboard.models.objective import measure
