@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # The reference records are made anew; a run that was interrupted goes on where it stopped.
 quick: install
-	test -e results/quick/.unfinished || rm -f results/quick/*.json
+	test -e results/quick/.unfinished || rm -rf results/quick/*.json results/quick/scores
 	mkdir -p results/quick && touch results/quick/.unfinished
 	$(BIN)/attriboard run benchmarks/quick.toml --out results/quick
 	rm results/quick/.unfinished
@@ -59,7 +59,7 @@ compare: install
 		--against llava-smollm2-135m-untuned --out results/compare/vqa_vs_tqa.md
 
 docs: install
-	$(BIN)/python -m attriboard.measurements.metrics > docs/metrics.md
+	$(BIN)/python -m attriboard.measurements.registry > docs/metrics.md
 	$(BIN)/python -m attriboard.selftest > docs/selftests.md
 	$(BIN)/attriboard leaderboard results/quick --figures build/figures --out leaderboard.md
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png

@@ -26,16 +26,16 @@ class ActivationNorm(Method):
     properties = ("zero_for_idle", "zero_for_dead", "scales_with_output", "ignores_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
-        found, _ = last_token(model, batch, level.sites)
+        activations, _ = last_token(model, batch, level.sites)
         per_layer = []
         for layer in range(model.n_layers):
             norms = []
-            if "z" in found:
-                norms.append(model.head_outputs(layer, found["z"][:, layer]).float().norm(dim=-1))
-            if "mlp_out" in found:
-                norms.append(found["mlp_out"][:, layer].float().norm(dim=-1, keepdim=True))
-            if "post" in found:
-                post = found["post"][:, layer]
+            if "z" in activations:
+                norms.append(model.head_outputs(layer, activations["z"][:, layer]).float().norm(dim=-1))
+            if "mlp_out" in activations:
+                norms.append(activations["mlp_out"][:, layer].float().norm(dim=-1, keepdim=True))
+            if "post" in activations:
+                post = activations["post"][:, layer]
                 gain = model.mlp_gain(layer, post)
                 squares = model.W_out(layer).float().square()
                 scale = squares.sum(-1) if gain is None else gain.square() @ squares.T

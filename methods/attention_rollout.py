@@ -29,10 +29,10 @@ class AttentionRollout(Method):
     properties = ("sums_to_one", "ignores_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
-        found: dict[str, Tensor] = {}
+        patterns: dict[str, Tensor] = {}
         names = [hook_name("pattern", layer) for layer in range(model.n_layers)]
-        model.run(batch, edits={name: watched(found, name, lambda x: x.float().mean(1)) for name in names})
+        model.run(batch, edits={name: watched(patterns, name, lambda x: x.float().mean(1)) for name in names})
         row = torch.nn.functional.one_hot(batch.last, batch.tokens.shape[1]).float()
         for name in reversed(names):
-            row = 0.5 * row + 0.5 * torch.einsum("bq,bqk->bk", row, found[name])
+            row = 0.5 * row + 0.5 * torch.einsum("bq,bqk->bk", row, patterns[name])
         return row

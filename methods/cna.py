@@ -58,9 +58,9 @@ class ComparativeNeuronAnalysis(Method):
         last: list[Tensor] = []
         for batch in model.batches(examples):
             for run, edits in enumerate((None, zeroed)):
-                found, resid = last_token(model, batch, ("post", "resid_mid"), edits)
-                base[run].append(found["resid_mid"].float())
-                coefficient[run].append(found["post"].float())
+                activations, resid = last_token(model, batch, ("post", "resid_mid"), edits)
+                base[run].append(activations["resid_mid"].float())
+                coefficient[run].append(activations["post"].float())
                 if run == 0:
                     last.append(resid)
         target = torch.tensor([e.answer for e in examples], device=model.device)

@@ -31,19 +31,19 @@ class DirectLogitAttribution(Method):
     properties = ("shares_add_up", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
-        found, resid = last_token(model, batch, level.sites)
+        activations, resid = last_token(model, batch, level.sites)
         direction = answer_direction(FrozenUnembedding(model, resid), batch, resid)
         per_layer = []
         for layer in range(model.n_layers):
             shares = []
-            if "z" in found:
+            if "z" in activations:
                 shares.append(
-                    torch.einsum("bhd,bd->bh", model.head_outputs(layer, found["z"][:, layer]).float(), direction)
+                    torch.einsum("bhd,bd->bh", model.head_outputs(layer, activations["z"][:, layer]).float(), direction)
                 )
-            if "mlp_out" in found:
-                shares.append((found["mlp_out"][:, layer].float() * direction).sum(-1, keepdim=True))
-            if "post" in found:
-                post = found["post"][:, layer]
+            if "mlp_out" in activations:
+                shares.append((activations["mlp_out"][:, layer].float() * direction).sum(-1, keepdim=True))
+            if "post" in activations:
+                post = activations["post"][:, layer]
                 gain = model.mlp_gain(layer, post)
                 along = (direction if gain is None else direction * gain) @ model.W_out(layer).float().T
                 shares.append(post.float() * along)

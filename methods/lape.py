@@ -54,11 +54,11 @@ class Lape(Method):
 
     def check_examples(self, examples: Sequence[EncodedExample]) -> None:
         super().check_examples(examples)
-        found = sorted({e.example.subset for e in examples})
-        if len(found) < 2:
+        present = sorted({e.example.subset for e in examples})
+        if len(present) < 2:
             raise SkipCell(
-                f"the entropy over a task's subsets needs examples of at least 2 of them, but {len(found)} "
-                f"({', '.join(map(repr, found))}) were given; choose a task with several, or more examples."
+                f"the entropy over a task's subsets needs examples of at least 2 of them, but {len(present)} "
+                f"({', '.join(map(repr, present))}) were given; choose a task with several, or more examples."
             )
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:

@@ -50,8 +50,8 @@ class LogProbIncrease(Method):
         self.check_level(level)
         (site,), base = level.sites, level.base
         parts = [(*last_token(model, batch, (site, base)), batch.answer) for batch in model.batches(examples)]
-        activation = torch.cat([found[site] for found, _, _ in parts])
-        resid = torch.cat([found[base] for found, _, _ in parts]).float()
+        activation = torch.cat([activations[site] for activations, _, _ in parts])
+        resid = torch.cat([activations[base] for activations, _, _ in parts]).float()
         target = torch.cat([answer for _, _, answer in parts])
         unembedding = FrozenUnembedding(model, torch.cat([last for _, last, _ in parts]), self.published)
         layers = range(model.n_layers)

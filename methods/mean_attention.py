@@ -29,11 +29,11 @@ class MeanAttention(Method):
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         rows = torch.arange(len(batch), device=model.device)
-        found: dict[str, Tensor] = {}
+        patterns: dict[str, Tensor] = {}
         names = [hook_name("pattern", layer) for layer in range(model.n_layers)]
 
         def at_last(pattern: Tensor) -> Tensor:
             return pattern[rows, :, batch.last].float().mean(1)
 
-        model.run(batch, edits={name: watched(found, name, at_last) for name in names})
-        return torch.stack([found[name] for name in names]).mean(0)
+        model.run(batch, edits={name: watched(patterns, name, at_last) for name in names})
+        return torch.stack([patterns[name] for name in names]).mean(0)

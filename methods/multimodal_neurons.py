@@ -49,8 +49,8 @@ class MultimodalNeurons(Method):
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         site = SITES[self.activation]
-        found, _ = last_token(model, batch, (site,))
+        activations, _ = last_token(model, batch, (site,))
         answers, place = batch.answer.unique(return_inverse=True)
         directions = model.W_U[answers].float()  # [distinct answers, d_model]
         projections = [directions @ model.W_out(layer).float().T for layer in range(model.n_layers)]
-        return found[site].float() * torch.stack(projections, dim=1)[place]
+        return activations[site].float() * torch.stack(projections, dim=1)[place]

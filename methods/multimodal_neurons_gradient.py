@@ -32,8 +32,8 @@ class MultimodalNeuronsGradient(Method):
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         seen = batch.image_mask[..., None]
-        found = products(model, batch, level, _answer_logit)
-        return level.reduce(model, {name: product * seen for name, product in found.items()})
+        derivatives = products(model, batch, level, _answer_logit)
+        return level.reduce(model, {name: product * seen for name, product in derivatives.items()})
 
 
 def _answer_logit(logits: Tensor, batch: Batch) -> Tensor:

@@ -67,14 +67,14 @@ class PatchLogProbIncrease(Method):
             pattern, value = hook_name("pattern", layer), hook_name("v", layer)
             edits[pattern] = watched(read, pattern, lambda x: x[rows, :, batch.last])
             edits[value] = watched(read, value, lambda x: x)
-        found, last = last_token(model, batch, ("resid_pre", "z"), edits)
+        activations, last = last_token(model, batch, ("resid_pre", "z"), edits)
         unembedding = FrozenUnembedding(model, last, self.published)
         n = (model.n_layers - self.skip_layers) * model.n_heads
         if isinstance(self.heads, str):
             best = torch.arange(self.skip_layers * model.n_heads, model.n_layers * model.n_heads).expand(len(batch), n)
         else:
             k = min(self.heads, n)
-            at_last = (found["resid_pre"], found["z"], batch.answer)
+            at_last = (activations["resid_pre"], activations["z"], batch.answer)
             best = top_heads(model, unembedding, *at_last, k, self.skip_layers)
         scores = torch.zeros(batch.tokens.shape, device=model.device)
         for b, columns in enumerate(level.columns(model, batch)):
@@ -87,10 +87,10 @@ class PatchLogProbIncrease(Method):
                     layer,
                     read[hook_name("pattern", layer)][b][:, columns],
                     read[hook_name("v", layer)][b][:, columns],
-                    found["z"][b, layer],
+                    activations["z"][b, layer],
                     heads,
                 )
-                base = found["resid_pre"][b, layer].float()
+                base = activations["resid_pre"][b, layer].float()
                 gained = unembedding.row(b).increase(base[None, None, None], outputs[None], batch.answer[b : b + 1])
                 scores[b, columns] += gained[0].sum(0)
         return scores

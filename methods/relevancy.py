@@ -87,11 +87,11 @@ class Relevancy(Method):
                 f"{self.name} through the vision tower needs a tower with a class token and one token per patch, which "
                 f"{model.name} does not have."
             )
-        found = torch.autograd.grad(features, patterns, gradient.to(features.dtype), allow_unused=True)
+        slopes = torch.autograd.grad(features, patterns, gradient.to(features.dtype), allow_unused=True)
         identity = torch.eye(n, device=block.device)
         relevancy = identity.clone()
         relevancy[1:, 1:] = block
-        for pattern, slope in zip(patterns, found):
+        for pattern, slope in zip(patterns, slopes):
             if slope is not None:
                 relevancy = relevancy + _positive(pattern, slope)[0] @ relevancy
         return _normalised((relevancy - identity)[0])[1:]

@@ -84,8 +84,10 @@ class SparseProbe(Method):
         self.check_level(level)
         self.check_examples(examples)
         # one example at a time: a last bit that depends on padding and neighbors could decide which neuron is kept
-        found = [last_token(model, batch, ("post",))[0]["post"] for batch in model.batches(examples, batch_size=1)]
-        x = torch.cat(found).double().flatten(1).cpu().numpy()
+        activations = [
+            last_token(model, batch, ("post",))[0]["post"] for batch in model.batches(examples, batch_size=1)
+        ]
+        x = torch.cat(activations).double().flatten(1).cpu().numpy()
         answers = np.array([e.answer for e in examples])
         coefficients, differences = np.zeros(x.shape[1]), np.zeros(x.shape[1])
         classes = _classes(examples)

@@ -195,17 +195,17 @@ def read(written: str, truth: list[tuple[str, str]]) -> list[tuple[int, str, int
     Returns:
         For each word: the thing's place in ``truth``, "color" or "kind", and where the word starts.
     """
-    found: list[tuple[int, str, int]] = []
+    places: list[tuple[int, str, int]] = []
     phrases = re.finditer(r"\ban? (\w+)(?: (\w+))?", first_sentence(written))
     for i, (pair, phrase) in enumerate(zip(truth, phrases)):
         for group, slot in ((1, "color"), (2, "kind")):
             word = phrase[group]
             if word is None:
-                return found
-            found.append((i, slot, phrase.start(group)))
+                return places
+            places.append((i, slot, phrase.start(group)))
             if word != pair[group - 1]:
-                return found
-    return found
+                return places
+    return places
 
 
 def first_sentence(written: str) -> str:
@@ -217,12 +217,17 @@ def first_sentence(written: str) -> str:
 
 def nouns_shown(written: str, photo: Photo) -> list[tuple[str, str, int]]:
     """The nouns of a caption that the picture's own captions have too: word, lemma, and where it first starts."""
-    said = words_of(photo.captions)
-    found: dict[str, tuple[str, str, int]] = {}
+    caption_words = words_of(photo.captions)
+    nouns: dict[str, tuple[str, str, int]] = {}
     for word, lemma, tag, start in tagged(first_sentence(written)):
-        if tag.startswith("NN") and lemma in said and lemma not in NO_THING and written[start - 1 : start] == " ":
-            found.setdefault(lemma, (word, lemma, start))
-    return list(found.values())
+        if (
+            tag.startswith("NN")
+            and lemma in caption_words
+            and lemma not in NO_THING
+            and written[start - 1 : start] == " "
+        ):
+            nouns.setdefault(lemma, (word, lemma, start))
+    return list(nouns.values())
 
 
 def photo_without(lemma: str, photos: tuple[Photo, ...], place: int) -> Photo | None:
@@ -237,8 +242,8 @@ def photo_without(lemma: str, photos: tuple[Photo, ...], place: int) -> Photo | 
 @functools.lru_cache(maxsize=65536)
 def words_of(captions: tuple[str, ...]) -> frozenset[str]:
     """Every word of some captions, as written and as its lemma."""
-    found = [entry for caption in captions for entry in tagged(caption)]
-    return frozenset(word.lower() for word, *_ in found) | frozenset(lemma for _, lemma, *_ in found)
+    entries = [entry for caption in captions for entry in tagged(caption)]
+    return frozenset(word.lower() for word, *_ in entries) | frozenset(lemma for _, lemma, *_ in entries)
 
 
 def tagged(text: str) -> list[tuple[str, str, str, int]]:
@@ -275,19 +280,19 @@ def photos_of(data: str) -> tuple[Photo, ...]:
     """
     path = Path(data).expanduser()
     if path.is_file():
-        found = from_coco(path)
+        photos = from_coco(path)
     elif path.is_dir():
-        found = from_folder(path)
+        photos = from_folder(path)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not data.startswith("."):
-        found = from_datasets(data)
+        photos = from_datasets(data)
     else:
         raise ConfigurationError(
             f"data is {data!r}, expected '' (drawn pictures), a folder of pictures with captions, a COCO captions "
             "file, or a data set on the hub as owner/name."
         )
-    if not found:
+    if not photos:
         raise TaskError(f"data {data!r} has no picture with a caption.")
-    return tuple(found)
+    return tuple(photos)
 
 
 def from_folder(folder: Path) -> list[Photo]:
@@ -326,9 +331,9 @@ def from_metadata(file: Path) -> list[Photo]:
             raise TaskError(f"entry {number} of {file} lacks file_name or text.")
         captions.setdefault(str(row["file_name"]), []).extend(_texts(row[keys[0]]))
     return [
-        Photo(name, tuple(said), functools.partial(open_image, file.parent / name))
-        for name, said in captions.items()
-        if said
+        Photo(name, tuple(texts), functools.partial(open_image, file.parent / name))
+        for name, texts in captions.items()
+        if texts
     ]
 
 
@@ -354,9 +359,9 @@ def from_coco(file: Path) -> list[Photo]:
         return next((place / name for place in places if (place / name).exists()), root / name)
 
     return [
-        Photo(name, tuple(said), functools.partial(open_image, place_of(name)))
-        for name, said in captions.items()
-        if said
+        Photo(name, tuple(texts), functools.partial(open_image, place_of(name)))
+        for name, texts in captions.items()
+        if texts
     ]
 
 
@@ -375,9 +380,9 @@ def from_datasets(source: str) -> list[Photo]:
             f"{', '.join(repr(name) for name in CAPTION_COLUMNS)}."
         )
     return [
-        Photo(f"{row}", said, functools.partial(open_row, part, row, source))
-        for row, said in enumerate(tuple(_texts(entry)) for entry in part[column])
-        if said
+        Photo(f"{row}", texts, functools.partial(open_row, part, row, source))
+        for row, texts in enumerate(tuple(_texts(entry)) for entry in part[column])
+        if texts
     ]
 
 

@@ -90,10 +90,10 @@ def questions(subset: str, foil: str, rng: random.Random) -> Iterator[Question]:
 def regions(scene: Scene, asked: int) -> dict[str, np.ndarray]:
     """The pixels of the asked thing, of the other things if there are any, and of neither."""
     masks = scene.masks()
-    found = {"object": masks[asked], "background": np.logical_not(masks.any(axis=0))}
+    regions_shown = {"object": masks[asked], "background": np.logical_not(masks.any(axis=0))}
     if len(masks) > 1:
-        found["other"] = np.logical_or.reduce(np.delete(masks, asked, axis=0))
-    return found
+        regions_shown["other"] = np.logical_or.reduce(np.delete(masks, asked, axis=0))
+    return regions_shown
 
 
 def mentions(word: str, text: str) -> tuple[tuple[int, int], ...]:

@@ -81,7 +81,7 @@ class IclSentiment(Task):
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
         reviews = own_reviews() if self.source == "own" else sst2_reviews(self.source)
         pools = {(split, label): pool(reviews, split, label) for split in ("train", "test") for label in (0, 1)}
-        smallest = min(len(found) for found in pools.values())
+        smallest = min(len(texts) for texts in pools.values())
         if smallest <= self.shots:
             raise TaskError(
                 f"source {self.source!r} has only {smallest} short sentences of one label in one split, "

@@ -65,8 +65,8 @@ class Mib(Task):
                 yield Example(prompt, answer, foil, counterfactual, item=item, subset=subset)
 
     def split(self, candidate: Example) -> str:
-        said = candidate.item.partition(":")[0]
-        return said if said in SPLITS else split_of(candidate.item)
+        named = candidate.item.partition(":")[0]
+        return named if named in SPLITS else split_of(candidate.item)
 
 
 @dataclass(frozen=True)

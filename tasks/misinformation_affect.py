@@ -350,14 +350,14 @@ def first_token(subset: str, label: str) -> str:
 
 def fill(frame: str, post: Post) -> tuple[str, tuple[Span, ...]]:
     """The frame with the post in it, and where its affect words stand."""
-    made = ""
+    text = ""
     spans: list[Span] = []
     for literal, field, _, _ in string.Formatter().parse(frame):
-        made += literal
+        text += literal
         if field is not None:
-            spans += [(len(made) + start, len(made) + end) for start, end in post.spans.get(field, ())]
-            made += getattr(post, field)
-    return made, tuple(spans)
+            spans += [(len(text) + start, len(text) + end) for start, end in post.spans.get(field, ())]
+            text += getattr(post, field)
+    return text, tuple(spans)
 
 
 SLOT = re.compile(r"\{([^|}]*)\|([^|}]*)\}")
@@ -366,15 +366,15 @@ SLOT = re.compile(r"\{([^|}]*)\|([^|}]*)\}")
 
 def wording(template: str, side: int) -> tuple[str, tuple[Span, ...]]:
     """A template with the wording of one side (0 or 1) in every slot, and where these stand."""
-    made = ""
+    text = ""
     end = 0
     spans: list[Span] = []
     for slot in SLOT.finditer(template):
-        made += template[end : slot.start()]
-        spans.append((len(made), len(made) + len(slot[side + 1])))
-        made += slot[side + 1]
+        text += template[end : slot.start()]
+        spans.append((len(text), len(text) + len(slot[side + 1])))
+        text += slot[side + 1]
         end = slot.end()
-    return made + template[end:], tuple(spans)
+    return text + template[end:], tuple(spans)
 
 
 @functools.cache
@@ -433,7 +433,7 @@ def published_labels(item: Instruction, subset: str) -> list[str]:
         TaskError: one of them is not among the subset's labels.
     """
     form, known = PUBLISHED_LABELS[subset]
-    found = []
+    labels = []
     for part in item.output.split(",") if subset == "emotion" else [item.output]:
         match = re.match(form, part)
         if match is None or match[1] not in known:
@@ -441,5 +441,5 @@ def published_labels(item: Instruction, subset: str) -> list[str]:
                 f"{item.place} has the label {part.strip()[:40]!r}, which is none of {', '.join(known)} "
                 f"(subset {subset!r})."
             )
-        found.append(match[1])
-    return found
+        labels.append(match[1])
+    return labels

@@ -110,6 +110,7 @@ class Measurement(BaseModel):
 
     Class attributes:
         name: as suites ask for it and records store it.
+        text: what is said once of all its metrics, on the page of metrics.
         levels: the levels at which it is measured.
         metrics: every aggregate that :meth:`statistics` or :meth:`scalars` may name, in the order of columns.
         default: whether suites that name no evaluations ask for it.
@@ -128,6 +129,7 @@ class Measurement(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: ClassVar[str] = ""
+    text: ClassVar[str] = ""
     levels: ClassVar[tuple[str, ...]] = COMPONENTS
     metrics: ClassVar[tuple[Metric, ...]] = ()
     default: ClassVar[bool] = False

@@ -58,6 +58,10 @@ class Concepts(Measurement):
         draws: int = Field(5, ge=1)
 
     name = "concepts"
+    text = (
+        "Measured at level neurons on tasks whose examples each carry a concept, and only of methods that score single "
+        "examples. Of fewer than 200 neurons, half of them are the top 100."
+    )
     levels = ("neurons",)
     default = True
     needs_method = True

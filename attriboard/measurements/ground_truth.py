@@ -95,6 +95,10 @@ class GroundTruth(Measurement):
     """
 
     name = "ground_truth"
+    text = (
+        "Measured of models whose mechanism is known ([ground_truth.md](ground_truth.md)); components are judged once, "
+        "on the train examples that were scored."
+    )
     levels = (*COMPONENTS, "tokens")
     position = 100
     metrics = (

@@ -128,6 +128,13 @@ class Localization(Measurement):
         rings: tuple[Literal[0, 1], ...] = (0,)
 
     name = "localization"
+    text = (
+        "At levels of inputs (patches, tokens) the f of faithfulness is taken over positions of the input: m_empty is "
+        "the model with every position of the level replaced, and the sizes are those nearest to 1, 2, 5, 10, 20, 50 "
+        "and 100 % of each example's own n positions. Areas belong to an example; like the metric itself they are "
+        "averaged over examples before the division. *Evidence* and *distractors* are marks or regions that the task "
+        "declares."
+    )
     levels = INPUTS
     default = True
     replaces = True

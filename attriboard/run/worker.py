@@ -29,6 +29,7 @@ from ..records.record import Cell, ModelFacts, Planned, Provenance, Record, Stag
 from ..records.settings import Settings
 from ..stats.intervals import VERSION
 from ..task import tasks
+from ..zoo import planted
 from .identity import record_identity, scoring_identity, wanted_stages
 from .provenance import provenance
 from .scoring import Scored, from_file, score, scored_split, unpacked
@@ -211,6 +212,7 @@ class _Run:
             "task_version": context.task.version,
             "model": ModelFacts(
                 source=model.source,
+                recipe=planted.recipe(cell.model),
                 weights_sha256=model.weights_sha256,
                 n_layers=model.n_layers,
                 n_heads=model.n_heads,

@@ -88,6 +88,11 @@ SOURCES = tuple(Path(__file__).with_name(name) for name in ("planted.py", "words
 """The files that a planted model follows from."""
 
 
+def recipe(name: str) -> str:
+    """What models that differ in their seed alone have in common: the name without it; "" of other names."""
+    return re.sub(r"-seed\d+$", "", name) if is_planted(name) else ""
+
+
 def is_planted(name: str) -> bool:
     """Whether a name is one of :data:`NAMES`, with or without ``-seedN``."""
     return _NAME.fullmatch(name) is not None
@@ -229,11 +234,11 @@ class _Draft:
 
     def seats(self, layers: Sequence[Sequence[int]], taken: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
         """One free (layer, head) for each given choice of layers."""
-        found = list(taken)
+        places = list(taken)
         for choice in layers:
-            free = [(layer, h) for layer in choice for h in range(N_HEADS) if (layer, h) not in found]
-            found.append(self.rng.choice(free))
-        return found[len(taken) :]
+            free = [(layer, h) for layer in choice for h in range(N_HEADS) if (layer, h) not in places]
+            places.append(self.rng.choice(free))
+        return places[len(taken) :]
 
 
 def _head(at: tuple[int, int], dimension: int | None = None) -> str:
@@ -265,8 +270,10 @@ def _copy(mechanism: str, seed: int) -> Blueprint:
     redundant, suppressed = mechanism == "redundant", mechanism == "suppressor"
     previous = dict(zip(NOUNS, draft.take(len(NOUNS))))  # the noun before this token
     copied = dict(zip(COLORS, draft.take(len(COLORS))))
-    said = dict(zip(COLORS, draft.take(len(COLORS)))) if suppressed else {}  # what neurons and the suppressor write
-    logits = {c: {copied[c]: 8.0, said[c]: 4.0} if suppressed else {copied[c]: 10.0} for c in COLORS}
+    written_by = (
+        dict(zip(COLORS, draft.take(len(COLORS)))) if suppressed else {}
+    )  # what neurons and the suppressor write
+    logits = {c: {copied[c]: 8.0, written_by[c]: 4.0} if suppressed else {copied[c]: 10.0} for c in COLORS}
     plan = draft.start(logits, together=_ALIKE + 1)
     back = draft.seats([_FIRST_LAYERS] * (2 if redundant else 1))
     match, *against = draft.seats([_LAST_LAYERS] * (2 if suppressed else 1))
@@ -287,7 +294,7 @@ def _copy(mechanism: str, seed: int) -> Blueprint:
         place(at, {n: (weight, previous[n]) for n in NOUNS}, "noun")
     place(match, {c: (1.0, copied[c]) for c in COLORS}, "value")
     for at in against:
-        place(at, {c: (-1.0, said[c]) for c in COLORS}, "value", "hurts")
+        place(at, {c: (-1.0, written_by[c]) for c in COLORS}, "value", "hurts")
     for layer, h in _others([*back, match, *against]):
         rows, _ = draft.rows()
         if layer > max(at[0] for at in back) and rng.random() < 0.5:  # looks where the matching head looks
@@ -308,7 +315,7 @@ def _copy(mechanism: str, seed: int) -> Blueprint:
                 sign, axis = rng.choice((-1.0, 1.0)), free[3 * j]
                 if layer == writer and j < 4:
                     # three for the answer and one against it write as long a vector as four that write at random
-                    sign, axis = (1.0, -1.0)[j // 3], said[COLORS[i]]
+                    sign, axis = (1.0, -1.0)[j // 3], written_by[COLORS[i]]
                 neurons.append(Neuron(reads, written(sign, axis, free[3 * j + 1 : 3 * j + 3])))
         plan.neurons[layer], order = draft.shuffled(neurons)
         if layer == writer:
@@ -581,10 +588,10 @@ def blueprint(name: str) -> Blueprint:
     Raises:
         UnknownNameError: no planted model is called so.
     """
-    found = _NAME.fullmatch(name)
-    if found is None:
+    match = _NAME.fullmatch(name)
+    if match is None:
         raise UnknownNameError("planted model", name, NAMES, "Any of them may end in -seedN.")
-    return _BLUEPRINTS[found[1]](found[1], int(found[3] or 0))
+    return _BLUEPRINTS[match[1]](match[1], int(match[3] or 0))
 
 
 def build(name: str) -> tuple[LlamaForCausalLM | GPT2LMHeadModel, PreTrainedTokenizerFast, Truth]:
