@@ -42,9 +42,9 @@ class Faithfulness(Measurement):
     text = (
         "With *m* the task's metric (logit of the answer minus logit of the foil) averaged over test examples, "
         "f(k) = (m_k − m_empty) / (m_full − m_empty): m_full is the untouched model, m_empty the model with every "
-        "component of the level replaced, at all positions. Sizes k are the distinct whole numbers nearest to 0.1, 0.2, "
-        "0.5, 1, 2, 5, 10, 20, 50 and 100 % of the level's n components, at least 1; MIB's two scores use floor(k n). f "
-        "is never clipped."
+        "component of the level replaced, at all positions. Sizes k are the distinct whole numbers nearest to 0.1, "
+        "0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 % of the level's n components, at least 1; MIB's two scores use "
+        "floor(k n). f is never clipped."
     )
     default = True
     replaces = True

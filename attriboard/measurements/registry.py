@@ -24,8 +24,8 @@ def page() -> str:
     lines = [
         "# Metrics",
         "",
-        "Made by `make docs` from what measurements declare (`attriboard/measurements/`); every record stores the version",
-        "of each metric.",
+        "Made by `make docs` from what measurements declare (`attriboard/measurements/`); every record stores the",
+        "version of each metric.",
     ]
     for measurement in MEASUREMENTS.values():
         said = textwrap.wrap(measurement.text, 120, break_long_words=False, break_on_hyphens=False)
