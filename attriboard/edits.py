@@ -141,14 +141,14 @@ def _rewrite_batch(model: Model, batch: Batch, level: Level, neurons: Tensor) ->
     rows = torch.arange(len(batch), device=model.device)
     first = int(layer_of.min())
     start = hook_name("resid_pre", first)
-    found: dict[str, Tensor] = {}
+    units: dict[str, Tensor] = {}
     watch = {
-        name: watched(found, name, lambda x: x[rows, batch.last].float())
+        name: watched(units, name, lambda x: x[rows, batch.last].float())
         for name in (hook_name("post", layer) for layer in layer_of.unique().tolist())
     }
     resid = model.run(batch, [start], watch)[start]
     places = list(zip(layer_of.tolist(), unit_of.tolist()))
-    coefficients = torch.stack([found[hook_name("post", layer)][:, unit] for layer, unit in places], dim=1)
+    coefficients = torch.stack([units[hook_name("post", layer)][:, unit] for layer, unit in places], dim=1)
     shares = coefficients / coefficients.norm(dim=1, keepdim=True).clamp(min=1e-30)
     towards = model.final_norm_weight * (model.W_U[batch.foil] - model.W_U[batch.answer]).float()
     if not model.architecture.rms:
@@ -236,12 +236,12 @@ def _rewritten(model: Model, edits: Sequence[Rewrite]) -> dict[str, Edit]:
     change = torch.stack([edit.strength * edit.direction for edit in edits])[:, None]
 
     def shift(layer: int) -> dict[str, Edit]:
-        found: dict[str, Tensor] = {}
+        noise: dict[str, Tensor] = {}
         post = hook_name("post", layer)
         share = per_layer[:, layer, :, None]
         return {
-            post: watched(found, post, lambda x: x.float() @ share),
-            hook_name("mlp_out", layer): lambda out: out + (found.pop(post) * change).to(out.dtype),
+            post: watched(noise, post, lambda x: x.float() @ share),
+            hook_name("mlp_out", layer): lambda out: out + (noise.pop(post) * change).to(out.dtype),
         }
 
     return {name: edit for layer in _touched(model, edits) for name, edit in shift(layer).items()}

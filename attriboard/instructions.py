@@ -52,10 +52,10 @@ def read_instructions(source: str) -> list[Instruction]:
     if path.suffix in (".json", ".jsonl") and not path.exists():
         raise TaskError(f"there is no file {source}; give the path of a JSON-lines file.")
     rows = _lines(path) if path.is_file() else _loaded(source)
-    found = [_instruction(row, place) for row, place in rows]
-    if not found:
+    instructions = [_instruction(row, place) for row, place in rows]
+    if not instructions:
         raise TaskError(f"{source} has no question; each line is a JSON object with instruction, input and output.")
-    return found
+    return instructions
 
 
 def _lines(file: Path) -> Iterator[tuple[Any, str]]:
@@ -135,11 +135,11 @@ def _instruction(row: Any, place: str) -> Instruction:
         raise TaskError(f"{place} is {type(row).__name__}, expected an object with instruction, input and output.")
     if "conversations" in row:
         turns = row["conversations"]
-        said: dict[str, Any] = {}
+        turns_by_speaker: dict[str, Any] = {}
         for turn in turns if isinstance(turns, list) else ():
             if isinstance(turn, Mapping):
-                said.setdefault(str(turn.get("from")), turn.get("value"))
-        return Instruction(_text(said, "human", place), _text(said, "assistant", place), place)
+                turns_by_speaker.setdefault(str(turn.get("from")), turn.get("value"))
+        return Instruction(_text(turns_by_speaker, "human", place), _text(turns_by_speaker, "assistant", place), place)
     more = "" if row.get("input") in (None, "") else f"\n{_text(row, 'input', place)}"
     return Instruction(_text(row, "instruction", place) + more, _text(row, "output", place), place)
 

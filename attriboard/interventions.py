@@ -330,14 +330,14 @@ def pinned(point: Tensor) -> Edit:
     return lambda x: x + (point - x.detach())
 
 
-def watched(found: dict[str, Tensor], name: str, pick: Edit) -> Edit:
-    """An edit that changes nothing and keeps ``pick`` of the activation in ``found[name]``.
+def watched(kept: dict[str, Tensor], name: str, pick: Edit) -> Edit:
+    """An edit that changes nothing and keeps ``pick`` of the activation in ``kept[name]``.
 
     For what is needed of an activation that is much larger, such as one row of an attention pattern.
     """
 
     def keep(x: Tensor) -> Tensor:
-        found[name] = pick(x)
+        kept[name] = pick(x)
         return x
 
     return keep

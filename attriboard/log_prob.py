@@ -130,11 +130,11 @@ def last_token(
     names = [hook_name(site, layer) for site in sites for layer in range(model.n_layers)]
     run = model.run(batch, [*names, last_resid], edits)
     rows = torch.arange(len(batch), device=model.device)
-    found = {
+    activations = {
         site: torch.stack([run[hook_name(site, layer)][rows, batch.last] for layer in range(model.n_layers)], dim=1)
         for site in sites
     }
-    return found, run[last_resid][rows, batch.last]
+    return activations, run[last_resid][rows, batch.last]
 
 
 def top_heads(
@@ -153,7 +153,7 @@ def top_heads(
         skip_layers: first layers whose heads are left out.
     """
     layers = range(skip_layers, model.n_layers)
-    found = []
+    tops = []
     for b in range(len(target)):
         own, one = unembedding.row(b), slice(b, b + 1)
         delta = torch.stack([model.head_outputs(layer, z[b, layer]) for layer in layers]).float()
@@ -170,8 +170,8 @@ def top_heads(
             at = start[index // model.n_heads]
             gained = own.increase(at[None], delta.flatten(0, 1)[index][None], target[one])[0]
             increase = torch.cat([increase, gained])
-        found.append(heads[increase.topk(k).indices] + skip_layers * model.n_heads)
-    return torch.stack(found)
+        tops.append(heads[increase.topk(k).indices] + skip_layers * model.n_heads)
+    return torch.stack(tops)
 
 
 def position_outputs(
@@ -301,9 +301,9 @@ def exact_top(
         if len(best) >= k and float(values[order[done]]) + slack < float(best[k - 1]):
             break
         index = order[done : done + step]
-        found = candidates.increases(unembedding, target, index).double().mean(0)
-        values[index] = found
+        exactly = candidates.increases(unembedding, target, index).double().mean(0)
+        values[index] = exactly
         exact[index] = True
-        best = torch.cat([best, found]).sort(descending=True).values[: max(k, 1)]
+        best = torch.cat([best, exactly]).sort(descending=True).values[: max(k, 1)]
         done, step = done + len(index), min(chunk, max(8, k // 8))
     return values, exact

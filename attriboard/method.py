@@ -102,11 +102,11 @@ class Method:
         self.check_level(level)
         if type(self).score_batch is Method.score_batch:
             raise SkipCell(f"{self.name} scores all examples together and gives no scores of single ones.")
-        found: list[Tensor] = []
+        each: list[Tensor] = []
         for batch in model.batches(examples):
             scores = self._batch_scores(model, batch, level).float().cpu()
-            found += level.take(model, batch, scores) if isinstance(level, InputLevel) else list(scores)
-        return found
+            each += level.take(model, batch, scores) if isinstance(level, InputLevel) else list(scores)
+        return each
 
     def _batch_scores(self, model: Model, batch: Batch, level: Level) -> Tensor:
         scores = self.score_batch(model, batch, level)
@@ -215,17 +215,17 @@ def true_or_false(method: Method, *names: str) -> None:
             raise ConfigurationError(f"{name} of {method.name} is {value!r}, expected true or false.")
 
 
-def checked_inputs(found: Sequence[Tensor], method: Method) -> list[Tensor]:
+def checked_inputs(each: Sequence[Tensor], method: Method) -> list[Tensor]:
     """Each example's own scores, if every one is finite.
 
     Raises:
         MethodError: names the first example with a score that is NaN or infinite.
     """
-    for i, values in enumerate(found):
+    for i, values in enumerate(each):
         if not bool(torch.isfinite(values).all()):
             bad = int((~torch.isfinite(values)).sum())
             raise MethodError(f"{method.name} returned {bad} scores that are NaN or infinite for example {i}.")
-    return list(found)
+    return list(each)
 
 
 def checked(scores: Any, method: Method, model: Model, level: Level) -> Scores:

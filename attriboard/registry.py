@@ -59,15 +59,15 @@ class Registry(Generic[T]):
                 self.broken[point.name] = f"{type(error).__name__}: {error}"
 
     def _collect(self, module: ModuleType) -> int:
-        found = 0
+        count = 0
         for _, value in inspect.getmembers(module, inspect.isclass):
             own = value.__module__ == module.__name__
             if not own or not issubclass(value, self.base) or inspect.isabstract(value):
                 continue
             if getattr(value, "name", None):
                 self.add(value)
-                found += 1
-        return found
+                count += 1
+        return count
 
     def add(self, cls: type[T]) -> type[T]:
         """Registers a class under its ``name``; a second class of that name is an error unless it is the same file."""
@@ -87,12 +87,12 @@ class Registry(Generic[T]):
             raise ConfigurationError(f"--include {path} does not exist.")
         path = path.resolve()
         files = sorted(path.glob("*.py")) if path.is_dir() else [path]
-        found = 0
+        count = 0
         for file in files:
             module = _module(file)
-            found += self._collect(module)
+            count += self._collect(module)
         self.included.append(path)
-        return found
+        return count
 
     def names(self) -> list[str]:
         self._load()

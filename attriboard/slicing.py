@@ -173,14 +173,14 @@ def arrange(
         n_heads, group: query heads, and query heads per key/value head, of the original.
         accepts: whether a model may have so many key/value heads and query heads.
     """
-    found = []
+    arrangements = []
     for new in range(1, group + 1):
         layers = tuple(_places(heads, group, new) for heads in kept)
         needed = max(1, *map(len, layers))
         n_kv = next((n for n in range(needed, n_heads + 1) if accepts(n, n * new)), None)
         if n_kv is not None:
-            found.append(Arrangement(new, n_kv, layers))
-    return min(found, key=lambda arranged: (arranged.cost, arranged.n_kv))
+            arrangements.append(Arrangement(new, n_kv, layers))
+    return min(arrangements, key=lambda arranged: (arranged.cost, arranged.n_kv))
 
 
 def _places(heads: Sequence[int], group: int, new_group: int) -> tuple[Place, ...]:

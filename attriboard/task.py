@@ -212,18 +212,18 @@ class Task(ABC):
     ) -> Iterator[Example]:
         rng = random.Random(f"{self.stream or f'{self.name}:{self.version}'}:{split}:{subset}:{seed}")
         seen: set[str] = set()
-        found = rejected = 0
+        usable = rejected = 0
         reason = "its candidates ran out"
         for tried, candidate in enumerate(self.candidates(subset, rng)):
-            if tried > (20 if self.writes else 400) * (found + 5):
+            if tried > (20 if self.writes else 400) * (usable + 5):
                 break
             if self.split(candidate) != split:
                 continue
-            made = [candidate]
+            examples = [candidate]
             if self.writes and write is not None:
-                made = [e for e in self.targets(candidate, write(candidate, self.writes)) if e.subset == subset]
-                reason = reason if made else "the model wrote no target word"
-            for example in made:
+                examples = [e for e in self.targets(candidate, write(candidate, self.writes)) if e.subset == subset]
+                reason = reason if examples else "the model wrote no target word"
+            for example in examples:
                 key = example.twin or example.key
                 if key in seen:
                     continue
@@ -233,10 +233,10 @@ class Task(ABC):
                     reason, rejected = why_not, rejected + 1
                     continue
                 seen.add(key)
-                found += 1
+                usable += 1
                 yield example
         raise TaskError(
-            f"task {self.name!r} gave only {found} {split} examples of subset {subset!r} that this model can use "
+            f"task {self.name!r} gave only {usable} {split} examples of subset {subset!r} that this model can use "
             f"({rejected} rejected; the last reason: {reason}); ask for fewer or choose other subsets."
         )
 

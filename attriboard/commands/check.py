@@ -28,8 +28,8 @@ def check(
     include_files(include)
     report = check_folders(folder, against, metric or (), speed)
     if as_json:
-        said = {"failed": report.failed, "lines": report.lines(), **report.model_dump(mode="json")}
-        typer.echo(json.dumps(said, indent=1))
+        content = {"failed": report.failed, "lines": report.lines(), **report.model_dump(mode="json")}
+        typer.echo(json.dumps(content, indent=1))
     else:
         for line in report.lines():
             out.print(line, highlight=False, markup=False)

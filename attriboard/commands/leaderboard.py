@@ -39,8 +39,8 @@ def leaderboard(
             drawn = draw(board, figures)
         except OSError as error:
             raise ConfigurationError(f"cannot draw into {figures}: {error.strerror or error}.") from error
-        for made in drawn:
-            err.print(f"drew {escape(str(made))}", highlight=False)
+        for picture in drawn:
+            err.print(f"drew {escape(str(picture))}", highlight=False)
     if out_file is None:
         typer.echo(text, nl=False)
         return

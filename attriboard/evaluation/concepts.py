@@ -165,14 +165,14 @@ def vocabulary_words(model: Model, neurons: Tensor) -> list[frozenset[str]]:
     tokenizer = model.tokenizer
     W_U = model.W_U[: tokenizer.vocab_size].float()
     special = [i for i in tokenizer.all_special_ids if i < len(W_U)]
-    found = []
+    words_of = []
     for part in neurons.split(256):
         vectors = [model.W_out(i // model.d_mlp)[i % model.d_mlp] for i in part.tolist()]
         products = torch.stack(vectors).float() @ W_U.T
         products[:, special] = -torch.inf
         for row in products.topk(min(WORDS, products.shape[1] - len(special))).indices.tolist():
-            found.append(frozenset(_folded(tokenizer.decode([token])) for token in row))
-    return found
+            words_of.append(frozenset(_folded(tokenizer.decode([token])) for token in row))
+    return words_of
 
 
 def _folded(text: str) -> str:
@@ -244,7 +244,7 @@ def _noised(model: Model, examples: Sequence[EncodedExample], sets: Tensor, sigm
     """
     draws = sets.shape[1]
     clean: list[float] = []
-    found: list[Tensor] = []
+    log_probs: list[Tensor] = []
     for batch in model.batches(examples, max(1, model.batch_size // (2 * draws))):
         neurons, noise = [], []
         for i in range(len(clean), len(clean) + len(batch)):
@@ -261,5 +261,5 @@ def _noised(model: Model, examples: Sequence[EncodedExample], sets: Tensor, sigm
         rows = torch.arange(len(batch), device=model.device).repeat_interleave(2 * draws)
         repeated = batch.rows(rows)
         noised = model.run(repeated, edits=noise_edits(model, neurons, noise), start=(first, run[start][rows]))
-        found.append(measure(noised.logits, repeated)[:, Measure.LOGPROB].cpu().view(-1, draws, 2))
-    return clean, torch.cat(found)
+        log_probs.append(measure(noised.logits, repeated)[:, Measure.LOGPROB].cpu().view(-1, draws, 2))
+    return clean, torch.cat(log_probs)

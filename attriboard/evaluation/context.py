@@ -112,8 +112,8 @@ class Context:
         """
         distinct, place = masks.unique(dim=0, return_inverse=True)
         groups = self._order.split(max(1, self.model.batch_size // 8))
-        found = torch.cat([self._intervention(level, replacement, group)(distinct) for group in groups], dim=1)
-        return found[:, torch.argsort(self._order)][place]
+        measured = torch.cat([self._intervention(level, replacement, group)(distinct) for group in groups], dim=1)
+        return measured[:, torch.argsort(self._order)][place]
 
     def _intervention(self, level: Level, replacement: Replacement, group: Tensor) -> Intervention:
         key = (level.name, replacement, int(group[0]))
@@ -126,13 +126,13 @@ class Context:
             if level.name not in self._means:
                 self._means[level.name] = component_means(self.model, self.train, level)
             means = self._means[level.name]
-        made = Intervention(self.model, batch, level, replacement, means)
-        held = sum(other.nbytes for other in self._interventions.values())
-        while self._interventions and held + made.nbytes > self.cache_bytes:
-            held -= self._interventions.popitem(last=False)[1].nbytes
-        if made.nbytes <= self.cache_bytes:
-            self._interventions[key] = made
-        return made
+        intervention = Intervention(self.model, batch, level, replacement, means)
+        in_use = sum(other.nbytes for other in self._interventions.values())
+        while self._interventions and in_use + intervention.nbytes > self.cache_bytes:
+            in_use -= self._interventions.popitem(last=False)[1].nbytes
+        if intervention.nbytes <= self.cache_bytes:
+            self._interventions[key] = intervention
+        return intervention
 
 
 def _spread(examples: list[EncodedExample], n: int) -> list[EncodedExample]:

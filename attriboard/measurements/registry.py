@@ -28,8 +28,8 @@ def page() -> str:
         "version of each metric.",
     ]
     for measurement in MEASUREMENTS.values():
-        said = textwrap.wrap(measurement.text, 120, break_long_words=False, break_on_hyphens=False)
-        lines += ["", f"## {measurement.name}", *([""] if said else []), *said]
+        paragraph = textwrap.wrap(measurement.text, 120, break_long_words=False, break_on_hyphens=False)
+        lines += ["", f"## {measurement.name}", *([""] if paragraph else []), *paragraph]
         for metric in measurement.metrics:
             facts = f"`{metric.name}`, version {metric.version}. Unit: {metric.unit}. Better: {metric.better}."
             lines += ["", f"### {metric.title}", "", facts, "", metric.text]

@@ -151,11 +151,11 @@ def _scores(model: Model, method: Method, examples: Sequence[EncodedExample], le
         method.check_examples(examples)
         if not isinstance(level, InputLevel):
             return checked(method.attribute(model, examples, level), method, model, level)
-        found = checked_inputs(method.each(model, examples, level), method)
+        by_example = checked_inputs(method.each(model, examples, level), method)
     except SkipCell as error:
         raise MethodError(str(error)) from error
-    said: dict[str, Any] = {"averaged_over_examples": len(examples)}
+    details: dict[str, Any] = {"averaged_over_examples": len(examples)}
     if not level.image:
-        said = {"tokens": level.pieces(model, examples[0])}
-    mean = torch.stack(found).double().mean(0).float()
-    return Scores(mean, level.name, level.example_names(model, examples[0]), said)
+        details = {"tokens": level.pieces(model, examples[0])}
+    mean = torch.stack(by_example).double().mean(0).float()
+    return Scores(mean, level.name, level.example_names(model, examples[0]), details)

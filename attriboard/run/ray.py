@@ -102,11 +102,11 @@ def _pair(
                 registry.include(Path(path))
     if not _WORKERS:
         _WORKERS.append(Worker())
-    made = []
+    outcomes = []
     for part in work:
         *texts, content = part["earlier"]
         records = [None if text is None else Record.model_validate_json(text) for text in texts]
         planned = Planned(Cell.model_validate(part["cell"]), Settings.model_validate(part["settings"]))
         record, scores = _WORKERS[0].execute(suite, planned, Earlier(records[0], records[1], content))
-        made.append((_text(record), scores))
-    return made
+        outcomes.append((_text(record), scores))
+    return outcomes

@@ -187,7 +187,7 @@ def tiny_examples(
     the same.
     """
     rng = random.Random(0)
-    found = []
+    examples = []
     for i, (answer, foil, subset) in enumerate(zip(answers, foils, subsets)):
         words = [rng.choice(WORDS) for _ in range(4 + (3 * i) % 5)]
         other = [*words[:2], *(rng.choice(WORDS) for _ in words[2:])]
@@ -206,8 +206,8 @@ def tiny_examples(
             image=_picture(i) if first else None,
             counterfactual_image=_picture(i + 10) if first else None,
         )
-        found.append(model.encode(example))
-    return tuple(found)
+        examples.append(model.encode(example))
+    return tuple(examples)
 
 
 def _picture(seed: int) -> Any:

@@ -105,7 +105,7 @@ def bootstrap_interval(
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            found = scipy.stats.bootstrap(
+            interval = scipy.stats.bootstrap(
                 sample,
                 over_last_axis,
                 vectorized=True,
@@ -114,8 +114,8 @@ def bootstrap_interval(
                 method=method,
                 rng=np.random.default_rng(seed),
             ).confidence_interval
-        if np.isfinite(found.low) and np.isfinite(found.high):
-            return float(found.low), float(found.high)
+        if np.isfinite(interval.low) and np.isfinite(interval.high):
+            return float(interval.low), float(interval.high)
     return None
 
 

@@ -66,8 +66,8 @@ def critical_difference(methods: int, tables: int) -> float:
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation (n - 1 in the denominator) of one number under several seeds; NaN for one alone."""
-    found = np.asarray(values, dtype=float)
-    return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+    numbers = np.asarray(values, dtype=float)
+    return float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else float("nan")
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:

@@ -83,6 +83,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)) if len(p) else p
-    found = np.empty_like(p)
-    found[order] = np.minimum(adjusted, 1.0)
-    return [float(x) for x in found]
+    in_order = np.empty_like(p)
+    in_order[order] = np.minimum(adjusted, 1.0)
+    return [float(x) for x in in_order]

@@ -46,7 +46,7 @@ def fixed_scenes(things: int, held_out: bool, count: int = PICTURES) -> list[Sce
 def color_answers(model: Any, tokenizer: Any, scenes: Sequence[Scene], device: str = "cpu") -> list[list[str]]:
     """For each scene the likeliest next token, over the whole vocabulary, to the question about each of its things, and
     last to that about an absent object (the first in :data:`KINDS` from a place that moves with the scene)."""
-    found: list[list[str]] = []
+    answers: list[list[str]] = []
     for start in range(0, len(scenes), _AT_A_TIME):
         some = scenes[start : start + _AT_A_TIME]
         asked = [[*(t.kind for t in scene.things), absent_kind(scene, start + i)] for i, scene in enumerate(some)]
@@ -55,8 +55,8 @@ def color_answers(model: Any, tokenizer: Any, scenes: Sequence[Scene], device: s
         _, projected = features_and_projection(model, pictures)
         tokens = answer_logits(model, projected, to_tensors(packed, device)).argmax(-1).tolist()
         words = iter([tokenizer.decode([token]) for token in tokens])
-        found += [[next(words) for _ in kinds] for kinds in asked]
-    return found
+        answers += [[next(words) for _ in kinds] for kinds in asked]
+    return answers
 
 
 def absent_kind(scene: Scene, number: int) -> str:
@@ -73,7 +73,7 @@ def _open_question(tokenizer: Any, kind: str) -> Said:
 def captions(model: Any, tokenizer: Any, scenes: Sequence[Scene], device: str = "cpu") -> list[str]:
     """The greedy caption of each scene, up to its first full stop."""
     prompt = torch.tensor([tokenizer(with_placeholders(CAPTION)).input_ids], device=device)
-    said = []
+    sentences = []
     for start in range(0, len(scenes), 2 * _AT_A_TIME):
         some = scenes[start : start + 2 * _AT_A_TIME]
         pictures = pixel_values(np.stack([scene.pixels() for scene in some]), device).to(model.dtype)
@@ -87,7 +87,7 @@ def captions(model: Any, tokenizer: Any, scenes: Sequence[Scene], device: str = 
             pad_token_id=tokenizer.eos_token_id,
         )
         texts = tokenizer.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)
-        said += [text.split(".")[0] + "." for text in texts]
+        sentences += [text.split(".")[0] + "." for text in texts]
     return said
 
 
