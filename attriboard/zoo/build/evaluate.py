@@ -88,7 +88,7 @@ def captions(model: Any, tokenizer: Any, scenes: Sequence[Scene], device: str = 
         )
         texts = tokenizer.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)
         sentences += [text.split(".")[0] + "." for text in texts]
-    return said
+    return sentences
 
 
 @torch.no_grad()
