@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from attriboard.records.record import Record
+from attriboard.records.record import Planned, Record
 from attriboard.records.store import Folder
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
@@ -47,13 +47,15 @@ def test_the_runner_keeps_a_sketch_of_components_and_none_of_inputs(toy: dict, t
     suite = Suite.load(toy["suite"])
     outcome = run_cells("toy", suite.plan(method=["random", "attribution_patching"]), Folder(tmp_path))
     for record in outcome.made:
-        assert len(record.sketch) == 3 * 4
-        best = dict(record.top)
-        for i, value in enumerate(record.sketch):
+        assert record.scores is not None and len(record.scores.sketch) == 3 * 4
+        best = dict(record.scores.top)
+        for i, value in enumerate(record.scores.sketch):
             assert value == pytest.approx(best[f"a{i // 4}.h{i % 4}"], rel=1e-5)
-    inputs = suite.plan(method=["random"])[0].model_copy(update={"level": "tokens"})
+    ((cell, _),) = suite.plan(method=["random"])
+    inputs = Planned(cell.model_copy(update={"level": "tokens"}), suite.settings)
     (record,) = run_cells("toy", [inputs], Folder(tmp_path / "tokens")).made
-    assert record.status == "ok" and record.sketch == []
+    assert record.status == "ok", record.reason
+    assert record.status == "ok" and record.scores is not None and record.scores.sketch == []
 
 
 def test_records_without_a_sketch_still_load(toy: dict, tmp_path: Path) -> None:
@@ -61,8 +63,9 @@ def test_records_without_a_sketch_still_load(toy: dict, tmp_path: Path) -> None:
     suite = Suite.load(toy["suite"])
     (record,) = run_cells("toy", suite.plan(method=["random"]), Folder(tmp_path)).made
     older = json.loads((tmp_path / record.filename).read_text())
-    del older["sketch"]
-    assert Record.model_validate(older).sketch == []
+    del older["scores"]["sketch"]
+    loaded = Record.model_validate(older)
+    assert loaded.scores is not None and loaded.scores.sketch == []
 
 
 def test_a_group_may_have_seeds_of_its_own(toy: dict, tmp_path: Path) -> None:
@@ -71,6 +74,6 @@ def test_a_group_may_have_seeds_of_its_own(toy: dict, tmp_path: Path) -> None:
     more = '\n[[groups]]\ntasks = ["repeat"]\nmethods = ["weight_norm"]\nlevels = ["heads"]\nseeds = [3, 1]\n'
     file.write_text(toy["suite"].read_text() + more)
     suite = Suite.load(file)
-    assert [c.seed for c in suite.plan() if c.method == "weight_norm"] == [3, 1]
-    assert {c.seed for c in suite.plan() if c.method != "weight_norm"} == {0}
-    assert {c.seed for c in suite.plan(seed=7)} == {7}
+    assert [c.seed for c, _ in suite.plan() if c.method == "weight_norm"] == [3, 1]
+    assert {c.seed for c, _ in suite.plan() if c.method != "weight_norm"} == {0}
+    assert {c.seed for c, _ in suite.plan(seed=7)} == {7}

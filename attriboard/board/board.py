@@ -229,7 +229,9 @@ class Board:
         folder = Folder(path)
         records, superseded = newest(folder.read())
         if not records:
-            raise ConfigurationError(f"{path} holds no records; run a suite with --out {path} first.")
+            left_out = [f"{path / name} is not a record: {why}" for name, why in sorted(folder.foreign.items())]
+            others = f" ({left_out[0]})" if left_out else ""
+            raise ConfigurationError(f"{path} holds no records{others}; run a suite with --out {path} first.")
         return cls(
             about=folder.about(),
             tables=_tables([up_to_date(record) for record in records if record.measurements]),

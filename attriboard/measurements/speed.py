@@ -9,6 +9,9 @@ from ..levels import LEVELS
 from . import base
 from .base import Measurement, Metric, Scalar, Statistic
 
+VARYING = ("seconds_per_example", "peak_memory_mib")
+"""The metrics that differ between two runs of the same."""
+
 
 class Speed(Measurement):
     """What a method costs, on the examples it scores: the train split, or the test split at levels of inputs.

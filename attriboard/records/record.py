@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import Field, SerializeAsAny, field_serializer, field_validator, model_validator
 
 from ..levels import USUAL_REPLACEMENT, InputReplacement
-from ..measurements.base import METRICS, Kept, Measurement, Statistic, Strict
+from ..measurements.base import Kept, Measurement, Statistic, Strict
+from ..measurements.speed import VARYING, Speed
 from .settings import Settings, measurement_of
 
 M = TypeVar("M", bound=Measurement)
@@ -225,7 +226,8 @@ class Record(Strict):
         if self.status != "ok":
             return self
         wanted = set(self.settings.measured(self.cell.level)) & set(self.stages)
-        if wanted - set(self.measurements) - set(self.not_measured):
+        uncosted = Speed.name in self.not_measured and self.cell.precomputed is None  # a method that ran was timed
+        if uncosted or wanted - set(self.measurements) - set(self.not_measured):
             raise ValueError("an 'ok' record without its measurements")
         if not self.measurements or self.scores is None or "test" not in self.kept:
             raise ValueError("an 'ok' record without scores, measurements or examples")
@@ -259,12 +261,8 @@ class Record(Strict):
     def without_timings(self) -> dict[str, Any]:
         """Everything but times, memory and provenance, to compare two runs of one cell."""
         content = self.model_dump(mode="json", exclude={"provenance", "traceback", "derived"})
-        content["measurements"].pop("speed", None)
-        content["aggregates"] = {
-            name: value
-            for name, value in content["aggregates"].items()
-            if name not in METRICS or METRICS[name].measurement != "speed"
-        }
+        content["measurements"].pop(Speed.name, None)
+        content["aggregates"] = {name: value for name, value in content["aggregates"].items() if name not in VARYING}
         content["stages"] = {name: stage["identity"] for name, stage in content["stages"].items()}
         return content
 

@@ -15,7 +15,7 @@ from attriboard.evaluation.context import Context
 from attriboard.interventions import component_means
 from attriboard.loading import load_model
 from attriboard.records.aggregate import aggregates
-from attriboard.records.record import Planned, Record
+from attriboard.records.record import Record
 from attriboard.run.suite import Suite
 from attriboard.run.worker import Worker
 from attriboard.scores import Scores
@@ -104,8 +104,8 @@ def test_nothing_to_explain_is_an_error_that_says_so(context: Context) -> None:
 def test_aggregates_can_be_recomputed_from_a_stored_record(toy: dict) -> None:
     tasks.include(toy["task"])
     suite = Suite.load(toy["suite"])
-    cell = suite.plan(method=["attribution_patching"])[0]
-    record = Worker().execute("toy", Planned(cell, suite.settings))[0]
+    (planned,) = suite.plan(method=["attribution_patching"])
+    record, _ = Worker().execute("toy", planned)
     assert record.status == "ok", record.reason
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
     assert stored == record

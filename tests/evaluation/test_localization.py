@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from attriboard.board import figures
 from attriboard.board.board import Board
 from attriboard.board.columns import costs, main_columns
+from attriboard.board.figures import draw
 from attriboard.board.formats import render
 from attriboard.board.heatmaps import SheetRow, contact_sheet, overlay
 from attriboard.board.wording import number
@@ -37,13 +37,14 @@ from attriboard.interventions import replace_positions
 from attriboard.loading import load_model
 from attriboard.measurements.localization import BINS, FRACTIONS, Localization
 from attriboard.measurements.registry import METRICS
+from attriboard.measurements.speed import Speed
 from attriboard.method import methods
 from attriboard.model import EncodedExample, Model
-from attriboard.records.aggregate import aggregates
+from attriboard.records.aggregate import aggregates, is_current, up_to_date
 from attriboard.records.record import Cell, Planned, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
-from attriboard.run import runner
+from attriboard.run import identity, worker
 from attriboard.run.suite import Suite
 from attriboard.run.worker import Worker
 from attriboard.task import Example, Task, tasks
@@ -478,7 +479,7 @@ def test_scores_of_another_shape_are_refused(seen: Context) -> None:
         ('["heads"]', '["patches"]', "asks for patches on task repeat, which has heads"),
         ('["heads"]', '["tokens"]', "asks head_ablation for level 'tokens', but it scores heads"),
         ('["heads"]', '["heads"]\nreplacements = ["nil"]', "key 'groups.0.replacements.0' is 'nil'"),
-        ("max_kept = 6", "max_kept = 6\nrings = [2]", "key 'settings.rings.0' is 2"),
+        ("max_kept = 6", "max_kept = 6\nlocalization = { rings = [2] }", "key 'settings.localization.rings.0' is 2"),
     ],
 )
 def test_what_a_level_does_not_have_is_refused_before_anything_runs(
@@ -494,8 +495,16 @@ def test_what_a_level_does_not_have_is_refused_before_anything_runs(
 
 # --- through the runner ---------------------------------------------------------------------------------------------
 
-SETTINGS = Settings(
-    train_examples=12, test_examples=12, max_kept=6, min_kept=4, ablation_draws=2, speed_examples=2, rings=(0, 1)
+SETTINGS = Settings.model_validate(
+    {
+        "train_examples": 12,
+        "test_examples": 12,
+        "max_kept": 6,
+        "min_kept": 4,
+        "ablation": {"draws": 2},
+        "speed": {"examples": 2},
+        "localization": {"rings": (0, 1)},
+    }
 )
 
 
@@ -511,33 +520,33 @@ def test_a_record_holds_all_that_its_aggregates_follow_from(toy: dict, told: Con
     assert record.status == "ok", record.reason
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
     assert stored == record
-    assert (
-        stored.measurements["localization"]
-        and stored.measurements["speed"]
-        and not stored.measurements["faithfulness"]
-        and not stored.measurements["ablation"]
-    )
+    assert set(stored.measurements) == {"localization", "speed"}
     assert aggregates(stored.measurements.values(), stored.items) == record.aggregates
-    families = {METRICS[name].measurement for name in record.aggregates}
-    assert families == {"localization", "speed"}
-    assert record.top == [] and record.model and record.model.n_components == 5
-    assert len(record.measurements["localization"].examples) == len(record.items) == 6
+    assert {METRICS[name].measurement for name in record.aggregates} == {"localization", "speed"}
+    assert record.scores and record.scores.top == [] and record.model and record.model.n_components == 5
+    judged, cost = stored.measured(Localization), stored.measured(Speed)
+    assert judged and cost and len(judged.examples) == len(record.items) == 6
     assert record.aggregates["pointing_game"].value == 1.0
     # one pass for no example: the method looks at nothing, and two examples were timed
-    assert stored.measurements["speed"].examples == 2 and stored.measurements["speed"].forward_equivalents == 0
+    assert cost.examples == 2 and cost.forward_equivalents == 0
     same = evaluate(told, methods.make("last_token").each(told.model, told.test, TOKENS), TOKENS, "counterfactual", [0])
-    for a, b in zip(same.examples, stored.measurements["localization"].examples):
+    for a, b in zip(same.examples, judged.examples):
         assert a.scores == b.scores and a.pieces == b.pieces
         np.testing.assert_allclose(a.removal[0].deletion, b.removal[0].deletion, rtol=1e-4, atol=1e-5)
 
 
-def test_a_record_that_lacks_the_family_of_its_level_is_refused(toy: dict) -> None:
-    record = _record(toy, "last_token").model_dump(mode="json")
+def test_a_record_that_lacks_the_measurement_of_its_level_is_refused_and_a_lacking_aggregate_derived(
+    toy: dict,
+) -> None:
+    whole = _record(toy, "last_token")
+    record = whole.model_dump(mode="json")
+    without = {name: value for name, value in record["measurements"].items() if name != "localization"}
     with pytest.raises(ValueError, match="without its measurements"):
-        Record.model_validate({**record, "localization": None})
+        Record.model_validate({**record, "measurements": without})
     del record["aggregates"]["deletion_auc"]
-    with pytest.raises(ValueError, match="an 'ok' record without deletion_auc"):
-        Record.model_validate(record)
+    lacking = Record.model_validate(record)
+    assert is_current(whole) and not is_current(lacking)
+    assert up_to_date(lacking).aggregates == whole.aggregates
 
 
 def test_scores_that_are_no_numbers_and_replacements_of_another_level_fail_the_cell(toy: dict) -> None:
@@ -564,16 +573,19 @@ def mixed(toy: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(("echo", "llava", "patches", "embedding_sum", replacement) for replacement in ("zero", "blur")),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        real = runner.fingerprint
-        patch.setattr(runner, "fingerprint", lambda name: "llava" if name == "llava" else real(name))
-        patch.setattr(runner, "load_model", lambda name, *rest: tiny_llava() if name == "llava" else load_model(name))
-        workshop = Workshop(SETTINGS)
+        real = identity.fingerprint
+        patch.setattr(identity, "fingerprint", lambda name: "llava" if name == "llava" else real(name))
+        patch.setattr(worker, "load_model", lambda name, *rest: tiny_llava() if name == "llava" else load_model(name))
+        at_work = Worker()
         for task, model, level, method, replacement in plan:
             cell = Cell(task=task, method=method, model=model, level=level, replacement=replacement)
-            record = workshop.execute("toy", cell)
+            record, _ = at_work.execute("toy", Planned(cell, SETTINGS))
             assert record.status == "ok", record.reason
             folder.write(record)
     return folder.path
+
+
+FAITHFUL = ("sufficiency_log_area", "necessity_log_area", "cpr", "cmd", "ablation_drop_p")
 
 
 def test_every_format_shows_each_level_its_own_columns(mixed: Path) -> None:
@@ -589,7 +601,7 @@ def test_every_format_shows_each_level_its_own_columns(mixed: Path) -> None:
     heads = {table.level: table.parts[0].metrics for table in board.tables}
     assert "deletion_auc" in heads["tokens"] and "deletion_auc_ring1" not in heads["tokens"]
     assert "deletion_auc_ring1" in heads["patches"] and "mass_other" in heads["patches"]
-    assert heads["heads"] == (*main_columns("heads"), *costs())
+    assert heads["heads"] == (*FAITHFUL, "seconds_per_example", "forward_equivalents", "peak_memory_mib")
     assert "Evidence (the chance level of pointing, precision and the mass in it): " in text
     for form in ("latex", "html"):
         made = render(board, form)
@@ -598,10 +610,10 @@ def test_every_format_shows_each_level_its_own_columns(mixed: Path) -> None:
     parsed = json.loads(render(board, "json"), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     by_name = {r.filename: r for r in records}
     for row in [*rows, *parsed["rows"]]:
-        held = by_name[row["record"]].aggregates
+        aggregated = by_name[row["record"]].aggregates
         for name in METRICS:
-            if name in held:
-                assert float(row[name]) == pytest.approx(held[name].value, rel=1e-12)
+            if name in aggregated:
+                assert float(row[name]) == pytest.approx(aggregated[name].value, rel=1e-12)
             else:
                 assert row.get(name) in (None, "")
 
@@ -610,7 +622,7 @@ def test_overall_ranks_are_per_level_and_by_its_own_metrics(mixed: Path) -> None
     board = Board.read(mixed)
     overall = board.overall()
     assert {row.level for row in overall} == {"heads", "tokens"}  # one method alone has no rank
-    (best,) = [row for row in overall if (row.level, row.method) == ("tokens", "last_token")]
+    (best,) = (row for row in overall if (row.level, row.method) == ("tokens", "last_token"))
     assert best.by_metric["mass_evidence"] == 0.0 and best.by_metric["deletion_auc"] == 0.0
     text = render(board)
     assert "| method | tables | mean rank | insertion | deletion | mass in evidence |" in text
@@ -620,7 +632,7 @@ def test_overall_ranks_are_per_level_and_by_its_own_metrics(mixed: Path) -> None
 
 
 def test_curves_and_sheets_are_drawn_from_records_alone(mixed: Path, tmp_path: Path) -> None:
-    made = figures.draw(Board.read(mixed), tmp_path)
+    made = draw(Board.read(mixed), tmp_path)
     assert len(made) == 4 + 2 + 1  # a figure for every table, a sheet for both of patches, agreement for that of heads
     sheets = [file for file in made if file.name.endswith(".maps.png")]
     assert len(sheets) == 2 and all("patches" in file.name for file in sheets)

@@ -18,16 +18,18 @@ from attriboard.board.board import Board
 from attriboard.board.formats import render
 from attriboard.components import LEVELS
 from attriboard.errors import ScoresError
+from attriboard.evaluation import concepts
 from attriboard.exchange import mib
 from attriboard.exchange.precomputed import ScoreFile, read, read_all, shape_of
 from attriboard.method import methods
-from attriboard.records.record import Cell, Precomputed, Record
+from attriboard.records.record import Planned, Precomputed, Record
 from attriboard.records.store import Folder
-from attriboard.run import runner
+from attriboard.run import worker
 from attriboard.run.attribute import Request, attribute_task
 from attriboard.run.identity import record_identity
-from attriboard.run.runner import run_cells
+from attriboard.run.runner import Outcome, run_cells
 from attriboard.run.suite import Suite
+from attriboard.run.worker import PRECOMPUTED
 from attriboard.scores import Scores
 from attriboard.task import tasks
 from tests.bench.cli import call
@@ -62,22 +64,24 @@ def stored(toy: dict, file: Path, level: str = "heads", seed: int = 0, **metadat
     return file
 
 
-def run(suite: Suite, cells: list[Cell], path: Path, **kwargs: Any) -> runner.Outcome:
-    return run_cells(suite.name, cells, Folder(path), **kwargs)
+def run(suite: Suite, plan: list[Planned], path: Path, **kwargs: Any) -> Outcome:
+    return run_cells(suite.name, plan, Folder(path), **kwargs)
 
 
 def measured(record: Record) -> dict[str, Any]:
     """All that a record says of its scores, but for their cost."""
-    kept = record.without_timings()
-    values = {name: value for name, value in kept["aggregates"].items() if name not in SPEED}
-    return {key: kept[key] for key in ("faithfulness", "ablation", "top", "scores_sha256", "items", "kept")} | values
+    content = record.without_timings()
+    values = {name: value for name, value in content["aggregates"].items() if name not in SPEED}
+    assert set(content["measurements"]) == {"faithfulness", "ablation"}
+    scores = {key: content["scores"][key] for key in ("top", "sketch", "values_sha256")}
+    return {key: content[key] for key in ("measurements", "items", "kept")} | scores | values
 
 
 # --- what stands on the board -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", [".safetensors", ".json", ".pt"])
-def test_a_methods_scores_entered_from_a_file_measure_as_the_method_itself(
+def test_a_methods_scores_from_a_file_measure_as_the_method_itself(
     how: str, suite: Suite, toy: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = suite.plan(method=["attribution_patching"], level=["nodes"])
@@ -88,14 +92,14 @@ def test_a_methods_scores_entered_from_a_file_measure_as_the_method_itself(
         scores.save(file, model=str(toy["model"]))
     else:
         mib.save(scores, mib.Graph.of(shape_of(str(toy["model"]))), file)
-    cells = suite.precomputed([read(file)])
-    monkeypatch.setattr(runner, "make_method", lambda *arguments: pytest.fail("a method was made"))
-    (record,) = run(suite, cells, tmp_path / "out").made
+    plan = suite.precomputed([read(file)])
+    monkeypatch.setattr(worker, "make_method", lambda *arguments: pytest.fail("a method was made"))
+    (record,) = run(suite, plan, tmp_path / "out").made
     assert record.status == "ok", record.reason
     theirs = next(r for r in Folder(tmp_path / "out").read() if not r.cell.precomputed)
     assert measured(record) == measured(theirs)
-    assert record.measurements["speed"] is None and not SPEED & set(record.aggregates)
-    assert record.not_measured["speed"] == "the scores were entered from a file, so what they cost is not known."
+    assert "speed" not in record.measurements and not SPEED & set(record.aggregates)
+    assert record.not_measured["speed"] == PRECOMPUTED
     assert record.cell.method_label == "mine (precomputed)" and not record.control
 
 
@@ -116,8 +120,8 @@ def test_names_decide_and_the_order_in_the_file_does_not(suite: Suite, toy: dict
 def test_the_board_shows_it_beside_the_methods_and_leaves_its_cost_empty(
     suite: Suite, toy: dict, tmp_path: Path
 ) -> None:
-    cells = suite.plan(level=["heads"]) + suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
-    run(suite, cells, tmp_path / "out")
+    plan = suite.plan(level=["heads"]) + suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
+    run(suite, plan, tmp_path / "out")
     board = Board.read(tmp_path / "out")
     (table,) = board.tables
     assert len(table.records) == 4 and set(table.metrics) > SPEED
@@ -133,9 +137,9 @@ def test_the_board_shows_it_beside_the_methods_and_leaves_its_cost_empty(
         assert "mine (precomputed)" in render(board, form)
 
 
-def test_a_board_without_entered_scores_says_nothing_of_them(suite: Suite, tmp_path: Path) -> None:
+def test_a_board_without_precomputed_scores_says_nothing_of_them(suite: Suite, tmp_path: Path) -> None:
     run(suite, suite.plan(method=["random"]), tmp_path / "out")
-    assert "entered" not in render(Board.read(tmp_path / "out"))
+    assert "precomputed" not in render(Board.read(tmp_path / "out"))
 
 
 def test_a_name_of_a_method_stays_apart_from_that_method(suite: Suite, toy: dict, tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ def test_a_name_of_a_method_stays_apart_from_that_method(suite: Suite, toy: dict
     assert {r.cell.method_label for r in table.records} == {"random", "random (precomputed)"}
 
 
-def test_a_file_changed_and_entered_again_takes_the_place_of_the_older_one(
+def test_a_file_changed_and_read_again_takes_the_place_of_the_older_one(
     suite: Suite, toy: dict, tmp_path: Path
 ) -> None:
     file = stored(toy, tmp_path / "mine.safetensors")
@@ -153,8 +157,8 @@ def test_a_file_changed_and_entered_again_takes_the_place_of_the_older_one(
     assert run(suite, suite.precomputed([read(file)]), tmp_path / "out").done_before == 1
     shutil.copy(file, tmp_path / "elsewhere.safetensors")
     moved = read(tmp_path / "elsewhere.safetensors")
-    (cell,) = suite.precomputed([ScoreFile(moved.path, moved.sha256, "mine", moved.scores, moved.model)])
-    assert record_identity(cell, suite.settings) == old.identity  # where a file stands does not matter
+    (planned,) = suite.precomputed([ScoreFile(moved.path, moved.sha256, "mine", moved.scores, moved.model)])
+    assert record_identity(*planned) == old.identity  # where a file stands does not matter
     stored(toy, file, seed=1)
     (new,) = run(suite, suite.precomputed([read(file)]), tmp_path / "out").made
     assert new.identity != old.identity
@@ -164,56 +168,58 @@ def test_a_file_changed_and_entered_again_takes_the_place_of_the_older_one(
 
 def test_ray_gives_the_same_record(suite: Suite, toy: dict, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    cells = suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
+    plan = suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     try:
-        (distributed,) = run(suite, cells, tmp_path / "ray", executor="ray").made
+        (distributed,) = run(suite, plan, tmp_path / "ray", executor="ray").made
     finally:
         ray.shutdown()
-    (local,) = run(suite, cells, tmp_path / "local").made
+    (local,) = run(suite, plan, tmp_path / "local").made
     assert distributed.status == "ok", distributed.reason
     assert distributed.without_timings() == local.without_timings()
 
 
 def test_a_file_that_changes_during_the_run_fails_its_cell(suite: Suite, toy: dict, tmp_path: Path) -> None:
-    cells = suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
+    plan = suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
     stored(toy, tmp_path / "mine.safetensors", seed=1)
-    (record,) = run(suite, cells, tmp_path / "out").made
+    (record,) = run(suite, plan, tmp_path / "out").made
     assert record.status == "failed" and "has changed since the run began" in record.reason
 
 
-def test_only_entered_scores_may_lack_their_cost(suite: Suite, toy: dict, tmp_path: Path) -> None:
-    (entered,) = run(
-        suite, suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))]), tmp_path / "out"
-    ).made
-    held = entered.model_dump()
-    Record.model_validate(held)
+def test_only_precomputed_scores_may_lack_their_cost(suite: Suite, toy: dict, tmp_path: Path) -> None:
+    plan = suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))])
+    (record,) = run(suite, plan, tmp_path / "out").made
+    content = record.model_dump()
+    Record.model_validate(content)
     with pytest.raises(ValidationError, match="without its measurements"):
-        Record.model_validate({**held, "cell": {**held["cell"], "method": "random", "precomputed": None}})
+        Record.model_validate({**content, "cell": {**content["cell"], "method": "random", "precomputed": None}})
     with pytest.raises(ValidationError, match="without its measurements"):
-        Record.model_validate({**held, "not_measured": {}})
+        Record.model_validate({**content, "not_measured": {}})
 
 
 def test_properties_of_concepts_are_said_to_be_missing(
     suite: Suite, toy: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner.concepts, "applies", lambda examples, level: True)
-    (record,) = run(suite, suite.precomputed([read(stored(toy, tmp_path / "mine.safetensors"))]), tmp_path / "out").made
-    assert record.status == "ok" and "none of single examples" in record.not_measured["concepts"]
+    monkeypatch.setattr(concepts, "applies", lambda examples, level: True)
+    group = suite.groups[1].model_copy(update={"levels": ["neurons"]})
+    of_neurons = suite.model_copy(update={"groups": [group]})
+    plan = of_neurons.precomputed([read(stored(toy, tmp_path / "mine.safetensors", "neurons"))])
+    (record,) = run(of_neurons, plan, tmp_path / "out").made
+    assert record.status == "ok" and record.not_measured["concepts"] == PRECOMPUTED
 
 
 # --- which cells --------------------------------------------------------------------------------------------------
 
 
-def test_a_file_enters_every_cell_of_its_level_and_model(suite: Suite, toy: dict, tmp_path: Path) -> None:
+def test_a_file_stands_in_every_cell_of_its_level_and_model(suite: Suite, toy: dict, tmp_path: Path) -> None:
     group = suite.groups[0].model_copy(update={"replacements": ("counterfactual", "mean")})
     wider = suite.model_copy(update={"groups": [group, suite.groups[1]], "seeds": [0, 1]})
     file = read(stored(toy, tmp_path / "mine.safetensors"))
-    assert [(c.level, c.seed, c.replacement) for c in wider.precomputed([file])] == [
+    assert [(c.level, c.seed, c.replacement) for c, _ in wider.precomputed([file])] == [
         ("heads", seed, replacement) for seed in (0, 1) for replacement in ("counterfactual", "mean")
     ]
-    assert {c.seed for c in wider.precomputed([file], seed=7)} == {7}
-    assert {c.task for c in wider.precomputed([file], task=["hopeless"])} == {"hopeless"}
+    assert {c.seed for c, _ in wider.precomputed([file], seed=7)} == {7}
+    assert {c.task for c, _ in wider.precomputed([file], task=["hopeless"])} == {"hopeless"}
     of_one = read(stored(toy, tmp_path / "one.safetensors", task="repeat", seed=0))
     assert len(wider.precomputed([of_one])) == 4
     stored_for = read(stored(toy, tmp_path / "two.safetensors", task="repeat"))
@@ -229,8 +235,8 @@ def test_scores_of_a_planted_model_meet_the_truth(tmp_path: Path) -> None:
     file = tmp_path / "oracle.safetensors"
     Scores(values, "heads", names).save(file, model="planted-copy", task="planted_copy")
     loaded = Suite.load(Path("planted"))
-    (cell,) = loaded.precomputed([read(file)], ["planted_copy"], ["heads"])
-    (record,) = run_cells(loaded.name, [cell], Folder(tmp_path / "out")).made
+    plan = loaded.precomputed([read(file)], ["planted_copy"], ["heads"])
+    (record,) = run_cells(loaded.name, plan, Folder(tmp_path / "out")).made
     assert record.status == "ok" and record.aggregates["truth_auroc"].value == 1.0
 
 
@@ -239,7 +245,7 @@ def test_metadata_narrows_to_a_task_and_a_seed(suite: Suite, toy: dict, tmp_path
     values, names = torch.zeros(3, 4), LEVELS["heads"].names(shape_of(str(toy["model"])))
     file = tmp_path / "mine.safetensors"
     Scores(values, "heads", names).save(file, model=str(toy["model"]), task="repeat", seed="1")
-    assert [c.seed for c in two.precomputed([read(file)])] == [1]
+    assert [c.seed for c, _ in two.precomputed([read(file)])] == [1]
     with pytest.raises(ScoresError, match=r"task repeat, level heads, model .*, seed 1, which this run of suite 'toy'"):
         suite.precomputed([read(file)])
     Scores(values, "heads", names).save(file, model=str(toy["model"]), task="arithmetic")
@@ -249,8 +255,8 @@ def test_metadata_narrows_to_a_task_and_a_seed(suite: Suite, toy: dict, tmp_path
 
 def test_names_given_pass_over_what_they_leave_out_but_not_everything(suite: Suite, toy: dict, tmp_path: Path) -> None:
     files = [read(stored(toy, tmp_path / f"{level}.safetensors", level)) for level in ("heads", "nodes")]
-    assert [c.level for c in suite.precomputed(files)] == ["heads", "nodes"]
-    assert [c.level for c in suite.precomputed(files, level=["nodes"])] == ["nodes"]
+    assert [c.level for c, _ in suite.precomputed(files)] == ["heads", "nodes"]
+    assert [c.level for c, _ in suite.precomputed(files, level=["nodes"])] == ["nodes"]
     with pytest.raises(ScoresError, match="which this run of suite 'toy' does not ask for"):
         suite.precomputed(files[:1], level=["nodes"])
     files.append(read(stored(toy, tmp_path / "neurons.safetensors", "neurons")))
@@ -270,13 +276,13 @@ def test_a_file_without_a_model_goes_to_the_only_one_of_its_shape(suite: Suite, 
     mib.save(Scores(torch.zeros(3, 5), "nodes", names), graph, tmp_path / "ioi_toy" / "importances.json")
     file = read(tmp_path / "ioi_toy" / "importances.json")
     assert (file.name, file.model, file.level) == ("ioi_toy", "", "nodes")
-    assert [c.model for c in suite.precomputed([file])] == [str(toy["model"])]
+    assert [c.model for c, _ in suite.precomputed([file])] == [str(toy["model"])]
     twin = tmp_path / "twin"
     shutil.copytree(toy["model"], twin)
     both = suite.model_copy(update={"models": [str(toy["model"]), str(twin)]})
     with pytest.raises(ScoresError, match="alike; say with --model which one it is of"):
         both.precomputed([file])
-    assert [c.model for c in both.precomputed([file], model=str(twin))] == [str(twin)]
+    assert [c.model for c, _ in both.precomputed([file], model=str(twin))] == [str(twin)]
     other = mib.Graph(3, 5, False, 32)
     values = Scores(torch.zeros(3, 6), "nodes", other.src_nodes[1:])
     mib.save(values, other, tmp_path / "other.json")
@@ -285,11 +291,12 @@ def test_a_file_without_a_model_goes_to_the_only_one_of_its_shape(suite: Suite, 
 
 
 def test_identity_follows_what_the_file_holds_and_not_where_it_stands(suite: Suite) -> None:
-    cell = suite.plan()[0]
-    entered = cell.model_copy(update={"precomputed": Precomputed(file="a", sha256="0" * 64)})
-    assert record_identity(entered, suite.settings) != record_identity(cell, suite.settings)
-    again = entered.model_copy(update={"precomputed": Precomputed(file="b", sha256="0" * 64)})
-    assert record_identity(again, suite.settings) == record_identity(entered, suite.settings)
+    cell, settings = suite.plan()[0]
+    first, second = (
+        cell.model_copy(update={"precomputed": Precomputed(file=file, sha256="0" * 64)}) for file in ("a", "b")
+    )
+    assert record_identity(first, settings) != record_identity(cell, settings)
+    assert record_identity(second, settings) == record_identity(first, settings)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -336,7 +343,7 @@ def too_many(found: dict[str, float]) -> None:
         (torch.full((12,), 1e300, dtype=torch.float64), {}, "scores that are not finite numbers: a0.h0"),
     ],
 )
-def test_a_file_that_cannot_be_entered_is_one_sentence_before_anything_runs(
+def test_a_file_that_cannot_be_read_is_one_sentence_before_anything_runs(
     scores: Any, metadata: dict[str, str], message: str, suite: Suite, toy: dict, tmp_path: Path, capsys: Any
 ) -> None:
     names = list(heads()) if isinstance(scores, torch.Tensor) else list(scores)
@@ -392,7 +399,7 @@ def test_scores_alone_are_run_unless_methods_are_named_too(
     arguments = ["--out", tmp_path / "out", "--include", toy["task"], "--scores", tmp_path / "mine"]
     code, out, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 0 and "2 cells run, 0 done before, 0 failed" in out, err
-    arguments += ["--scores", tmp_path / "mine" / "a.safetensors", "--method", "random"]  # named twice, entered once
+    arguments += ["--scores", tmp_path / "mine" / "a.safetensors", "--method", "random"]  # named twice, read once
     code, out, err = call(capsys, "run", tmp_path / "toy.toml", *arguments)
     assert code == 0 and "1 cells run, 2 done before, 0 failed" in out, err
     assert {r.cell.method_label for r in Folder(tmp_path / "out").read()} == {

@@ -27,7 +27,7 @@ from attriboard.measurements.registry import METRICS
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample, Model
 from attriboard.records.aggregate import aggregates
-from attriboard.records.record import Record
+from attriboard.records.record import Planned, Record
 from attriboard.records.store import Folder
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
@@ -449,10 +449,10 @@ def folder(toy: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tasks.include(file)
     suite = Suite.load(toy["suite"])
     target = Folder(path / "results")
-    (template,) = suite.plan(method=["random"])
+    ((template, _),) = suite.plan(method=["random"])
     wanted = (("multimodal_neurons", "neurons"), ("cna", "neurons"), ("random", "heads"))
     cells = [template.model_copy(update={"task": "about", "method": name, "level": at}) for name, at in wanted]
-    run_cells("toy", cells, suite.settings, target)
+    run_cells("toy", [Planned(cell, suite.settings) for cell in cells], target)
     return path / "results"
 
 
@@ -465,13 +465,13 @@ def test_records_hold_the_properties_or_the_reason_why_not(folder: Path) -> None
     assert {name: r.status for name, r in found.items()} == dict.fromkeys(found, "ok"), [
         r.reason for r in found.values()
     ]
-    measured = found["multimodal_neurons"].concepts
+    measured = found["multimodal_neurons"].measured(Concepts)
     assert measured is not None and measured.concepts and set(measured.concepts) == {"w0", "w1"}
-    assert found["cna"].concepts is None
+    assert found["cna"].measured(Concepts) is None
     assert found["cna"].not_measured == {
         "concepts": "cna scores all examples together and gives no scores of single ones."
     }
-    assert found["random"].concepts is None and not found["random"].not_measured
+    assert found["random"].measured(Concepts) is None and not found["random"].not_measured
 
 
 def test_aggregates_of_concepts_follow_from_the_stored_record(folder: Path) -> None:
@@ -486,7 +486,7 @@ def test_aggregates_of_concepts_follow_from_the_stored_record(folder: Path) -> N
 def test_every_format_of_the_board_shows_the_properties(folder: Path, form: str) -> None:
     text = render(Board.read(folder), form)
     for name, metric in METRICS.items():
-        if metric.family == "concepts" and name != "region_invariance":
+        if metric.measurement == "concepts" and name != "region_invariance":
             assert (name if form in ("csv", "json") else metric.title) in text
     if form == "md":
         tables = [line.split("|")[1].strip() for line in text.splitlines() if "[" in line and line.startswith("| ")]

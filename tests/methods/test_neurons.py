@@ -21,6 +21,7 @@ from attriboard.components import LEVELS
 from attriboard.errors import ConfigurationError, MethodError, SkipCell, UnknownNameError
 from attriboard.method import checked, methods
 from attriboard.model import EncodedExample, Model
+from attriboard.records.record import Planned
 from attriboard.records.store import Folder
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
@@ -431,11 +432,12 @@ def test_in_a_run_they_make_records_and_say_why_where_they_cannot(toy: dict, tmp
     """The toy task has two subsets and, among the few examples kept, hardly an answer twice."""
     tasks.include(toy["task"])
     suite = Suite.load(toy["suite"])
-    (template,) = suite.plan(method=["random"])
+    ((template, _),) = suite.plan(method=["random"])
+    settings = suite.settings.changed({"speed": {"examples": 1}})
     names = (*TOGETHER, "lm_head_decoding")
-    cells = [template.model_copy(update={"method": name, "level": "neurons"}) for name in names]
+    plan = [Planned(template.model_copy(update={"method": name, "level": "neurons"}), settings) for name in names]
     target = Folder(tmp_path / "results")
-    run_cells("toy", cells, suite.settings.model_copy(update={"speed_examples": 1}), target)
+    run_cells("toy", plan, target)
     found = {r.cell.method: r for r in target.read()}
     assert "at least 2 answers that 2 or more examples have" in found["sparse_probe"].reason
     assert {name: r.status for name, r in found.items()} == {**dict.fromkeys(names, "ok"), "sparse_probe": "skipped"}

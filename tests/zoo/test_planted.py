@@ -25,14 +25,16 @@ from attriboard.interventions import MEASURES, Intervention, replace_positions
 from attriboard.loading import check_model_name, fingerprint, load_model
 from attriboard.log_prob import last_token
 from attriboard.measurements.ground_truth import GroundTruth
+from attriboard.measurements.localization import Localization
 from attriboard.measurements.registry import METRICS
 from attriboard.method import make_method
 from attriboard.model import Model, hook_name
 from attriboard.models.objective import measure
-from attriboard.records.record import Cell
+from attriboard.records.record import Cell, Planned
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
 from attriboard.run.suite import Suite, find_suite
+from attriboard.run.worker import Worker
 from attriboard.scores import Scores
 from attriboard.task import Example, split_of, tasks
 from attriboard.truth import FILE, Part, Truth, read_truth
@@ -540,44 +542,44 @@ def test_answers_do_not_depend_on_padding_or_neighbors(name: str, side: str) -> 
 
 # --- in records and on the board -----------------------------------------------------------------------------------
 
-SETTINGS = Settings(
-    evaluations=("ground_truth",),
-    train_examples=24,
-    test_examples=8,
-    speed_examples=1,
-    speed_repeats=1,
-    speed_max_seconds=0.1,
+SETTINGS = Settings.model_validate(
+    {
+        "evaluations": ("ground_truth", "localization"),
+        "train_examples": 24,
+        "test_examples": 8,
+        "speed": {"examples": 1, "repeats": 1, "max_seconds": 0.1},
+    }
 )
 
 
 def test_records_hold_the_truth_beside_the_scores(tmp_path: Path, toy: dict[str, Path]) -> None:
     folder = Folder(tmp_path)
     folder.claim("mine")
-    workshop = Workshop(SETTINGS)
+    worker = Worker()
     cells = [
         Cell(task="planted_suppressor", method="activation_patching", model="planted-suppressor", level="neurons"),
         Cell(task="planted_suppressor", method="random", model="planted-suppressor", level="neurons"),
         Cell(task="planted_suppressor", method="random", model="planted-suppressor", level="tokens"),
     ]
-    records = [workshop.execute("mine", cell) for cell in cells]
+    records = [worker.execute("mine", Planned(cell, SETTINGS))[0] for cell in cells]
     for record in records:
-        assert record.status == "ok" and record.measurements["ground_truth"] is not None, record.reason
+        assert record.status == "ok" and record.measured(GroundTruth) is not None, record.reason
         folder.write(record)
         again = type(record).model_validate_json((tmp_path / record.filename).read_text())
-        assert again.ground_truth == record.measurements["ground_truth"]
+        assert again.measured(GroundTruth) == record.measured(GroundTruth)
     patched, _, tokens = records
     assert patched.aggregates["suppressor_auroc"].value == patched.aggregates["truth_auroc"].value == 1.0
     assert patched.aggregates["truth_auroc"].low is None
-    assert tokens.localization is not None and tokens.ground_truth is not None and tokens.ground_truth.n == 8
+    truth = tokens.measured(GroundTruth)
+    assert tokens.measured(Localization) is not None and truth is not None and truth.n == 8
     interval = tokens.aggregates["truth_auroc"]
     assert interval.low is not None and interval.high is not None and interval.low < interval.value < interval.high
     board = markdown(Board.read(tmp_path))
     for name in ("truth_auroc", "suppressor_auroc", "truth_share"):
         assert METRICS[name].title.replace("|", r"\|") in board
     assert board.index("| activation_patching") < board.index("| *random*")
-    skipped = workshop.execute(
-        "mine", Cell(task="planted_copy", method="random", model="planted-copy", level="neurons")
-    )
+    cell = Cell(task="planted_copy", method="random", model="planted-copy", level="neurons")
+    skipped, _ = worker.execute("mine", Planned(cell, SETTINGS))
     assert skipped.status == "skipped" and "no part among the neurons" in skipped.reason
 
 
