@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint full downstream planted sanity speed board compare docs clean
+.PHONY: install quick test test-slow lint lock full downstream planted sanity speed board compare docs clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# says where code that measures changed and its version did not; see attriboard/run/lock.py
+lock: install
+	$(BIN)/python -m attriboard.run.lock
 
 # full: everything; downstream: pruning, editing and bias at more sizes and of more methods than the quick suite has;
 # sanity: whether scores are the same on other examples, and change with the model and the answer

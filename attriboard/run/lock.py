@@ -1,8 +1,9 @@
-"""``identity.lock``: which code was behind each version of the core and of the evaluations.
+"""``identity.lock``: which code was behind each version of the core, of the evaluations and of the statistics.
 
 The versions in records are raised by hand, so something must notice when code that measures changes and its version
-does not. The lock holds, for the measuring core and for every evaluation, the version and a hash of its code (without
-comments, docstrings, imports, and without what is derived from stored measurements). A test compares.
+does not. The lock holds, for the measuring core, for every evaluation, for what reads precomputed scores and for the
+statistics, the version and a hash of its code (without comments, docstrings, imports, and without what is derived from
+stored measurements). A test compares. The code of tasks and methods is no part of it: it is hashed in every record.
 
     python -m attriboard.run.lock                          says what differs; exit 1 if anything does
     python -m attriboard.run.lock --write                  takes up versions that were raised
@@ -16,18 +17,25 @@ import argparse
 import ast
 import json
 import sys
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
 from ..errors import ConfigurationError, UnknownNameError
 from ..evaluation.base import evaluations
+from ..stats.intervals import VERSION as STATISTICS_VERSION
 from .code import code_hash
-from .identity import CORE_VERSION
+from .identity import CORE_VERSION, READER_VERSION
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LOCK = PACKAGE.parent / "identity.lock"
-CORE = "core"
-_CORE_ROOTS = ("run/worker.py",)
+CORE, READER, STATISTICS = "core", "precomputed", "statistics"
+"""What has a version and is no evaluation."""
+_CORE = "run/worker.py"
+_READER = ("exchange/precomputed.py", "exchange/mib.py")
+_STATISTICS = "stats/intervals.py"
+_CAPABILITY = ("evaluation/capability.py", "measurements/capability.py")
+"""Handed on by the core to the evaluations that use it."""
 _APART = ("board", "commands", "records", "run/identity.py", "run/provenance.py", "run/lock.py", "run/code.py")
 """What decides no measurement: boards, records and what names them."""
 _DATA = {"evaluation/capability.py": "capability_tasks"}
@@ -38,14 +46,27 @@ Lock = dict[str, dict[str, str | int]]
 
 def current() -> Lock:
     """Versions and hashes of the code as it stands."""
-    core = _closure(_CORE_ROOTS)
-    lock: Lock = {CORE: {"version": CORE_VERSION, "code": _hash(core)}}
+    return {name: {"version": version, "code": _hash(files)} for name, (version, files) in parts().items()}
+
+
+def parts() -> dict[str, tuple[int, set[Path]]]:
+    """By name, the version, and the files behind it; of the evaluations of this package those that the core lacks."""
+    roots: dict[str, set[Path]] = {}
+    versions: dict[str, int] = {}
     for cls in evaluations:
-        module = PACKAGE / "evaluation" / f"{cls.name}.py"
-        if module.exists():  # those of other packages have locks of their own
-            own = _closure((f"evaluation/{cls.name}.py", f"measurements/{cls.name}.py")) - core
-            lock[cls.name] = {"version": cls.version, "code": _hash(own)}
-    return lock
+        own = _files(f"evaluation/{cls.name}.py", f"measurements/{cls.name}.py")
+        if own:  # those of other packages have locks of their own
+            roots[cls.name] = own | (_files(*_CAPABILITY) if cls.measurement.uses_capability else set())
+            versions[cls.name] = cls.version
+    reader, statistics = _files(*_READER), _files(_STATISTICS)
+    other = set().union(*roots.values(), _files(*_CAPABILITY), reader, statistics)
+    core = _closure(_files(_CORE) | _imported_by_extensions(), without=other)
+    return {
+        CORE: (CORE_VERSION, core),
+        READER: (READER_VERSION, _closure(reader) - core),
+        STATISTICS: (STATISTICS_VERSION, statistics),
+        **{name: (versions[name], _closure(files) - core) for name, files in roots.items()},
+    }
 
 
 def stored() -> Lock:
@@ -98,15 +119,27 @@ def _hash(files: set[Path]) -> str:
     return code_hash(ordered, imports=False, derived=False)
 
 
-def _closure(roots: tuple[str, ...]) -> set[Path]:
+def _files(*names: str) -> set[Path]:
+    """The files of the package with these names, of those that there are."""
+    return {file for name in names if (file := PACKAGE / name).is_file()}
+
+
+def _imported_by_extensions() -> set[Path]:
+    """What the tasks and methods that ship import of the package; their own code is hashed in every record."""
+    folders = [place / name for place in (PACKAGE, PACKAGE.parent) for name in ("methods", "tasks")]
+    own = {file for folder in folders for file in folder.glob("*.py")}
+    return {target for file in own for target in _imported(file) if target not in own}
+
+
+def _closure(roots: set[Path], without: Collection[Path] = ()) -> set[Path]:
     """The files of the package that the roots import, directly or not, without what only types need."""
-    waiting = [PACKAGE / root for root in roots if (PACKAGE / root).exists()]
+    waiting = sorted(roots)
     seen: set[Path] = set()
     while waiting:
         file = waiting.pop()
         if file not in seen:
             seen.add(file)
-            waiting += [f for f in _imported(file) if f not in seen and not _apart(f)]
+            waiting += [f for f in _imported(file) if f not in seen and f not in without and not _apart(f)]
     return seen
 
 
@@ -117,6 +150,7 @@ def _apart(file: Path) -> bool:
 
 @cache
 def _imported(file: Path) -> frozenset[Path]:
+    """The files of the package that a file imports from; the statistics' only where something is measured by them."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -134,6 +168,8 @@ def _imported(file: Path) -> frozenset[Path]:
         place = base.joinpath(*(node.module.split(".") if node.module else []))
         names = [place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names), place / "__init__.py"]
         targets |= {name for name in names if name.is_file()}
+    if file.parent != PACKAGE / "evaluation":  # measurements derive aggregates by them, which is no measuring
+        targets.discard(PACKAGE / _STATISTICS)
     return frozenset(targets)
 
 
