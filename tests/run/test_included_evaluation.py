@@ -14,57 +14,19 @@ from attriboard.method import methods
 from attriboard.task import tasks
 from tests.bench.cli import call, process
 
-EVALUATION = '''
-"""How far apart the highest and the mean score of the examples are; measured of heads."""
-
-from attriboard.evaluation.base import Evaluation
-from attriboard.measurements.base import Measurement, Metric, Options
-
-
-class Spread(Measurement):
-    """The highest score, disturbed by a different constant on every test example."""
-
-    name = "spread"
-    levels = ("heads",)
-    metrics = (
-        Metric("score_spread", title="spread", unit="logits", better="higher", text="Highest score above the mean."),
-    )
-
-    class Options(Options):
-        scale: float = 1.0
-
-    values: list[float]
-
-    @property
-    def n(self):
-        return len(self.values)
-
-    def statistics(self):
-        import numpy as np
-
-        values = np.array(self.values)
-        return {"score_spread": lambda index: values[index].mean(-1)}
-
-
-class SpreadEvaluation(Evaluation):
-    name = "spread"
-    measurement = Spread
-
-    def measure(self, job):
-        scores = job.component_scores.values
-        top = float(scores.max() - scores.mean()) * job.options.scale
-        return Spread(values=[top + 0.01 * i for i, _ in enumerate(job.context.test)])
-'''
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def included(tmp_path: Path) -> Iterator[Path]:
-    """The file; what it registers is forgotten afterwards."""
+    """The evaluation of docs/adding.md, in a file; what it registers is forgotten afterwards."""
     evaluations.names()  # those that ship are known before
     tables = (MEASUREMENTS, METRICS, evaluations._classes)
     before = [dict(table) for table in tables]
-    file = tmp_path / "spread.py"
-    file.write_text(EVALUATION)
+    page = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+    code = page.partition("## An evaluation")[2].partition("```python\n")[2].partition("```")[0]
+    file = tmp_path / "standing_out.py"
+    file.write_text(code, encoding="utf-8")
     yield file
     for table, own in zip(tables, before):
         table.clear()
@@ -83,24 +45,26 @@ def _suite(toy: dict[str, Path], tmp_path: Path, evaluations: str, options: str 
 def test_it_runs_is_stored_and_stands_on_the_board_with_its_interval(
     toy: dict[str, Path], tmp_path: Path, included: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = _suite(toy, tmp_path, '["ablation", "spread"]', "[settings.spread]\nscale = 2.0\n")
+    suite = _suite(toy, tmp_path, '["ablation", "standing_out"]', "[settings.standing_out]\npower = 2.0\n")
     includes = [word for file in (toy["task"], toy["methods"], included) for word in ("--include", str(file))]
     code, _, err = call(capsys, "run", suite, "--out", tmp_path / "out", *includes)
     assert code == 0, err
     stored = [json.loads(f.read_text()) for f in sorted((tmp_path / "out").glob("repeat.*.json"))]
     assert len(stored) == 3
     for record in stored:
-        values = record["measurements"]["spread"]["values"]
-        aggregate = record["aggregates"]["score_spread"]
-        assert aggregate["value"] == pytest.approx(sum(values) / len(values))
+        measured, aggregate = record["measurements"]["standing_out"], record["aggregates"]["standing_out"]
+        mean = sum(measured["probability"]) / len(measured["probability"])
+        assert aggregate["value"] == pytest.approx(measured["height"] * mean)
         assert aggregate["low"] < aggregate["value"] < aggregate["high"]
-        assert record["settings"]["options"]["spread"] == {"scale": 2.0}
+        assert record["settings"]["options"]["standing_out"] == {"power": 2.0}
     code, board, err = call(capsys, "leaderboard", tmp_path / "out", "--include", included)
     assert code == 0, err
     lines = board.splitlines()
-    table = lines[next(i for i, line in enumerate(lines) if line.startswith("| method |") and "| spread |" in line) :]
+    table = lines[
+        next(i for i, line in enumerate(lines) if line.startswith("| method |") and "| stands out |" in line) :
+    ]
     (row,) = (line for line in table[: table.index("")] if line.startswith("| attribution_patching |"))
-    aggregate = next(r for r in stored if r["cell"]["method"] == "attribution_patching")["aggregates"]["score_spread"]
+    aggregate = next(r for r in stored if r["cell"]["method"] == "attribution_patching")["aggregates"]["standing_out"]
     assert "{value:.3f}".format(**aggregate) in row and "[{low:.3f}, {high:.3f}]".format(**aggregate) in row
     code, out, err = call(capsys, "run", suite, "--out", tmp_path / "out", *includes)
     assert code == 0 and "0 cells run, 3 done before" in out, err
@@ -113,7 +77,7 @@ def test_one_more_evaluation_of_a_finished_run_scores_nothing_again(
     out = ["--out", str(tmp_path / "out")]
     assert call(capsys, "run", _suite(toy, tmp_path, '["ablation"]'), *out, *includes)[0] == 0
     before = {f.name: json.loads(f.read_text()) for f in (tmp_path / "out").glob("repeat.*.json")}
-    assert call(capsys, "run", _suite(toy, tmp_path, '["ablation", "spread"]'), *out, *includes)[0] == 0
+    assert call(capsys, "run", _suite(toy, tmp_path, '["ablation", "standing_out"]'), *out, *includes)[0] == 0
     after = {f.name: json.loads(f.read_text()) for f in (tmp_path / "out").glob("repeat.*.json")}
     assert set(after) == set(before)
     for name, record in after.items():
@@ -121,16 +85,16 @@ def test_one_more_evaluation_of_a_finished_run_scores_nothing_again(
         assert record["stages"]["speed"] == before[name]["stages"]["speed"]
         assert record["stages"]["ablation"] == before[name]["stages"]["ablation"]
         assert record["measurements"]["ablation"] == before[name]["measurements"]["ablation"]
-        assert set(record["measurements"]) == {"ablation", "spread", "speed"}
+        assert set(record["measurements"]) == {"ablation", "standing_out", "speed"}
 
 
 def test_without_its_file_the_records_are_named_and_how_they_can_be_read(
     toy: dict[str, Path], tmp_path: Path, included: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     includes = [word for file in (toy["task"], toy["methods"], included) for word in ("--include", str(file))]
-    suite = _suite(toy, tmp_path, '["ablation", "spread"]')
+    suite = _suite(toy, tmp_path, '["ablation", "standing_out"]')
     assert call(capsys, "run", suite, "--out", tmp_path / "out", *includes)[0] == 0
     # in a process of its own, which does not know the evaluation
     done = process("leaderboard", tmp_path / "out")
     assert done.returncode == 2
-    assert "unknown evaluation 'spread'" in done.stderr and "--include FILE" in done.stderr
+    assert "unknown evaluation 'standing_out'" in done.stderr and "--include FILE" in done.stderr
