@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..errors import ConfigurationError
+from ..levels import names_where
 from ..stats.intervals import Array, bootstrap_interval
 from . import base
 from .base import Measurement, Metric, Scalar, Statistic
@@ -49,7 +50,7 @@ class Bias(Measurement):
     """
 
     name = "bias"
-    levels = ("neurons",)
+    levels = names_where(hidden_units=True)
     uses_capability = True
     position = 70
     over_kept = False

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..levels import names_where
 from ..stats.intervals import Array, nanmean
 from . import base
 from .base import Measurement, Metric, Statistic
@@ -62,7 +63,7 @@ class Concepts(Measurement):
         "Measured at level neurons on tasks whose examples each carry a concept, and only of methods that score single "
         "examples. Of fewer than 200 neurons, half of them are the top 100."
     )
-    levels = ("neurons",)
+    levels = names_where(hidden_units=True)
     default = True
     needs_method = True
     position = 40

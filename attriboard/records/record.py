@@ -7,7 +7,7 @@ import json
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import Field, SerializeAsAny, field_serializer, field_validator, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, field_serializer, field_validator, model_validator
 
 from ..levels import USUAL_REPLACEMENT, InputReplacement
 from ..measurements.base import Kept, Measurement, Statistic, Strict
@@ -179,6 +179,8 @@ class Record(Strict):
         seconds: wall time of the cell's parts.
         provenance: of the last run that added to it.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # numbers that are none stay what they are
 
     schema_version: int = SCHEMA
     suite: str

@@ -37,7 +37,7 @@ class Stored:
         stored = cls(folder)
         for record in folder.records():
             stored.by_identity[record.identity] = Entry(record.filename, record.status, record.stages)
-            if record.scores is not None:
+            if record.scores is not None and (folder.path / record.scores.file).is_file():
                 stored.by_scores[record.scores.identity] = record.filename
         return stored
 
