@@ -23,25 +23,17 @@ from transformers import PreTrainedTokenizerFast
 
 from attriboard import instructions
 from attriboard.board import figures
-<<<<<<< HEAD
-from attriboard.board.board import Board
-=======
 from attriboard.board.board import Board, Table
 from attriboard.board.columns import best_first, is_cost
->>>>>>> tests2
 from attriboard.board.formats import render
 from attriboard.board.wording import examples_line, number
 from attriboard.errors import ConfigurationError
 from attriboard.evaluation import capability
-<<<<<<< HEAD
-from attriboard.measurements.registry import METRICS
-=======
 from attriboard.measurements.bias import Bias
 from attriboard.measurements.capability import Capability
 from attriboard.measurements.editing import Editing
 from attriboard.measurements.pruning import Pruning
 from attriboard.measurements.registry import MEASUREMENTS, METRICS
->>>>>>> tests2
 from attriboard.model import Model
 from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Cell, Planned, Record
@@ -625,20 +617,6 @@ def test_all_formats_hold_what_the_records_hold(made: tuple[Path, Outcome, int],
             assert title in text
 
 
-<<<<<<< HEAD
-def test_a_table_says_what_is_judged_on_all_examples_drawn(made: tuple[Path, Outcome, int]) -> None:
-    for table in Board.read(made[0]).tables:
-        families = set(table.records[0].families)
-        said = "n = 6 of them judged here (pruning and bias: all 14)," in examples_line(table)
-        assert said == bool(families & {"pruning", "preference"})
-
-
-def test_the_overall_ranks_come_from_tables_with_faithfulness(made: tuple[Path, Outcome, int]) -> None:
-    overall = Board.read(made[0]).overall()
-    assert {row.tables for row in overall} == {"1 of 1"} and len(overall) == 2
-    ranking = {"sufficiency_log_area", "necessity_log_area", "ablation_drop_p"}
-    assert all(ranking <= set(row.by_metric) for row in overall)
-=======
 def test_a_table_says_what_is_judged_on_all_examples_drawn(board: Board) -> None:
     for table in board.tables:
         for evaluation in measurements_of(table) - {"speed"}:
@@ -653,24 +631,12 @@ def test_the_overall_ranks_come_from_tables_with_faithfulness(board: Board) -> N
     assert {row.tables for row in overall} == {"1 of 1"} and len(overall) == 2
     for row in overall:
         assert {"sufficiency_log_area", "necessity_log_area", "ablation_drop_p"} <= set(row.by_metric)
->>>>>>> tests2
 
 
 def test_without_faithfulness_there_are_no_overall_ranks(suite: Suite, tmp_path: Path) -> None:
     plan = [plan_one(suite, ("bias",), task="inclined", method=method) for method in METHODS]
     assert not run_cells(suite.name, plan, Folder(tmp_path)).failed
     board = Board.read(tmp_path)
-<<<<<<< HEAD
-    assert not board.overall() and "## Overall" not in render(board)
-    assert json.loads(render(board, "json"))["overall"] == []
-
-
-def test_figures_are_drawn_of_what_the_records_hold(made: tuple[Path, Outcome, int], tmp_path: Path) -> None:
-    board = Board.read(made[0])
-    drawn = figures.draw(board, tmp_path)
-    kinds = {"faithfulness": "", "pruning": ".pruning", "preference": ".preference"}
-    wanted = [kinds[family] for table in board.tables for family in kinds if family in table.records[0].families]
-=======
     assert board.overall() == [] and "## Overall" not in render(board)
     assert json.loads(render(board, "json"))["overall"] == []
 
@@ -679,7 +645,6 @@ def test_figures_are_drawn_of_what_the_records_hold(board: Board, tmp_path: Path
     drawn = figures.draw(board, tmp_path)
     kinds = {"faithfulness": "", "pruning": ".pruning", "bias": ".bias"}
     wanted = [kinds[name] for table in board.tables for name in kinds if name in measurements_of(table)]
->>>>>>> tests2
     assert len(wanted) == 5
     wanted += [".agreement" for table in board.tables if len(table.records) > 1]
     of_tables = [file for file in drawn if not file.name.endswith(".tasks.png")]
@@ -695,17 +660,6 @@ def test_tables_of_one_title_have_figures_of_their_own(suite: Suite, tmp_path: P
     for limit, method in zip((2, 3), METHODS, strict=True):
         run_one(suite, tmp_path / "out", ("pruning",), {"capability": {"limit": limit}}, method=method)
     board = Board.read(tmp_path / "out")
-<<<<<<< HEAD
-    assert len({table.title for table in board.tables}) == 1
-    drawn = figures.draw(board, tmp_path / "figures")
-    assert len(set(drawn)) == 2 and all(file.stat().st_size > 10_000 for file in drawn)
-
-
-def test_the_figures_show_the_records_curves(made: tuple[Path, Outcome, int]) -> None:
-    (table,) = [t for t in Board.read(made[0]).tables if len(t.records[0].families) == 5]
-    pruned, preferred = figures.pruning(table), figures.bias(table)
-    assert pruned and preferred
-=======
     assert len(board.tables) == 2 and len({table.title for table in board.tables}) == 1
     drawn = figures.draw(board, tmp_path / "figures")
     of_tables = [file for file in drawn if not file.name.endswith(".tasks.png")]
@@ -716,7 +670,6 @@ def test_the_figures_show_the_records_curves(board: Board) -> None:
     (table,) = [t for t in board.tables if t.task == "inclined"]
     pruned, biased = figures.pruning(table), figures.bias(table)
     assert pruned and biased
->>>>>>> tests2
     lines = pruned.axes[0].lines
     assert len({line.get_color() for line in lines[::2]}) == len(table.records) + 1  # and chance
     for i, record in enumerate(table.records):
