@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -139,6 +139,16 @@ class Worker:
 
 
 @dataclass
+class _Measured:
+    """What is known of a cell: by evaluation, what was measured, why it was not, what failed, what was done when."""
+
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, Exception] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+
+@dataclass
 class _Run:
     """One cell on a worker."""
 
@@ -147,9 +157,10 @@ class _Run:
     earlier: Earlier
 
     def record(self, base: dict[str, Any]) -> tuple[Record, bytes]:
+        """The record of the cell, and the file of its scores; ``base`` has the fields that are known before."""
         cell, settings = self.planned
         context = self.worker.context(cell, settings)
-        model, level = context.model, get_level(cell.level)
+        level = get_level(cell.level)
         check_replacement(cell.replacement, level.name)
         method = None
         if cell.precomputed is None:
@@ -157,23 +168,39 @@ class _Run:
             method.check_level(level)
             method.check_examples(scored_split(context, level))
         identity = scoring_identity(cell, settings)
-        scored, score_stages = self.worker.scored(identity, lambda: self._scores(identity, method, context, level))
+        scored, done = self.worker.scored(identity, lambda: self._scores(identity, method, context, level))
         scores = scored.stored(identity)
-
-        wanted = wanted_stages(self.planned)
-        measurements, reasons, stages = self._kept(wanted, scores.values_sha256)
-        for name in ("scores", "speed"):
-            if name in score_stages:
-                stages[name] = score_stages[name]
+        known = self._kept(scores.values_sha256)
+        known.stages |= done
         if scored.speed is None:
-            reasons["speed"] = PRECOMPUTED
-            stages["speed"] = _stage(wanted["speed"])
+            known.reasons["speed"] = PRECOMPUTED
+            known.stages["speed"] = _stage(wanted_stages(self.planned)["speed"])
         else:
-            measurements["speed"] = scored.speed
-        failures: dict[str, Exception] = {}
-        now = provenance(model.device)
-        for name, stage_identity in wanted.items():
-            if name in stages:
+            known.measurements["speed"] = scored.speed
+        now = provenance(context.model.device)
+        self._measure(known, context, level, method, scored, now)
+        if not known.failures and not set(known.measurements) - {"speed"}:
+            raise SkipCell(" ".join(why for name, why in known.reasons.items() if name != "speed"))
+        outcome: dict[str, Any] = {"status": "ok", "provenance": now}
+        if known.failures:
+            outcome = _outcome(next(iter(known.failures.values())), now)
+            outcome["reason"] = "; ".join(f"{name}: {_reason(error)}" for name, error in known.failures.items())
+        facts = {**base, **self._facts(context, method, scored), **_fields(known, settings, context), **outcome}
+        return Record(**facts, scores=scores), scored.content
+
+    def _measure(
+        self,
+        known: _Measured,
+        context: Context,
+        level: Level,
+        method: Method | None,
+        scored: Scored,
+        now: Provenance,
+    ) -> None:
+        """Makes every measurement that is asked for and not known yet."""
+        cell, settings = self.planned
+        for name, identity in wanted_stages(self.planned).items():
+            if name in known.stages:
                 continue
             start = time.perf_counter()
             evaluation = evaluations.make(name)
@@ -189,30 +216,25 @@ class _Run:
                         replacement=cell.replacement,
                         method=method,
                         seed=cell.seed,
-                        capability=self.worker.meter(model, settings),
-                        speed_repeats=settings.of("speed").repeats,  # type: ignore[attr-defined]
+                        capability=self.worker.meter(context.model, settings),
+                        speed_repeats=_timing(settings).repeats,
                     )
-                    measurements[name] = evaluation.measure(job)
+                    known.measurements[name] = evaluation.measure(job)
                 except SkipCell as error:
-                    reasons[name] = str(error)
+                    known.reasons[name] = str(error)
                 except Exception as error:
-                    failures[name] = error
+                    known.failures[name] = error
                     continue
-            stages[name] = _stage(stage_identity, time.perf_counter() - start, now)
-        measured = {name for name in measurements if name != "speed"}
-        if not measured and not failures:
-            raise SkipCell(" ".join(reason for name, reason in reasons.items() if name != "speed"))
-        asked = tuple(name for name in MEASUREMENTS if name in measurements or name in reasons or name in failures)
-        ordered = {name: measurements[name] for name in MEASUREMENTS if name in measurements}
-        gaps = {key: why for measurement in ordered.values() for key, why in measurement.gaps().items()}
-        items = [e.example.item for e in context.test]
-        base = {
-            **base,
-            "settings": settings.only(asked),
+            known.stages[name] = _stage(identity, time.perf_counter() - start, now)
+
+    def _facts(self, context: Context, method: Method | None, scored: Scored) -> dict[str, Any]:
+        """What a record says of the model, the examples and the method."""
+        model = context.model
+        return {
             "task_version": context.task.version,
             "model": ModelFacts(
                 source=model.source,
-                recipe=planted.recipe(cell.model),
+                recipe=planted.recipe(self.planned.cell.model),
                 weights_sha256=model.weights_sha256,
                 n_layers=model.n_layers,
                 n_heads=model.n_heads,
@@ -221,38 +243,25 @@ class _Run:
             "data_sha256": context.data_sha256,
             "kept": context.kept,
             "chance": context.task.chance,
-            "items": items,
+            "items": _items(context),
             "subsets": [e.example.subset for e in context.test],
             "control": method is not None and method.control,
-            "scores": scores,
-            "measurements": ordered,
-            "not_measured": {**reasons, **gaps},
-            "stages": stages,
-            "aggregates": aggregates(ordered.values(), items),
-            "statistics_version": VERSION,
         }
-        outcome: dict[str, Any] = {"status": "ok", "provenance": now}
-        if failures:
-            outcome = _outcome(next(iter(failures.values())), now)
-            outcome["reason"] = "; ".join(f"{name}: {_reason(error)}" for name, error in failures.items())
-        return Record(**base, **outcome), scored.content
 
-    def _kept(
-        self, wanted: Mapping[str, str], values_sha256: str
-    ) -> tuple[dict[str, Measurement], dict[str, str], dict[str, Stage]]:
+    def _kept(self, values_sha256: str) -> _Measured:
         """What an earlier record measured of the same scores in the way that is wanted now."""
         record = self.earlier.record
         if record is None or record.scores is None or record.scores.values_sha256 != values_sha256:
-            return {}, {}, {}
+            return _Measured()
         names = [
             name
-            for name, identity in wanted.items()
+            for name, identity in wanted_stages(self.planned).items()
             if name != "speed" and name in record.stages and record.stages[name].identity == identity
         ]
-        return (
-            {name: record.measurements[name] for name in names if name in record.measurements},
-            {name: record.not_measured[name] for name in names if name in record.not_measured},
-            {name: record.stages[name] for name in names},
+        return _Measured(
+            measurements={name: record.measurements[name] for name in names if name in record.measurements},
+            reasons={name: record.not_measured[name] for name in names if name in record.not_measured},
+            stages={name: record.stages[name] for name in names},
         )
 
     def _scores(
@@ -272,13 +281,36 @@ class _Run:
         if method is None:
             scored = from_file(cell, context, level)
         else:
-            options = settings.of("speed")
-            assert isinstance(options, Speed.Options)
-            scored = score(method, context, level, options)
+            scored = score(method, context, level, _timing(settings))
         stages = {"scores": _stage(identity, scored.seconds["scores"], now)}
         if scored.speed is not None:
             stages["speed"] = _stage(wanted, scored.seconds["speed"], now)
         return scored, stages
+
+
+def _fields(known: _Measured, settings: Settings, context: Context) -> dict[str, Any]:
+    """The fields of a record that follow from what was measured, in the order of measurements."""
+    asked = {**known.measurements, **known.reasons, **known.failures}
+    ordered = {name: known.measurements[name] for name in MEASUREMENTS if name in known.measurements}
+    gaps = {key: why for measurement in ordered.values() for key, why in measurement.gaps().items()}
+    return {
+        "settings": settings.only(tuple(name for name in MEASUREMENTS if name in asked)),
+        "measurements": ordered,
+        "not_measured": {**known.reasons, **gaps},
+        "stages": known.stages,
+        "aggregates": aggregates(ordered.values(), _items(context)),
+        "statistics_version": VERSION,
+    }
+
+
+def _items(context: Context) -> list[str]:
+    return [e.example.item for e in context.test]
+
+
+def _timing(settings: Settings) -> Speed.Options:
+    options = settings.of("speed")
+    assert isinstance(options, Speed.Options)
+    return options
 
 
 def _stage(identity: str, seconds: float = 0.0, now: Provenance | None = None) -> Stage:
