@@ -41,7 +41,7 @@ class FrozenUnembedding:
     """
 
     def __init__(self, model: Model, resid: Tensor, published: bool = False) -> None:
-        self.centred = not model.architecture.rms
+        self.centered = not model.architecture.rms
         self.scale = model.final_norm_scale(resid)
         self.gamma = model.final_norm_weight
         self.W_U = model.W_U.float()
@@ -61,7 +61,7 @@ class FrozenUnembedding:
     def project(self, vectors: Tensor) -> Tensor:
         """``[..., V]``: ``W_U (gamma * vector)`` of vectors ``[..., d_model]``, without scale and bias."""
         vectors = vectors.float()
-        if self.centred:
+        if self.centered:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         return (vectors * self.gamma) @ self.W_U.T
 
@@ -100,7 +100,7 @@ class FrozenUnembedding:
     def pull_back(self, weights: Tensor) -> Tensor:
         """``[B, ..., d_model]``: the residual direction of a weighting of the vocabulary ``[B, ..., V]``."""
         direction = (weights @ self.W_U) * self.gamma
-        if self.centred:
+        if self.centered:
             direction = direction - direction.mean(-1, keepdim=True)
         return direction / self._scale_like(direction)
 

@@ -94,9 +94,9 @@ def build(shape: str, device: str, dtype: str) -> tuple[Model, EncodedExample]:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", additional_special_tokens=[IMAGE])
     side, patch = sizes["vision"]["image_size"], sizes["vision"]["patch_size"]
-    eyes = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    resizing = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     processor = LlavaProcessor(
-        image_processor=eyes,
+        image_processor=resizing,
         tokenizer=tokenizer,
         patch_size=patch,
         vision_feature_select_strategy="default",

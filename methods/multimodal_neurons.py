@@ -29,7 +29,7 @@ class MultimodalNeurons(Method):
     Options:
         activation: "gate", the output of the activation function, as published (in a gated FFN it is not yet
             multiplied by the up-projection); or "down_in", the coefficient that multiplies the output vector, which
-            makes the score the neuron's own un-normalised contribution to the answer's logit. Without a gate, the same.
+            makes the score the neuron's own unnormalized contribution to the answer's logit. Without a gate, the same.
     """
 
     name = "multimodal_neurons"

@@ -59,7 +59,7 @@ class Relevancy(Method):
             row = start
             for attention in reversed(weighted):  # the last row of the product needs no other row
                 row = row + torch.einsum("bq,bqk->bk", row, attention)
-            return _normalised(row - start)
+            return _normalized(row - start)
         relevancy = torch.eye(batch.tokens.shape[1], device=model.device).expand(len(batch), -1, -1)
         for attention in weighted:
             relevancy = relevancy + attention @ relevancy
@@ -94,7 +94,7 @@ class Relevancy(Method):
         for pattern, slope in zip(patterns, slopes):
             if slope is not None:
                 relevancy = relevancy + _positive(pattern, slope)[0] @ relevancy
-        return _normalised((relevancy - identity)[0])[1:]
+        return _normalized((relevancy - identity)[0])[1:]
 
 
 def _positive(attention: Tensor, gradient: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _positive(attention: Tensor, gradient: Tensor) -> Tensor:
     return (attention.detach().float() * gradient.float()).clamp(min=0).mean(1)
 
 
-def _normalised(row: Tensor) -> Tensor:
+def _normalized(row: Tensor) -> Tensor:
     """``[..., n]``: divided by the sum over the last axis, where that is not zero."""
     total = row.sum(-1, keepdim=True)
     return row / torch.where(total == 0, 1.0, total)

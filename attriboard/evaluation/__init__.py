@@ -1,1 +1,1 @@
-"""The score families: each measures per example, and says how its aggregates come from those measurements."""
+"""How things are measured: one module for each evaluation, beside its measurement in :mod:`attriboard.measurements`."""

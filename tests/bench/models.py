@@ -669,8 +669,8 @@ class Literal:
     def __init__(self, plain: Plain, last_resid: Tensor, published: bool = False) -> None:
         norm, head = get(plain.hf, plain.parts.norm), plain.hf.get_output_embeddings()
         x = last_resid.double()
-        self.centred = type(norm).__name__ == "LayerNorm"
-        if self.centred:
+        self.centered = type(norm).__name__ == "LayerNorm"
+        if self.centered:
             self.scale = (x.var(correction=0) + norm.eps).sqrt()
         else:
             epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
@@ -678,14 +678,14 @@ class Literal:
         self.gamma = norm.weight.double() + float(type(norm).__name__.startswith("Gemma"))
         self.W_U = head.weight.double()
         self.bias = torch.zeros(len(self.W_U), dtype=torch.float64)
-        if self.centred and not published:
+        if self.centered and not published:
             self.bias += self.W_U @ norm.bias.double()
         if getattr(head, "bias", None) is not None:
             self.bias += head.bias.double()
 
     def logits(self, z: Tensor) -> Tensor:
         z = z.double()
-        z = z - z.mean() if self.centred else z
+        z = z - z.mean() if self.centered else z
         return self.W_U @ (self.gamma * z / self.scale) + self.bias
 
     def log_prob(self, z: Tensor, target: int) -> Tensor:
