@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from attriboard.measurements.ablation import Ablation
-from attriboard.measurements.base import Kept
+from attriboard.measurements.base import Kept, Measurement
+from attriboard.measurements.faithfulness import Faithfulness
 from attriboard.measurements.speed import Speed
-from attriboard.records.record import Cell, ModelFacts, Record, Settings, digest
-from attriboard.run.runner import aggregates
+from attriboard.records.aggregate import aggregates
+from attriboard.records.record import Cell, ModelFacts, Record, Stage, StoredScores, digest
+from attriboard.records.settings import Settings
 
 METRIC = "ablation_drop_p"
 """The metric whose per-example values are chosen; its value is their mean."""
+COSTS = ("seconds_per_example", "forward_equivalents", "peak_memory_mib")
+
+
+def ablation(drops: Sequence[float]) -> Ablation:
+    """An ablation whose drop in p on each test example is as given, above -0.4 and below 0.5."""
+    clean, random = np.log(0.9), np.log(0.5)
+    n = len(drops)
+    return Ablation(
+        sizes=[1],
+        clean=[[clean, 1.0]] * n,
+        top=[[[float(np.log(0.5 - d)), 1.0] for d in drops]],
+        random=[[[[random, 1.0]] * n]],
+    )
+
+
+def faithfulness(values: Sequence[float]) -> Faithfulness:
+    """A faithfulness whose S is the mean of ``values`` ``[N]``, and whose N is 1 whatever they are."""
+    n, flat = len(values), [list(map(float, values))]
+    return Faithfulness(
+        sizes=[1, 2],
+        full=[1.0] * n,
+        empty=[0.0] * n,
+        sufficiency=flat * 2,
+        necessity=[[0.0] * n] * 2,
+        mib_sizes=[1] * 10,
+        mib_signed=flat * 10,
+        mib_absolute=flat * 10,
+    )
+
+
+def speed(**changes: Any) -> Speed:
+    """Two repeats of one example."""
+    usual = {"examples": 1, "seconds": [0.1, 0.2], "forward_equivalents": 1.0, "peak_memory_mib": 1.0}
+    return Speed(**{**usual, **changes})
+
+
+def stored(sketch: Sequence[float] = (), top: Sequence[tuple[str, float]] = ()) -> StoredScores:
+    """What a record says of its scores; there is no file."""
+    return StoredScores(
+        identity="i", file="scores/none.safetensors", sha256="s", values_sha256="v", sketch=list(sketch), top=list(top)
+    )
+
+
+def by_name(*measurements: Measurement) -> dict[str, Measurement]:
+    """Measurements as a record holds them."""
+    return {measurement.name: measurement for measurement in measurements}
+
+
+def stages(measurements: Mapping[str, Measurement]) -> dict[str, Stage]:
+    """The stages of a record that holds these measurements."""
+    return {name: Stage(identity=name) for name in ("scores", *measurements)}
 
 
 def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
@@ -24,42 +77,47 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
         method: its name.
         drops: above -0.4 and below 0.5.
         changes: ``items``, ``seed``, ``task``, ``model``, ``level``, ``control``, ``sketch``, ``top``, ``data``,
-            ``replacement``, ``weights``; what is left out is the same for all records.
+            ``replacement``, ``variant``, ``weights``, ``recipe``, ``settings``, ``status``, ``reason``,
+            ``precomputed``, and ``measurements`` in place of ablation and speed; what is left out is the same for all
+            records.
     """
-    clean, random = np.log(0.9), np.log(0.5)
     n = len(drops)
     items = changes.get("items", [f"item {i}" for i in range(n)])
-    family = Ablation(
-        sizes=[1],
-        clean=[[clean, 1.0]] * n,
-        top=[[[float(np.log(0.5 - d)), 1.0] for d in drops]],
-        random=[[[[random, 1.0]] * n]],
-    )
-    speed = Speed(examples=1, seconds=[0.1, 0.2], forward_equivalents=1.0, peak_memory_mib=1.0)
+    measurements = by_name(*changes.get("measurements", (ablation(drops), speed())))
     cell = Cell(
         task=changes.get("task", "made_up"),
         method=method,
         model=changes.get("model", "no_model"),
         level=changes.get("level", "heads"),
         replacement=changes.get("replacement", "counterfactual"),
+        variant=changes.get("variant", ""),
         seed=changes.get("seed", 0),
+        precomputed=changes.get("precomputed"),
     )
     kept = Kept(seen=n, correct=n, kept=n, by_subset={"": (n, n)})
     return Record(
         suite="made_up",
-        identity=digest([cell.model_dump(), list(drops)]),
+        identity=digest([cell.model_dump(), list(drops), sorted(measurements)]),
         cell=cell,
-        settings=Settings(families=("ablation",)),
-        status="ok",
-        model=ModelFacts(source="", weights_sha256=changes.get("weights", "w"), n_layers=1, n_heads=4, n_components=4),
+        settings=changes.get("settings") or Settings(evaluations=tuple(measurements)),
+        status=changes.get("status", "ok"),
+        reason=changes.get("reason", ""),
+        model=ModelFacts(
+            source="",
+            weights_sha256=changes.get("weights", "w"),
+            n_layers=1,
+            n_heads=4,
+            n_components=4,
+            recipe=changes.get("recipe", ""),
+        ),
         data_sha256=changes.get("data", "d"),
         kept={"train": kept, "test": kept},
         items=items,
         subsets=[""] * n,
         control=changes.get("control", False),
-        top=changes.get("top", []),
-        sketch=changes.get("sketch", []),
-        ablation=family,
-        speed=speed,
-        aggregates=aggregates([family], speed, items),
+        scores=stored(changes.get("sketch", ()), changes.get("top", ())),
+        measurements=measurements,
+        stages=stages(measurements),
+        aggregates=aggregates(measurements.values(), items),
+        statistics_version=1,
     )
