@@ -29,20 +29,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from attriboard.measurements.metrics import METRICS
 from numpy.typing import NDArray
 
-from attriboard.board.check import HEADLINES, compare
+from attriboard.board.check import check_records, headlines
 from attriboard.components import get_level
 from attriboard.evaluation import faithfulness
 from attriboard.evaluation.context import Context
-from attriboard.evaluation.faithfulness import Faithfulness
 from attriboard.loading import load_model
-from attriboard.measurements.base import Kept
+from attriboard.measurements.base import Kept, Measurement, Strict
+from attriboard.measurements.faithfulness import Faithfulness, sizes
+from attriboard.measurements.registry import METRICS
 from attriboard.measurements.speed import Speed
 from attriboard.method import methods
 from attriboard.model import Cost
-from attriboard.records.record import Aggregate, Cell, ModelFacts, Record, Strict, digest
+from attriboard.records.record import Aggregate, Cell, ModelFacts, Record, Stage, StoredScores, digest
 from attriboard.records.settings import Settings
 from attriboard.run.provenance import provenance
 from attriboard.scores import Scores
@@ -70,14 +70,14 @@ class Pool(Strict):
     planted: dict[str, Any]
 
 
-def some(family: Faithfulness, index: Index) -> Faithfulness:
+def some(whole: Faithfulness, index: Index) -> Faithfulness:
     """The measurements of some examples."""
     rows = {
-        name: [[row[i] for i in index] for row in getattr(family, name)]
+        name: [[row[i] for i in index] for row in getattr(whole, name)]
         for name in ("sufficiency", "necessity", "mib_signed", "mib_absolute")
     }
-    columns = {name: [getattr(family, name)[i] for i in index] for name in ("full", "empty")}
-    return family.model_copy(update={**rows, **columns})
+    columns = {name: [getattr(whole, name)[i] for i in index] for name in ("full", "empty")}
+    return whole.model_copy(update={**rows, **columns})
 
 
 def exchanged(a: Faithfulness, b: Faithfulness, swap: NDArray[np.bool_]) -> Faithfulness:
@@ -89,27 +89,24 @@ def exchanged(a: Faithfulness, b: Faithfulness, swap: NDArray[np.bool_]) -> Fait
     return a.model_copy(update=rows)
 
 
-def value(family: Faithfulness, metric: str = HEADLINE) -> float:
-    return float(family.statistics()[metric](np.arange(family.n)))
+def value(measured: Faithfulness, metric: str = HEADLINE) -> float:
+    return float(measured.statistics()[metric](np.arange(measured.n)))
 
 
-def record(pool: Pool, family: Faithfulness, index: Index, seed: int, items: Sequence[str] = ()) -> Record:
+def record(pool: Pool, measured: Faithfulness, index: Index, seed: int, items: Sequence[str] = ()) -> Record:
     """What a run with these examples would have stored; one seed stands for one sample of examples.
 
     Args:
         items: the base item of each example, where one that was drawn twice counts as two.
     """
-    values = {name: float(statistic(np.arange(family.n))) for name, statistic in family.statistics().items()}
-    values |= {
-        "seconds_per_example": pool.speed.seconds[0] / pool.speed.examples,
-        "forward_equivalents": pool.speed.forward_equivalents,
-        "peak_memory_mib": pool.speed.peak_memory_mib,
-    }
+    measurements: dict[str, Measurement] = {m.name: m for m in (measured, pool.speed)}
+    values = {name: value(measured, name) for name in measured.statistics()}
+    values |= {name: cost for name, (cost, _, _) in pool.speed.scalars().items()}
     return Record(
         suite="check_power",
         identity=digest([seed, values]),
         cell=Cell(task=TASK, method=METHOD, model=MODEL, level=LEVEL, seed=seed),
-        settings=Settings(evaluations=("faithfulness",)),
+        settings=Settings(evaluations=tuple(measurements)),
         status="ok",
         task_version=pool.task_version,
         model=pool.facts,
@@ -117,8 +114,9 @@ def record(pool: Pool, family: Faithfulness, index: Index, seed: int, items: Seq
         kept={"test": Kept(seen=len(index), correct=len(index), kept=len(index), by_subset={})},
         items=list(items) or [pool.items[i] for i in index],
         subsets=[pool.subsets[i] for i in index],
-        faithfulness=family,
-        speed=pool.speed,
+        scores=StoredScores(identity="", file="", sha256="", values_sha256=""),
+        measurements=measurements,
+        stages={name: Stage(identity="") for name in ("scores", *measurements)},
         aggregates={name: Aggregate(value=v, version=METRICS[name].version) for name, v in values.items()},
         provenance=provenance(torch.device("cpu")),
     )
@@ -132,10 +130,10 @@ def degraded(scores: Scores, share: float) -> Scores:
 
 
 def sufficiency(context: Context, scores: Scores) -> float:
-    """S alone, which needs fewer passes than the whole family."""
+    """S alone, which needs fewer passes than all of faithfulness."""
     level = get_level(LEVEL)
     n = level.size(context.model)
-    ks, ranking = faithfulness.sizes(n), scores.ranking()
+    ks, ranking = sizes(n), scores.ranking()
     masks = torch.ones(2 + len(ks), n, dtype=torch.bool)
     masks[0] = False
     for row, k in enumerate(ks):
@@ -175,15 +173,15 @@ def measured(size: int, train: int, calibration: int) -> Pool:
     other = method.attribute(model, small.train[1::2], level)
     share = share_of_noise(small, good)
     context = Context(model, task, 0, 4 * train, 3 * size // 2, size, size, 2 * train)
-    families = []
+    measurements = []
     for scores in (good, other, degraded(good, share)):
-        families.append(faithfulness.evaluate(context, scores, level, "counterfactual"))
-        print(f"pool measured after {time.perf_counter() - start:.0f} s: S {value(families[-1]):.3f}", flush=True)
-    good_values, *_, bad_values = ({m: value(f, m) for m in f.statistics()} for f in families)
+        measurements.append(faithfulness.evaluate(context, scores, level, "counterfactual"))
+        print(f"pool measured after {time.perf_counter() - start:.0f} s: S {value(measurements[-1]):.3f}", flush=True)
+    good_values, other_values, bad_values = ({name: value(m, name) for name in m.statistics()} for m in measurements)
     return Pool(
-        good=families[0],
-        other_train=families[1],
-        degraded=families[2],
+        good=measurements[0],
+        other_train=measurements[1],
+        degraded=measurements[2],
         items=[e.example.item for e in context.test],
         subsets=[e.example.subset for e in context.test],
         facts=ModelFacts(
@@ -201,7 +199,7 @@ def measured(size: int, train: int, calibration: int) -> Pool:
             "train_examples": len(small.train[::2]),
             "share_of_noise": share,
             "good": good_values,
-            "other_train": {m: value(families[1], m) for m in families[1].statistics()},
+            "other_train": other_values,
             "degraded": bad_values,
             "drop": {m: 1 - bad_values[m] / good_values[m] for m in good_values},
             "seconds": time.perf_counter() - start,
@@ -261,9 +259,11 @@ def counted(pool: Pool, sizes: Sequence[int]) -> list[dict[str, Any]]:
             if n > len(pool.items):
                 continue
             rng = np.random.default_rng(n)
-            reports = [compare([now], [before], speed=False) for now, before in (pair(rng, n) for _ in range(PAIRS))]
+            reports = [
+                check_records([now], [before], speed=False) for now, before in (pair(rng, n) for _ in range(PAIRS))
+            ]
             failed = sum(report.failed for report in reports)
-            improved = sum(bool(report.found("better")) for report in reports)
+            improved = sum(bool(report.judged("better")) for report in reports)
             rows.append({"kind": kind, "n": n, "pairs": PAIRS, "failed": failed, "improved": improved})
             print(f"{kind}, n = {n}: {failed} of {PAIRS} fail, {improved} improve", flush=True)
     return rows
@@ -271,12 +271,12 @@ def counted(pool: Pool, sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 def smallest(rows: Sequence[dict[str, Any]], kind: str) -> int | None:
     """The smallest size from which on at least 95 of 100 are caught."""
-    found = None
+    caught = None
     for row in sorted((r for r in rows if r["kind"] == kind), key=lambda r: -r["n"]):
         if row["failed"] < 0.95 * row["pairs"]:
             break
-        found = row["n"]
-    return found
+        caught = row["n"]
+    return caught
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -309,15 +309,15 @@ def main() -> None:
         if arguments.measured is not None:
             arguments.measured.write_text(pool.model_dump_json() + "\n")
     rows = counted(pool, arguments.sizes)
-    said = {
-        "metrics": [m for m in HEADLINES if m in pool.good.statistics()],
+    content = {
+        "metrics": [m for m in headlines() if m in pool.good.statistics()],
         "planted": pool.planted,
         "rows": rows,
         "smallest_n_caught": {kind: smallest(rows, kind) for kind in ("caught_paired", "caught_unpaired")},
         "seconds": time.perf_counter() - start,
         "provenance": provenance(torch.device("cpu")).model_dump(),
     }
-    arguments.out.write_text(json.dumps(said, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

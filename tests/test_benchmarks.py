@@ -11,10 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from attriboard.measurements.metrics import METRICS
 
+from attriboard.board.check import check_records
+from attriboard.measurements.registry import METRICS
 from attriboard.method import methods
+from attriboard.records.aggregate import up_to_date
+from attriboard.records.record import Aggregate, ModelFacts, Record
+from tests.bench.boards import faithfulness, record, speed
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -25,11 +30,11 @@ def test_every_forward_only_method_is_timed_on_the_shape_of_a_model_that_sees(tm
     # a process of its own: methods that other tests include are not timed
     subprocess.run([sys.executable, str(BENCHMARKS / "speed_vision.py"), *arguments], check=True, capture_output=True)
     stored = json.loads(out.read_text())
-    made = {(row["level"], row["method"]) for row in stored["methods"]}
+    timed = {(row["level"], row["method"]) for row in stored["methods"]}
     for level in ("patches", "heads", "neurons"):
         for cls in (cls for cls in methods if cls.__module__.startswith("attriboard.methods.")):
             forward_only = not cls.needs - {"forward", "weights"}
-            assert ((level, cls.name) in made) == (forward_only and level in cls.levels), (level, cls.name)
+            assert ((level, cls.name) in timed) == (forward_only and level in cls.levels), (level, cls.name)
     for row in stored["methods"]:
         assert len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median_seconds"] <= max(row["seconds"])
     cost = {(row["level"], row["method"]): row["forward_equivalents"] for row in stored["methods"]}
@@ -181,7 +186,7 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
 ) -> None:
     """The sentences about pairs, from records of which only what they read is filled in."""
 
-    def record(method: str, value: float, control: bool = False, evaluation: str = "pruning", factor: float = 0.0):
+    def cell(method: str, value: float, control: bool = False, evaluation: str = "pruning", factor: float = 0.0):
         names = ("pruning_accuracy_half", "pruning_accuracy_half_absolute", "bias_removed")
         return SimpleNamespace(
             cell=SimpleNamespace(method=method, method_label=method, level="neurons"),
@@ -189,7 +194,10 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
             aggregates={name: SimpleNamespace(value=value) for name in names},
             measurements={evaluation: value},
             settings=SimpleNamespace(
-                pruning=SimpleNamespace(recovery_steps=0), bias=SimpleNamespace(factor=factor, sizes=[8])
+                of={
+                    "pruning": SimpleNamespace(recovery_steps=0),
+                    "bias": SimpleNamespace(factor=factor, sizes=[8]),
+                }.__getitem__
             ),
         )
 
@@ -200,11 +208,70 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
 
     space = readme["paired"].__globals__
     monkeypatch.setitem(space, "importlib", SimpleNamespace(import_module=module))
-    records = [record("a", 0.5), record("b", 0.75), record("random_same_layer", 0.25, True), record("wanda", 0.9, True)]
+    records = [cell("a", 0.5), cell("b", 0.75), cell("random_same_layer", 0.25, True), cell("wanda", 0.9, True)]
     for factor in (0.0, 0.5):
-        records += [record("a", 0.5 + factor, False, "bias", factor), record("b", 0.75, False, "bias", factor)]
-        records.append(record("random_same_layer", 0.25, True, "bias", factor))
+        records += [cell("a", 0.5 + factor, False, "bias", factor), cell("b", 0.75, False, "bias", factor)]
+        records.append(cell("random_same_layer", 0.25, True, "bias", factor))
     lines = readme["paired"](records).splitlines()[2:]
     assert [re.findall(r"`(\w+)`", line) for line in lines] == [["b"], ["b"], ["b"], ["a"]]
     assert lines[0].endswith("keeps an accuracy of 0.750, same-layer random 0.250; difference −0.500.")
     assert lines[3].endswith("removes 1.000 of it, same-layer random 0.250; difference 0.750 [0.000, 0.500].")
+
+
+def test_pairs_of_records_go_through_the_very_function_behind_the_check() -> None:
+    power = runpy.run_path(str(BENCHMARKS / "check_power.py"))
+    rng = np.random.default_rng(0)
+    good, worse = 1.0 + 0.1 * rng.normal(size=40), 0.8 + 0.1 * rng.normal(size=40)
+    pool = power["Pool"](
+        good=faithfulness(good),
+        other_train=faithfulness(good + 0.01 * rng.normal(size=40)),
+        degraded=faithfulness(worse),
+        items=[f"item {i // 2}" for i in range(40)],
+        subsets=[""] * 40,
+        facts=ModelFacts(source="", weights_sha256="w", n_layers=1, n_heads=4, n_components=4),
+        task_version=1,
+        speed=speed(),
+        planted={},
+    )
+    kinds = power["kinds"](pool)
+    for name, pair in kinds.items():
+        now, before = pair(rng, 24)
+        report = check_records([now], [before], speed=False)
+        change = next(change for change in report.changes if change.metric == power["HEADLINE"])
+        assert report.cells == 1 and not report.missing
+        assert change.paired == (name in ("false_alarms_exchanged", "caught_paired"))
+        assert change.n_new == 24 and (change.verdict == "worse") == name.startswith("caught")
+        assert now.aggregates[power["HEADLINE"]].value == pytest.approx(
+            power["value"](now.measurements["faithfulness"])
+        )
+        assert up_to_date(now) is now
+    rows = [{"kind": "caught_paired", "n": n, "pairs": 100, "failed": failed} for n, failed in ((8, 20), (16, 96))]
+    assert power["smallest"](rows, "caught_paired") == 16 and power["smallest"](rows[:1], "caught_paired") is None
+
+
+def test_simulated_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    coverage = runpy.run_path(str(BENCHMARKS / "coverage.py"))
+    row = coverage["simulate"]("f at one size", 24, True, 40)
+    assert row["coverage"] + row["too_low"] + row["too_high"] == pytest.approx(1.0)
+    assert row["coverage"] > 0.8 and row["false_alarms"] < 0.2 and row["base_items"] < 24
+    assert coverage["table"]([row]).count("\n") == 3
+
+
+def test_what_is_known_of_planted_models_is_one_table_for_each_level() -> None:
+    truth = runpy.run_path(str(BENCHMARKS / "ground_truth.py"))
+    mechanism = next(iter(truth["MECHANISMS"]))
+
+    def known(method: str, value: float, model: str, **changes: Any) -> Record:
+        whole = record(method, [0.1], task=f"planted_{mechanism}", model=model, **changes)
+        return whole.model_copy(update={"aggregates": {"truth_auroc": Aggregate(value=value, version=1)}})
+
+    records = [known("a", 0.5, "m"), known("a", 0.7, "n"), known("b", 0.9, "m"), known("c", 0.1, "m", control=True)]
+    assert truth["tables"](records).splitlines() == [
+        "**heads**",
+        "",
+        f"| method | {mechanism} |",
+        "| --- | ---: |",
+        "| b | 0.90 |",
+        "| a | 0.60 (0.50 to 0.70) |",
+        "| *c* | 0.10 |",
+    ]
