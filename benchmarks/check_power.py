@@ -36,7 +36,7 @@ from attriboard.components import get_level
 from attriboard.evaluation import faithfulness
 from attriboard.evaluation.context import Context
 from attriboard.loading import load_model
-from attriboard.measurements.base import Kept, Measurement, Strict
+from attriboard.measurements.base import Kept, Strict
 from attriboard.measurements.faithfulness import Faithfulness, sizes
 from attriboard.measurements.registry import METRICS
 from attriboard.measurements.speed import Speed
@@ -70,14 +70,14 @@ class Pool(Strict):
     planted: dict[str, Any]
 
 
-def some(whole: Faithfulness, index: Index) -> Faithfulness:
+def some(measured: Faithfulness, index: Index) -> Faithfulness:
     """The measurements of some examples."""
     rows = {
-        name: [[row[i] for i in index] for row in getattr(whole, name)]
+        name: [[row[i] for i in index] for row in getattr(measured, name)]
         for name in ("sufficiency", "necessity", "mib_signed", "mib_absolute")
     }
-    columns = {name: [getattr(whole, name)[i] for i in index] for name in ("full", "empty")}
-    return whole.model_copy(update={**rows, **columns})
+    columns = {name: [getattr(measured, name)[i] for i in index] for name in ("full", "empty")}
+    return measured.model_copy(update={**rows, **columns})
 
 
 def exchanged(a: Faithfulness, b: Faithfulness, swap: NDArray[np.bool_]) -> Faithfulness:
@@ -99,14 +99,17 @@ def record(pool: Pool, measured: Faithfulness, index: Index, seed: int, items: S
     Args:
         items: the base item of each example, where one that was drawn twice counts as two.
     """
-    measurements: dict[str, Measurement] = {m.name: m for m in (measured, pool.speed)}
-    values = {name: value(measured, name) for name in measured.statistics()}
-    values |= {name: cost for name, (cost, _, _) in pool.speed.scalars().items()}
+    values = {name: float(statistic(np.arange(measured.n))) for name, statistic in measured.statistics().items()}
+    values |= {
+        "seconds_per_example": pool.speed.seconds[0] / pool.speed.examples,
+        "forward_equivalents": pool.speed.forward_equivalents,
+        "peak_memory_mib": pool.speed.peak_memory_mib,
+    }
     return Record(
         suite="check_power",
         identity=digest([seed, values]),
         cell=Cell(task=TASK, method=METHOD, model=MODEL, level=LEVEL, seed=seed),
-        settings=Settings(evaluations=tuple(measurements)),
+        settings=Settings(evaluations=("faithfulness",)),
         status="ok",
         task_version=pool.task_version,
         model=pool.facts,
@@ -115,8 +118,8 @@ def record(pool: Pool, measured: Faithfulness, index: Index, seed: int, items: S
         items=list(items) or [pool.items[i] for i in index],
         subsets=[pool.subsets[i] for i in index],
         scores=StoredScores(identity="", file="", sha256="", values_sha256=""),
-        measurements=measurements,
-        stages={name: Stage(identity="") for name in ("scores", *measurements)},
+        measurements={"faithfulness": measured, "speed": pool.speed},
+        stages={name: Stage(identity="") for name in ("scores", "faithfulness", "speed")},
         aggregates={name: Aggregate(value=v, version=METRICS[name].version) for name, v in values.items()},
         provenance=provenance(torch.device("cpu")),
     )
@@ -130,7 +133,7 @@ def degraded(scores: Scores, share: float) -> Scores:
 
 
 def sufficiency(context: Context, scores: Scores) -> float:
-    """S alone, which needs fewer passes than all of faithfulness."""
+    """S alone, which needs fewer passes than the whole measurement."""
     level = get_level(LEVEL)
     n = level.size(context.model)
     ks, ranking = sizes(n), scores.ranking()
@@ -155,7 +158,7 @@ def share_of_noise(context: Context, scores: Scores, steps: int = 6) -> float:
     return (low + high) / 2
 
 
-def measured(size: int, train: int, calibration: int) -> Pool:
+def measure_pool(size: int, train: int, calibration: int) -> Pool:
     """The pool, measured."""
     start = time.perf_counter()
     model, level, task = load_model(MODEL, batch_size=32), get_level(LEVEL), tasks.make(TASK)
@@ -177,7 +180,7 @@ def measured(size: int, train: int, calibration: int) -> Pool:
     for scores in (good, other, degraded(good, share)):
         measurements.append(faithfulness.evaluate(context, scores, level, "counterfactual"))
         print(f"pool measured after {time.perf_counter() - start:.0f} s: S {value(measurements[-1]):.3f}", flush=True)
-    good_values, other_values, bad_values = ({name: value(m, name) for name in m.statistics()} for m in measurements)
+    good_values, *_, bad_values = ({m: value(f, m) for m in f.statistics()} for f in measurements)
     return Pool(
         good=measurements[0],
         other_train=measurements[1],
@@ -199,7 +202,7 @@ def measured(size: int, train: int, calibration: int) -> Pool:
             "train_examples": len(small.train[::2]),
             "share_of_noise": share,
             "good": good_values,
-            "other_train": other_values,
+            "other_train": {m: value(measurements[1], m) for m in measurements[1].statistics()},
             "degraded": bad_values,
             "drop": {m: 1 - bad_values[m] / good_values[m] for m in good_values},
             "seconds": time.perf_counter() - start,
@@ -271,12 +274,12 @@ def counted(pool: Pool, sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 def smallest(rows: Sequence[dict[str, Any]], kind: str) -> int | None:
     """The smallest size from which on at least 95 of 100 are caught."""
-    caught = None
+    least = None
     for row in sorted((r for r in rows if r["kind"] == kind), key=lambda r: -r["n"]):
         if row["failed"] < 0.95 * row["pairs"]:
             break
-        caught = row["n"]
-    return caught
+        least = row["n"]
+    return least
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -303,11 +306,11 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     if arguments.measured is not None and arguments.measured.exists():
-        pool = Pool.model_validate_json(arguments.measured.read_text())
+        pool = Pool.model_validate_json(arguments.measured.read_text(encoding="utf-8"))
     else:
-        pool = measured(arguments.pool, arguments.train, arguments.calibration)
+        pool = measure_pool(arguments.pool, arguments.train, arguments.calibration)
         if arguments.measured is not None:
-            arguments.measured.write_text(pool.model_dump_json() + "\n")
+            arguments.measured.write_text(pool.model_dump_json() + "\n", encoding="utf-8")
     rows = counted(pool, arguments.sizes)
     content = {
         "metrics": [m for m in headlines() if m in pool.good.statistics()],
@@ -317,7 +320,7 @@ def main() -> None:
         "seconds": time.perf_counter() - start,
         "provenance": provenance(torch.device("cpu")).model_dump(),
     }
-    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

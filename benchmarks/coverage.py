@@ -214,7 +214,7 @@ def main() -> None:
         "cases": rows,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(stored, indent=1) + "\n")
+    args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
     print(f"wrote {args.out}: {sum(row['within'] for row in rows)} of {len(rows)} within {LIMITS}")
 

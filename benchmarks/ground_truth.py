@@ -68,7 +68,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results" / "planted"
     records = [up_to_date(r) for r in Folder(folder).read() if r.status == "ok"]
     replaced = runpy.run_path(str(Path(__file__).with_name("readme.py")))["replaced"]
-    PAGE.write_text(replaced(PAGE.read_text(), "tables", tables(records)))
+    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), "tables", tables(records)))
     print(f"filled {PAGE}")
 
 

@@ -241,7 +241,7 @@ def excerpts() -> dict[str, dict[str, str]]:
     pages = {
         "README.md": {"board": small(quick)},
         "docs/board.md": {"ranks": ranks(quick), "tables": tables(quick)},
-        "docs/architecture.md": {"speed": speed_rows(json.loads(SPEED.read_text()))},
+        "docs/architecture.md": {"speed": speed_rows(json.loads(SPEED.read_text(encoding="utf-8")))},
     }
     if DOWNSTREAM.exists():
         records = [up_to_date(r) for r in Folder(DOWNSTREAM).read() if r.status == "ok"]
@@ -252,10 +252,10 @@ def excerpts() -> dict[str, dict[str, str]]:
 def main() -> None:
     for name, parts in excerpts().items():
         page = ROOT / name
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         for mark, middle in parts.items():
             text = replaced(text, mark, middle)
-        page.write_text(text)
+        page.write_text(text, encoding="utf-8")
         print(f"filled {page}")
 
 

@@ -94,9 +94,9 @@ def build(shape: str, device: str, dtype: str) -> tuple[Model, EncodedExample]:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", additional_special_tokens=[IMAGE])
     side, patch = sizes["vision"]["image_size"], sizes["vision"]["patch_size"]
-    eyes = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    resizing = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     processor = LlavaProcessor(
-        image_processor=eyes,
+        image_processor=resizing,
         tokenizer=tokenizer,
         patch_size=patch,
         vision_feature_select_strategy="default",
@@ -157,7 +157,7 @@ def main() -> None:
         "methods": measure(model, example, options.repeats),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {options.out}")
 
 

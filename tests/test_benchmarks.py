@@ -11,15 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from attriboard.board.check import check_records
 from attriboard.measurements.registry import METRICS
 from attriboard.method import methods
-from attriboard.records.aggregate import up_to_date
-from attriboard.records.record import Aggregate, ModelFacts, Record
-from tests.bench.boards import faithfulness, record, speed
+from attriboard.records.record import Aggregate, Record
+from tests.bench.boards import record
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -216,45 +213,6 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
     assert [re.findall(r"`(\w+)`", line) for line in lines] == [["b"], ["b"], ["b"], ["a"]]
     assert lines[0].endswith("keeps an accuracy of 0.750, same-layer random 0.250; difference −0.500.")
     assert lines[3].endswith("removes 1.000 of it, same-layer random 0.250; difference 0.750 [0.000, 0.500].")
-
-
-def test_pairs_of_records_go_through_the_very_function_behind_the_check() -> None:
-    power = runpy.run_path(str(BENCHMARKS / "check_power.py"))
-    rng = np.random.default_rng(0)
-    good, worse = 1.0 + 0.1 * rng.normal(size=40), 0.8 + 0.1 * rng.normal(size=40)
-    pool = power["Pool"](
-        good=faithfulness(good),
-        other_train=faithfulness(good + 0.01 * rng.normal(size=40)),
-        degraded=faithfulness(worse),
-        items=[f"item {i // 2}" for i in range(40)],
-        subsets=[""] * 40,
-        facts=ModelFacts(source="", weights_sha256="w", n_layers=1, n_heads=4, n_components=4),
-        task_version=1,
-        speed=speed(),
-        planted={},
-    )
-    kinds = power["kinds"](pool)
-    for name, pair in kinds.items():
-        now, before = pair(rng, 24)
-        report = check_records([now], [before], speed=False)
-        change = next(change for change in report.changes if change.metric == power["HEADLINE"])
-        assert report.cells == 1 and not report.missing
-        assert change.paired == (name in ("false_alarms_exchanged", "caught_paired"))
-        assert change.n_new == 24 and (change.verdict == "worse") == name.startswith("caught")
-        assert now.aggregates[power["HEADLINE"]].value == pytest.approx(
-            power["value"](now.measurements["faithfulness"])
-        )
-        assert up_to_date(now) is now
-    rows = [{"kind": "caught_paired", "n": n, "pairs": 100, "failed": failed} for n, failed in ((8, 20), (16, 96))]
-    assert power["smallest"](rows, "caught_paired") == 16 and power["smallest"](rows[:1], "caught_paired") is None
-
-
-def test_simulated_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    coverage = runpy.run_path(str(BENCHMARKS / "coverage.py"))
-    row = coverage["simulate"]("f at one size", 24, True, 40)
-    assert row["coverage"] + row["too_low"] + row["too_high"] == pytest.approx(1.0)
-    assert row["coverage"] > 0.8 and row["false_alarms"] < 0.2 and row["base_items"] < 24
-    assert coverage["table"]([row]).count("\n") == 3
 
 
 def test_what_is_known_of_planted_models_is_one_table_for_each_level() -> None:

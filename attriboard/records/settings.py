@@ -143,6 +143,7 @@ class Settings(Strict):
 
     def only(self, names: tuple[str, ...]) -> Settings:
         """These settings with the options of the named evaluations written out, and no others."""
+        names = tuple(dict.fromkeys(names))
         return self.model_copy(update={"evaluations": names, "options": {name: self.of(name) for name in names}})
 
 

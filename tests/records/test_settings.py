@@ -89,7 +89,7 @@ def test_a_change_that_cannot_be_is_refused(change: dict) -> None:
 
 def test_only_writes_out_the_options_of_the_named_evaluations() -> None:
     settings = Settings.model_validate({"pruning": {"slice": 0.25}, "ablation": {"draws": 2}})
-    only = settings.only(("ablation", "faithfulness"))
+    only = settings.only(("ablation", "faithfulness", "ablation"))
     assert only.evaluations == ("ablation", "faithfulness")
     assert only.options == {"ablation": Ablation.Options(draws=2), "faithfulness": settings.of("faithfulness")}
 
