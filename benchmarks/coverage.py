@@ -148,10 +148,10 @@ def simulate(case: str, n: int, clustered: bool, simulations: int, seed: int = 0
         names = latent.items.tolist()
         pair = CASES[case](latent)
         items.append(len(set(names)))
-        found = bootstrap_interval(n, pair.first, seed=i, items=names)
-        assert found is not None
-        low += found[1] < pair.truth
-        high += found[0] > pair.truth
+        interval = bootstrap_interval(n, pair.first, seed=i, items=names)
+        assert interval is not None
+        low += interval[1] < pair.truth
+        high += interval[0] > pair.truth
         if clustered:
             naive = bootstrap_interval(n, pair.first, seed=i)
             assert naive is not None

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from attriboard.components import LEVELS
+from attriboard.levels import LEVELS
+from attriboard.records.aggregate import up_to_date
 from attriboard.records.record import Record
 from attriboard.records.store import Folder
 from attriboard.zoo.planted import MECHANISMS
@@ -30,22 +31,22 @@ def tables(records: Sequence[Record]) -> str:
 
     Where models differ, the smallest and the largest stand behind the mean.
     """
-    found: dict[str, dict[tuple[str, str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[str, dict[tuple[str, str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     controls = {r.cell.method_label for r in records if r.control}
     for r in records:
         for metric in ("truth_auroc", "suppressor_auroc"):
             if metric in r.aggregates:
                 mechanism = r.cell.task.removeprefix("planted_")
-                found[r.cell.level][r.cell.method_label, mechanism, metric].append(r.aggregates[metric].value)
+                values[r.cell.level][r.cell.method_label, mechanism, metric].append(r.aggregates[metric].value)
     lines = []
-    for level in (level for level in LEVELS if level in found):
-        cells = found[level]
+    for level in (level for level in LEVELS if level in values):
+        cells = values[level]
         shown = [c for c in (*COLUMNS, SUPPRESSORS) if any((m, metric) == (c[0], c[2]) for _, m, metric in cells)]
         rows = {
             method: [cells.get((method, mechanism, metric), []) for mechanism, _, metric in shown]
             for method in dict.fromkeys(method for method, _, _ in cells)
         }
-        order = sorted(rows, key=lambda m: (-float(np.mean([np.mean(values) for values in rows[m] if values])), m))
+        order = sorted(rows, key=lambda m: (-float(np.mean([np.mean(cell) for cell in rows[m] if cell])), m))
         lines += [f"**{level}**", "", f"| method | {' | '.join(title for _, title, _ in shown)} |"]
         lines += ["| --- |" + " ---: |" * len(shown)]
         for method in order:
@@ -65,7 +66,7 @@ def _cell(values: Sequence[float]) -> str:
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results" / "planted"
-    records = [r for r in Folder(folder).read() if r.status == "ok"]
+    records = [up_to_date(r) for r in Folder(folder).read() if r.status == "ok"]
     replaced = runpy.run_path(str(Path(__file__).with_name("readme.py")))["replaced"]
     PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), "tables", tables(records)))
     print(f"filled {PAGE}")

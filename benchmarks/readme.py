@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attriboard import Board, Folder, render
+from attriboard.records.aggregate import up_to_date
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK, DOWNSTREAM, SPEED = (ROOT / "results" / name for name in ("quick", "downstream", "speed.json"))
@@ -165,8 +166,8 @@ def measured(record: Any, evaluation: str) -> Any:
 
 
 def options(record: Any, evaluation: str) -> Any:
-    """The settings of one evaluation in a cell."""
-    return getattr(record.settings, evaluation)
+    """The options of one evaluation in a cell."""
+    return record.settings.of(evaluation)
 
 
 def difference(best: Any, control: Any, evaluation: str, *how: Any) -> str:
@@ -243,7 +244,7 @@ def excerpts() -> dict[str, dict[str, str]]:
         "docs/architecture.md": {"speed": speed_rows(json.loads(SPEED.read_text(encoding="utf-8")))},
     }
     if DOWNSTREAM.exists():
-        records = [r for r in Folder(DOWNSTREAM).read() if r.status == "ok"]
+        records = [up_to_date(r) for r in Folder(DOWNSTREAM).read() if r.status == "ok"]
         pages["docs/downstream.md"] = {"paired": paired(records), "uses": uses(board_text(DOWNSTREAM))}
     return pages
 

@@ -95,8 +95,8 @@ def capturing(model: Model, example: EncodedExample, repeats: int) -> dict[str, 
                 logits_to_keep=1,
             )
 
-    found = pair("capturing forward / bare forward", bare, lambda: model.run(batch, names), repeats, model.device)
-    return {**found, "note": "here fast is the bare pass; the ratio is what capturing costs"}
+    timed = pair("capturing forward / bare forward", bare, lambda: model.run(batch, names), repeats, model.device)
+    return {**timed, "note": "here fast is the bare pass; the ratio is what capturing costs"}
 
 
 def head_sweep(model: Model, example: EncodedExample, repeats: int, copies: int) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def head_sweep(model: Model, example: EncodedExample, repeats: int, copies: int)
 
     ours = torch.tensor([float(batched()[layer, head]) for layer, head in sample])
     worst = float((ours - torch.tensor(copied())).abs().max())
-    found = pair("all heads knocked out", batched, copied, repeats, model.device, scale=len(heads) / len(sample))
-    return {**found, "heads": len(heads), "copies_measured": len(sample), "largest_difference": worst}
+    timed = pair("all heads knocked out", batched, copied, repeats, model.device, scale=len(heads) / len(sample))
+    return {**timed, "heads": len(heads), "copies_measured": len(sample), "largest_difference": worst}
 
 
 def neuron_increase(model: Model, example: EncodedExample, repeats: int) -> dict[str, Any]:
@@ -136,9 +136,9 @@ def neuron_increase(model: Model, example: EncodedExample, repeats: int) -> dict
         return methods.make("log_prob_increase", {"exact_top_k": EXACT}).attribute(model, [example], level).values
 
     def naive() -> torch.Tensor:
-        found, resid = last_token(model, batch, ("post", "resid_mid"))
+        activations, resid = last_token(model, batch, ("post", "resid_mid"))
         unembedding = FrozenUnembedding(model, resid)
-        every = level_candidates(model, level, found["resid_mid"].float(), found["post"])
+        every = level_candidates(model, level, activations["resid_mid"].float(), activations["post"])
         index = torch.arange(level.size(model), device=model.device)
         return torch.cat(
             [every.increases(unembedding, batch.answer, part)[0] for part in index.split(model.d_mlp)]
@@ -148,8 +148,8 @@ def neuron_increase(model: Model, example: EncodedExample, repeats: int) -> dict
     top = slow.argsort(descending=True)[:EXACT]
     same = set(fast.argsort(descending=True)[:EXACT].tolist()) == set(top.tolist())
     worst = float((fast[top] - slow[top]).abs().max())
-    found = pair("log-probability increase of all neurons", bounded, naive, repeats, model.device)
-    return {**found, "neurons": level.size(model), "same_top_100": same, "largest_difference_in_top_100": worst}
+    timed = pair("log-probability increase of all neurons", bounded, naive, repeats, model.device)
+    return {**timed, "neurons": level.size(model), "same_top_100": same, "largest_difference_in_top_100": worst}
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from attriboard.measurements.registry import METRICS
 from attriboard.method import methods
+from attriboard.records.record import Aggregate, Record
+from tests.bench.boards import record
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -25,11 +27,11 @@ def test_every_forward_only_method_is_timed_on_the_shape_of_a_model_that_sees(tm
     # a process of its own: methods that other tests include are not timed
     subprocess.run([sys.executable, str(BENCHMARKS / "speed_vision.py"), *arguments], check=True, capture_output=True)
     stored = json.loads(out.read_text())
-    made = {(row["level"], row["method"]) for row in stored["methods"]}
+    timed = {(row["level"], row["method"]) for row in stored["methods"]}
     for level in ("patches", "heads", "neurons"):
         for cls in (cls for cls in methods if cls.__module__.startswith("attriboard.methods.")):
             forward_only = not cls.needs - {"forward", "weights"}
-            assert ((level, cls.name) in made) == (forward_only and level in cls.levels), (level, cls.name)
+            assert ((level, cls.name) in timed) == (forward_only and level in cls.levels), (level, cls.name)
     for row in stored["methods"]:
         assert len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median_seconds"] <= max(row["seconds"])
     cost = {(row["level"], row["method"]): row["forward_equivalents"] for row in stored["methods"]}
@@ -181,7 +183,7 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
 ) -> None:
     """The sentences about pairs, from records of which only what they read is filled in."""
 
-    def record(method: str, value: float, control: bool = False, evaluation: str = "pruning", factor: float = 0.0):
+    def cell(method: str, value: float, control: bool = False, evaluation: str = "pruning", factor: float = 0.0):
         names = ("pruning_accuracy_half", "pruning_accuracy_half_absolute", "bias_removed")
         return SimpleNamespace(
             cell=SimpleNamespace(method=method, method_label=method, level="neurons"),
@@ -189,7 +191,10 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
             aggregates={name: SimpleNamespace(value=value) for name in names},
             measurements={evaluation: value},
             settings=SimpleNamespace(
-                pruning=SimpleNamespace(recovery_steps=0), bias=SimpleNamespace(factor=factor, sizes=[8])
+                of={
+                    "pruning": SimpleNamespace(recovery_steps=0),
+                    "bias": SimpleNamespace(factor=factor, sizes=[8]),
+                }.__getitem__
             ),
         )
 
@@ -200,11 +205,31 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
 
     space = readme["paired"].__globals__
     monkeypatch.setitem(space, "importlib", SimpleNamespace(import_module=module))
-    records = [record("a", 0.5), record("b", 0.75), record("random_same_layer", 0.25, True), record("wanda", 0.9, True)]
+    records = [cell("a", 0.5), cell("b", 0.75), cell("random_same_layer", 0.25, True), cell("wanda", 0.9, True)]
     for factor in (0.0, 0.5):
-        records += [record("a", 0.5 + factor, False, "bias", factor), record("b", 0.75, False, "bias", factor)]
-        records.append(record("random_same_layer", 0.25, True, "bias", factor))
+        records += [cell("a", 0.5 + factor, False, "bias", factor), cell("b", 0.75, False, "bias", factor)]
+        records.append(cell("random_same_layer", 0.25, True, "bias", factor))
     lines = readme["paired"](records).splitlines()[2:]
     assert [re.findall(r"`(\w+)`", line) for line in lines] == [["b"], ["b"], ["b"], ["a"]]
     assert lines[0].endswith("keeps an accuracy of 0.750, same-layer random 0.250; difference −0.500.")
     assert lines[3].endswith("removes 1.000 of it, same-layer random 0.250; difference 0.750 [0.000, 0.500].")
+
+
+def test_what_is_known_of_planted_models_is_one_table_for_each_level() -> None:
+    truth = runpy.run_path(str(BENCHMARKS / "ground_truth.py"))
+    mechanism = next(iter(truth["MECHANISMS"]))
+
+    def known(method: str, value: float, model: str, **changes: Any) -> Record:
+        whole = record(method, [0.1], task=f"planted_{mechanism}", model=model, **changes)
+        return whole.model_copy(update={"aggregates": {"truth_auroc": Aggregate(value=value, version=1)}})
+
+    records = [known("a", 0.5, "m"), known("a", 0.7, "n"), known("b", 0.9, "m"), known("c", 0.1, "m", control=True)]
+    assert truth["tables"](records).splitlines() == [
+        "**heads**",
+        "",
+        f"| method | {mechanism} |",
+        "| --- | ---: |",
+        "| b | 0.90 |",
+        "| a | 0.60 (0.50 to 0.70) |",
+        "| *c* | 0.10 |",
+    ]

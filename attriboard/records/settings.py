@@ -63,7 +63,8 @@ class Settings(Strict):
         plain = {key: value for key, value in data.items() if key not in MEASUREMENTS}
         tables = {key: value for key, value in data.items() if key in MEASUREMENTS}
         given = plain.get("options", {})
-        plain["options"] = {**(given if isinstance(given, Mapping) else {}), **tables}
+        if isinstance(given, Mapping):
+            plain["options"] = {**given, **tables}
         return plain
 
     @field_validator("evaluations")
@@ -79,6 +80,8 @@ class Settings(Strict):
     @field_validator("options", mode="before")
     @classmethod
     def _typed(cls, options: Any) -> Any:
+        if not isinstance(options, Mapping):
+            return options
         typed = {}
         for name, value in options.items():
             if isinstance(value, Options):

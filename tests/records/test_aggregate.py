@@ -1,0 +1,135 @@
+"""Aggregates follow from what is stored: declared metrics with intervals, and which are of today's definitions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from attriboard.errors import ConfigurationError
+from attriboard.measurements.ablation import Ablation
+from attriboard.measurements.base import METRICS, Scalar, Statistic
+from attriboard.measurements.bias import Bias
+from attriboard.records.aggregate import aggregates, derived_again, is_current, up_to_date
+from attriboard.records.record import Aggregate, Record
+from attriboard.stats.intervals import VERSION, bootstrap_interval
+from tests.bench.boards import METRIC, ablation, record, speed
+
+DROPS = [0.1, 0.2, 0.4, -0.1]
+ITEMS = ["one", "one", "two", "three"]
+
+
+class Undeclared(Ablation):
+    def statistics(self) -> dict[str, Statistic]:
+        return {**super().statistics(), "ablation_dorp": lambda index: index.mean(-1)}
+
+
+class UndeclaredScalar(Ablation):
+    def scalars(self) -> dict[str, Scalar]:
+        return {"ablation_dorp": (1.0, None, None)}
+
+
+class Lacking(Ablation):
+    def statistics(self) -> dict[str, Statistic]:
+        return {METRIC: super().statistics()[METRIC]}
+
+
+def test_a_statistic_has_its_interval_over_base_items_and_a_scalar_its_own() -> None:
+    derived = aggregates([ablation(DROPS), speed()], ITEMS)
+    _, statistic = record("a", DROPS).statistics[METRIC]
+    assert derived[METRIC].value == pytest.approx(np.mean(DROPS))
+    interval = bootstrap_interval(len(DROPS), statistic, items=ITEMS)
+    assert (derived[METRIC].low, derived[METRIC].high) == interval
+    assert interval != bootstrap_interval(len(DROPS), statistic)
+    seconds = derived["seconds_per_example"]
+    assert (seconds.value, seconds.low, seconds.high) == (pytest.approx(0.15), 0.1, 0.2)
+    assert all(aggregate.version == METRICS[name].version for name, aggregate in derived.items())
+    assert aggregates([ablation(DROPS[:1])], ITEMS[:1])[METRIC].low is None, "one base item has no interval"
+
+
+def test_base_items_of_other_examples_are_the_measurements_own() -> None:
+    values = {"test": [1.0, 2.0, 3.0], "test_removed": [[0.5, 1.0, 1.5]], "train": [1.0], "train_removed": [[0.5]]}
+    bias = Bias(
+        **values,
+        factor=0.0,
+        items=["a", "b", "c"],
+        base_items=["one", "one", "two"],
+        sizes=[1],
+        control=[],
+        control_removed=[[]],
+        words=[10],
+        documents=[-5.0],
+        documents_removed=[[-5.0]],
+    )
+    derived = aggregates([bias], ["of", "other", "examples"])["bias"]
+    interval = bootstrap_interval(3, bias.statistics()["bias"], items=["one", "one", "two"])
+    assert interval is not None and (derived.low, derived.high) == interval
+
+
+@pytest.mark.parametrize("kind", [Undeclared, UndeclaredScalar])
+def test_a_metric_that_is_not_declared_is_one_sentence(kind: type[Ablation]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        aggregates([kind(**ablation(DROPS).model_dump())])
+    assert str(caught.value) == "ablation has a value of metric 'ablation_dorp', which it does not declare."
+
+
+def test_a_metric_that_must_be_there_and_is_not_is_one_sentence() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        aggregates([Lacking(**ablation(DROPS).model_dump())])
+    lacking = "ablation_drop_logprob, ablation_drop_accuracy"
+    assert str(caught.value) == f"ablation lacks {lacking}, which it declares."
+
+
+def test_an_optional_metric_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = tuple(dataclasses.replace(m, optional=m.name != METRIC) for m in Ablation.metrics)
+    monkeypatch.setattr(Lacking, "metrics", metrics)
+    assert set(aggregates([Lacking(**ablation(DROPS).model_dump())])) == {METRIC}
+
+
+# --- what is older ------------------------------------------------------------------------------------------------
+
+
+def _without(record: Record) -> Record:
+    return record.model_copy(update={"aggregates": {k: a for k, a in record.aggregates.items() if k != METRIC}})
+
+
+def _with_version(record: Record, version: int) -> Record:
+    older = Aggregate(value=99.0, low=98.0, high=100.0, version=version)
+    return record.model_copy(update={"aggregates": record.aggregates | {METRIC: older}})
+
+
+OLD: dict[str, Callable[[Record], Record]] = {
+    "an older metric": lambda r: _with_version(r, METRICS[METRIC].version - 1),
+    "a later metric": lambda r: _with_version(r, METRICS[METRIC].version + 1),
+    "a metric that is new": _without,
+    "a metric that is gone": lambda r: r.model_copy(
+        update={"aggregates": r.aggregates | {"gone": Aggregate(value=1.0, version=1)}}
+    ),
+    "older statistics": lambda r: r.model_copy(update={"statistics_version": VERSION - 1}),
+}
+
+
+def test_what_is_current_is_left_as_it_is() -> None:
+    whole = record("a", DROPS, items=ITEMS)
+    assert is_current(whole) and up_to_date(whole) is whole and whole.derived is None
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_what_is_older_is_derived_again_and_says_what_derived_it(kind: str) -> None:
+    whole = record("a", DROPS, items=ITEMS)
+    old = OLD[kind](whole)
+    assert not is_current(old)
+    new = up_to_date(old)
+    assert is_current(new) and new.aggregates == whole.aggregates and new.statistics_version == VERSION
+    assert new.derived is not None and new.derived.attriboard and new.derived.created
+    assert new.model_copy(update={"derived": None}) == whole
+    assert new.aggregates == derived_again(whole).aggregates
+
+
+def test_a_record_without_measurements_has_nothing_to_derive() -> None:
+    failed = record("a", DROPS).model_copy(
+        update={"status": "failed", "measurements": {}, "aggregates": {}, "statistics_version": 0}
+    )
+    assert is_current(failed) and up_to_date(failed) is failed
