@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Annotated, Any
 
@@ -13,15 +14,17 @@ from ..errors import AttriboardError, check_name
 from .options import Include, include_files
 from .output import out
 
-KINDS = ("tasks", "methods", "models", "suites")
+KINDS = ("tasks", "methods", "models", "evaluations", "suites")
 
 
 def list_names(
-    kind: Annotated[str | None, typer.Argument(help="tasks, methods, models or suites; all by default.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="tasks, methods, models, evaluations or suites; all by default.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     include: Include = None,
 ) -> None:
-    """Lists what there is: tasks, methods, models, suites."""
+    """Lists what there is: tasks, methods, models, evaluations, suites."""
     if kind is not None:
         check_name("kind", kind, KINDS)
     include_files(include)
@@ -31,7 +34,7 @@ def list_names(
         return
     for name, rows in rows_by_kind.items():
         table = Table(title=name, title_justify="left", box=None, pad_edge=False)
-        shown = [c for c in (rows[0] if rows else ()) if c not in ("paper", "needs", "version")]
+        shown = [c for c in (rows[0] if rows else ()) if c not in ("paper", "needs", "version", "metrics")]
         for column in shown:
             table.add_column(column, no_wrap=column in ("name", "installed"))
         for row in rows:
@@ -85,6 +88,21 @@ def _rows(kind: str) -> list[dict[str, Any]]:
             {"name": name, "installed": "yes", "wheel": "none: built at load", "hub": "", "licence": "Apache-2.0"}
             for name in planted.NAMES
         ]
+    if kind == "evaluations":
+        from ..evaluation.base import evaluations
+        from ..measurements.registry import MEASUREMENTS
+
+        return [
+            {
+                "name": name,
+                "levels": list(measurement.levels),
+                "options": [f"{key} = {value}" for key, value in measurement.Options().model_dump(mode="json").items()],
+                "metrics": [metric.name for metric in measurement.metrics],
+                "version": evaluations.get(name).version,
+                "description": (inspect.getdoc(measurement) or "").partition("\n")[0],
+            }
+            for name, measurement in MEASUREMENTS.items()
+        ] + _broken(evaluations)
     from ..run.suite import Suite, suites
 
     rows: list[dict[str, Any]] = []

@@ -10,12 +10,18 @@ import pytest
 from tests.bench.cli import call
 
 
-@pytest.mark.parametrize("kind", ["tasks", "methods", "models", "suites"])
+@pytest.mark.parametrize("kind", ["tasks", "methods", "models", "evaluations", "suites"])
 def test_list_prints_names_and_json(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "list", kind, "--json")
     assert code == 0
     rows = json.loads(out)
-    expected = {"tasks": "arithmetic", "methods": "head_ablation", "models": "smollm2-135m", "suites": "quick"}[kind]
+    expected = {
+        "tasks": "arithmetic",
+        "methods": "head_ablation",
+        "models": "smollm2-135m",
+        "evaluations": "faithfulness",
+        "suites": "quick",
+    }[kind]
     assert expected in [row["name"] for row in rows]
     code, out, _ = call(capsys, "list", kind)
     assert code == 0 and expected in out
@@ -23,7 +29,7 @@ def test_list_prints_names_and_json(kind: str, capsys: pytest.CaptureFixture[str
 
 def test_list_without_a_kind_prints_all_as_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "list", "--json")
-    assert code == 0 and set(json.loads(out)) == {"tasks", "methods", "models", "suites"}
+    assert code == 0 and set(json.loads(out)) == {"tasks", "methods", "models", "evaluations", "suites"}
 
 
 def test_a_broken_included_file_exits_2_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,4 +38,4 @@ def test_a_broken_included_file_exits_2_and_names_it(tmp_path: Path, capsys: pyt
     assert code == 2 and "broken.py cannot be imported: ModuleNotFoundError" in err
     (tmp_path / "empty.py").write_text("x = 1\n")
     code, _, err = call(capsys, "list", "--include", tmp_path / "empty.py")
-    assert code == 2 and "defines no task and no method" in err
+    assert code == 2 and "defines no task, method or evaluation" in err
