@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -99,7 +99,7 @@ def _rows(kind: str) -> list[dict[str, Any]]:
                 "options": [f"{key} = {value}" for key, value in measurement.Options().model_dump(mode="json").items()],
                 "metrics": [metric.name for metric in measurement.metrics],
                 "version": evaluations.get(name).version,
-                "description": (inspect.getdoc(measurement) or "").partition("\n")[0],
+                "description": (sys.modules[measurement.__module__].__doc__ or "").strip().partition("\n")[0],
             }
             for name, measurement in MEASUREMENTS.items()
         ] + _broken(evaluations)
