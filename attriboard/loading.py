@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from .codetext import code_hash
 from .components import COMPONENTS
 from .errors import ConfigurationError, ModelError, UnknownNameError
 from .model import Model
@@ -164,7 +165,7 @@ def check_truth(model: Model) -> None:
 def fingerprint(name: str) -> str:
     """What identifies a model's weights without loading it: a file's hash, or a hub id with its commit if cached."""
     if planted.is_planted(name):
-        return hashlib.sha256("".join([name, *map(hash_file, planted.SOURCES)]).encode()).hexdigest()
+        return hashlib.sha256(f"{name}{code_hash(list(planted.SOURCES))}".encode()).hexdigest()
     if name in MODELS:
         pretrained = MODELS[name]
         language_model = pretrained.sha256 if pretrained.installed else fingerprint(pretrained.hub or name)

@@ -16,13 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..codetext import code_hash
 from ..evaluation.base import evaluations
 from ..loading import fingerprint, hash_file
 from ..method import methods
 from ..records.record import Cell, Planned, digest
 from ..records.settings import Settings
 from ..task import tasks
-from .code import code_hash
 
 CORE_VERSION = 1
 """Of the measuring core: models, components, interventions, how examples are drawn and methods are run."""

@@ -21,10 +21,10 @@ from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
+from ..codetext import code_hash
 from ..errors import ConfigurationError, UnknownNameError
 from ..evaluation.base import evaluations
 from ..stats.intervals import VERSION as STATISTICS_VERSION
-from .code import code_hash
 from .identity import CORE_VERSION, READER_VERSION
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ _READER = ("exchange/precomputed.py", "exchange/mib.py")
 _STATISTICS = "stats/intervals.py"
 _CAPABILITY = ("evaluation/capability.py", "measurements/capability.py")
 """Handed on by the core to the evaluations that use it."""
-_APART = ("board", "commands", "records", "run/identity.py", "run/provenance.py", "run/lock.py", "run/code.py")
+_APART = ("board", "commands", "records", "run/identity.py", "run/provenance.py", "run/lock.py", "codetext.py")
 """What decides no measurement: boards, records and what names them."""
 _DATA = {"evaluation/capability.py": "capability_tasks"}
 """Code that reads data of the package: the folder of the data."""

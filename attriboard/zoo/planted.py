@@ -4,6 +4,8 @@ Real ``LlamaForCausalLM`` and ``GPT2LMHeadModel`` of four layers and less than h
 trained: a :class:`Blueprint` says what every head and neuron reads and writes, and is written into the weights of
 either class. The real parts make the answer; **every** other head, head dimension and neuron is a distractor.
 
+(A long file of one thought: the blueprints of four mechanisms, their proofs, and how they become weights.)
+
 Mechanisms (the truth of each, with the proof, is its :attr:`Blueprint.truth`):
 
 - ``planted-copy``: ``the ball red . the cup blue . the box green . the ball`` -> ``red``. A previous-token head writes

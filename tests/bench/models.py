@@ -2,6 +2,8 @@
 
 Nothing here uses ``attriboard.model`` to compute a number: parts are found by this file's own list, activations are
 read and replaced by hooks written out below, one unpadded row at a time.
+
+Long because it is one world: the tiny models of fifteen architectures and the literal runs that judge them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The regression check: what it pairs, tests, refuses, calls missing or slow, and how often it cries wolf."""
+"""The regression check: what it pairs, tests, refuses, calls missing or slow, and how often it cries wolf.
+
+Long because matching, tests, times and the command share the records that it makes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Scores of positions: curves against plain Hugging Face calls, known answers, rings, marks, records and boards."""
+"""Scores of positions: curves against plain Hugging Face calls, known answers, rings, marks, records and boards.
+
+Long because one evaluation is followed from its curves to the board.
+"""
 
 from __future__ import annotations
 

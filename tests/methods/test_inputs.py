@@ -1,4 +1,7 @@
-"""Methods that score patches and tokens, against their definitions written out on plain runs of unpadded examples."""
+"""Methods that score patches and tokens, against their definitions written out on plain runs of unpadded examples.
+
+Long because every method's literal twin stands in it, one section a method.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every method against its definition written out: explicit loops, plain runs, captum, finite differences."""
+"""Every method against its definition written out: explicit loops, plain runs, captum, finite differences.
+
+Long because every method's literal twin stands in it, one section a method.
+"""
 
 from __future__ import annotations
 

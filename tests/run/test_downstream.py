@@ -1,6 +1,8 @@
 """Evaluations that change the model, in suites, records and on the board: pruning, editing and bias in a toy world.
 
 What they measure is judged in their own tests; here is judged what becomes of it.
+
+Long because three evaluations share the one toy run that it makes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from attriboard.codetext import normalized
 from attriboard.errors import ConfigurationError, ModelError, UnknownNameError
 from attriboard.evaluation.base import evaluations
 from attriboard.method import methods
@@ -17,7 +18,6 @@ from attriboard.records.record import Cell, Planned, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
 from attriboard.run import runner
-from attriboard.run.code import normalized
 from attriboard.run.identity import files_behind, record_identity, scoring_identity, wanted_stages
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite

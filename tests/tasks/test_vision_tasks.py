@@ -1,4 +1,7 @@
-"""The tasks with pictures, and the twin of one in words: what they promise, checked without a model."""
+"""The tasks with pictures, and the twin of one in words: what they promise, checked without a model.
+
+Long because three tasks share the pictures and captions that it makes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Planted models: every component of every model is ablated, and the truth is what the ablations show."""
+"""Planted models: every component of every model is ablated, and the truth is what the ablations show.
+
+Long because the proof by ablation of all four mechanisms shares its models.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attriboard.run.code import code_hash, normalized
+from attriboard.codetext import code_hash, normalized
 
 MODULE = '''\
 """What the module is for."""
