@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from attriboard import codetext as code
 from attriboard.errors import ConfigurationError, UnknownNameError
 from attriboard.evaluation.base import evaluations
 from attriboard.measurements.registry import MEASUREMENTS
-from attriboard.run import code, lock
+from attriboard.run import lock
 from attriboard.run.lock import Lock, current, differences, main, parts, stored, taken_up
 
 USING_CAPABILITY = {name for name, measurement in MEASUREMENTS.items() if measurement.uses_capability}
