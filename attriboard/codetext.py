@@ -7,16 +7,15 @@ import hashlib
 import io
 import tokenize
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 DERIVED = frozenset({"metrics", "statistics", "scalars", "gaps"})
 """Parts of a measurement that follow from what is stored; they have versions of their own (those of the metrics)."""
 
 
-@cache
 def normalized(file: Path, imports: bool = True, derived: bool = True) -> str:
-    """The code of a Python file.
+    """The code of a Python file as it stands now.
 
     Args:
         imports: whether import statements are kept; without them, moving what is imported changes nothing.
@@ -24,7 +23,11 @@ def normalized(file: Path, imports: bool = True, derived: bool = True) -> str:
 
     The same on every Python version: lines are cut out of the text as it is, not printed anew.
     """
-    text = file.read_text(encoding="utf-8")
+    return _normalized(file.read_text(encoding="utf-8"), imports, derived)
+
+
+@lru_cache(maxsize=1024)
+def _normalized(text: str, imports: bool, derived: bool) -> str:
     tree = ast.parse(text)
     code = _Code(text)
     for node in ast.walk(tree):

@@ -148,10 +148,14 @@ def _apart(file: Path) -> bool:
     return any(name == part or name.startswith(f"{part}/") for part in _APART)
 
 
-@cache
 def _imported(file: Path) -> frozenset[Path]:
     """The files of the package that a file imports from; the statistics' only where something is measured by them."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return _targets(file, file.read_text(encoding="utf-8"), PACKAGE)
+
+
+@cache
+def _targets(file: Path, text: str, package: Path) -> frozenset[Path]:
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             node.body = []
@@ -161,15 +165,15 @@ def _imported(file: Path) -> frozenset[Path]:
             continue
         if node.level:
             base = file.parents[node.level - 1]
-        elif node.module and node.module.split(".")[0] == PACKAGE.name:
-            base = PACKAGE.parent
+        elif node.module and node.module.split(".")[0] == package.name:
+            base = package.parent
         else:
             continue
         place = base.joinpath(*(node.module.split(".") if node.module else []))
         names = [place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names), place / "__init__.py"]
         targets |= {name for name in names if name.is_file()}
-    if file.parent != PACKAGE / "evaluation":  # measurements derive aggregates by them, which is no measuring
-        targets.discard(PACKAGE / _STATISTICS)
+    if file.parent != package / "evaluation":  # measurements derive aggregates by them, which is no measuring
+        targets.discard(package / _STATISTICS)
     return frozenset(targets)
 
 

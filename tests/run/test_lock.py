@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from attriboard import codetext as code
 from attriboard.errors import ConfigurationError, UnknownNameError
 from attriboard.evaluation.base import evaluations
 from attriboard.measurements.registry import MEASUREMENTS
@@ -19,16 +16,6 @@ from attriboard.run import lock
 from attriboard.run.lock import Lock, current, differences, main, parts, stored, taken_up
 
 USING_CAPABILITY = {name for name, measurement in MEASUREMENTS.items() if measurement.uses_capability}
-
-
-def _of_content(function: Any) -> Callable[..., Any]:
-    """A function of a file, called again when the file has changed."""
-
-    @cache
-    def once(file: Path, content: bytes, *rest: bool) -> Any:
-        return function.__wrapped__(file, *rest)
-
-    return lambda file, *rest: once(file, file.read_bytes(), *rest)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +34,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory, checkout: Lock) -> Iterator[P
         shutil.copytree(lock.PACKAGE.parent / name, root / name, ignore=ignored)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lock, "PACKAGE", root / "attriboard")
-        patch.setattr(lock, "_imported", _of_content(lock._imported))
-        patch.setattr(code, "normalized", _of_content(code.normalized))
         yield root / "attriboard"
 
 
