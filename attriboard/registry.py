@@ -65,6 +65,7 @@ class Registry(Generic[T]):
             if not own or not issubclass(value, self.base) or inspect.isabstract(value):
                 continue
             if getattr(value, "name", None):
+                setattr(value, "defined_in", module)  # noqa: B010 - another file of the same name may take its place among the modules
                 self.add(value)
                 count += 1
         return count

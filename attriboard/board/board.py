@@ -228,6 +228,9 @@ class Board:
         """
         folder = Folder(path)
         records, superseded = newest(folder.read())
+        if not records and folder.unknown:
+            file, why = next(iter(folder.unknown.items()))
+            raise ConfigurationError(f"{path / file} cannot be read: {why}")
         if not records:
             left_out = [f"{path / name} is not a record: {why}" for name, why in sorted(folder.foreign.items())]
             others = f" ({left_out[0]})" if left_out else ""

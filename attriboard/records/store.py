@@ -31,10 +31,12 @@ class Folder:
     Attributes:
         path: the folder.
         foreign: by file name, why a JSON file in it is not a record.
+        unknown: those of them that are records with an evaluation that is not known here.
     """
 
     path: Path
     foreign: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
 
     def claim(self, suite: str, **about: Any) -> None:
         """Makes the folder a suite's own; ``about`` is kept beside its name, for the board.
@@ -49,6 +51,8 @@ class Folder:
                 f"cannot make the folder {self.path}: {error.strerror}; choose another --out."
             ) from error
         marker = self.path / MARKER
+        if marker.exists() and not self.about().get("suite"):
+            raise ConfigurationError(f"{marker} cannot be read as JSON with a suite's name; delete it and run again.")
         owners = {self.about().get("suite")} if marker.exists() else {r.suite for r in self.read()}
         for owner in owners - {suite}:
             raise ConfigurationError(
@@ -109,7 +113,7 @@ class Folder:
             OSError: the disk is full or cannot be written.
         """
         target = self.path / file
-        if target.exists() and target.stat().st_size == len(content):
+        if target.is_file() and target.read_bytes() == content:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         self._write(target, content)
@@ -161,9 +165,13 @@ class Folder:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"]) or "the file"
                 self.foreign[file.name] = f"{where}: {first['msg']}"
+                if first["type"] == "unknown_evaluation":
+                    self.unknown[file.name] = str(first["msg"])
                 continue
             except (ValueError, OSError, UnknownNameError) as error:
                 self.foreign[file.name] = str(error).splitlines()[0]
+                if isinstance(error, UnknownNameError):
+                    self.unknown[file.name] = str(error)
                 continue
             if owner is None or record.suite == owner:
                 yield record

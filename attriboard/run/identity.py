@@ -59,7 +59,10 @@ def record_identity(cell: Cell, settings: Settings) -> str:
 
 def stage_identity(name: str, settings: Settings) -> str:
     """SHA-256 of what determines an evaluation beside the record's own identity: its options and its version."""
-    return digest([name, settings.asked(name), evaluations.get(name).version])
+    evaluation = evaluations.get(name)
+    # the code of this package is watched by identity.lock
+    own = [] if evaluation.__module__.startswith("attriboard.") else [_source_hash(evaluation)]
+    return digest([name, settings.asked(name), evaluation.version, *own])
 
 
 def wanted_stages(planned: Planned) -> dict[str, str]:
@@ -77,7 +80,11 @@ def _method_hashes(cell: Cell) -> list[Any]:
 
 def _source_hash(cls: type) -> str:
     """Of the code of a task or method, and of what it imports from other tasks, methods and the zoo."""
-    return code_hash([Path(file) for file in sorted(files_behind(sys.modules[cls.__module__]))])
+    return code_hash([Path(file) for file in sorted(files_behind(_module_of(cls)))])
+
+
+def _module_of(cls: type) -> ModuleType:
+    return vars(cls).get("defined_in") or sys.modules[cls.__module__]
 
 
 def files_behind(module: ModuleType, seen: set[str] | None = None) -> set[str]:

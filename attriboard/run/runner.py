@@ -46,7 +46,7 @@ def run_cells(
         ConfigurationError: the folder belongs to another suite, or a record cannot be written.
     """
     folder.claim(suite)
-    stored = Stored(folder) if force else Stored.of(folder)
+    stored = Stored.of(folder, again=force)
     todo = [asked for asked in plan if not stored.has(asked)]
     planned(len(todo))
     outcome = Outcome(done_before=len(plan) - len(todo))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..errors import ConfigurationError
 from ..records.record import Planned, Record, Stage
 from ..records.store import Folder
 from .identity import record_identity, scoring_identity, wanted_stages
@@ -25,26 +26,37 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """Records of a folder by their identity, and by that of their scores."""
+    """Records of a folder by their identity, and by that of their scores.
+
+    Attributes:
+        again: whether everything is to be done again; what is there is then kept only where what is new fails.
+    """
 
     folder: Folder
+    again: bool = False
     by_identity: dict[str, Entry] = field(default_factory=dict)
     by_scores: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Folder) -> Stored:
-        """Every record of the folder."""
-        stored = cls(folder)
+    def of(cls, folder: Folder, again: bool = False) -> Stored:
+        """Every record of the folder.
+
+        Raises:
+            ConfigurationError: a record holds an evaluation that is not known here, and would be written over.
+        """
+        stored = cls(folder, again)
         for record in folder.records():
             stored.by_identity[record.identity] = Entry(record.filename, record.status, record.stages)
             if record.scores is not None and (folder.path / record.scores.file).is_file():
                 stored.by_scores[record.scores.identity] = record.filename
+        for file, why in folder.unknown.items():
+            raise ConfigurationError(f"{folder.path / file} cannot be added to: {why} Or choose another --out.")
         return stored
 
     def has(self, planned: Planned) -> bool:
         """Whether everything that is asked of a cell is there."""
         entry = self.by_identity.get(record_identity(*planned))
-        if entry is None or entry.status == "failed":
+        if self.again or entry is None or entry.status == "failed":
             return False
         stages = entry.stages
         return all(
@@ -55,9 +67,14 @@ class Stored:
         """What is there of a cell, read from disk."""
         entry = self.by_identity.get(record_identity(*planned))
         record = None if entry is None else self._read(entry.file)
+        if self.again:
+            return Earlier(record, again=True)
         source_file = self.by_scores.get(scoring_identity(*planned))
         source = None if source_file is None else self._read(source_file)
         return Earlier(record, source, None if source is None else self.folder.read_scores(source))
 
-    def _read(self, file: str) -> Record:
-        return Record.model_validate_json((self.folder.path / file).read_bytes())
+    def _read(self, file: str) -> Record | None:
+        try:
+            return Record.model_validate_json((self.folder.path / file).read_bytes())
+        except (OSError, ValueError):  # gone or damaged since the run began: done again
+            return None

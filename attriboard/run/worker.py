@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,17 +20,17 @@ from ..levels import check_replacement
 from ..loading import load_model
 from ..measurements.base import Measurement
 from ..measurements.capability import Capability
-from ..measurements.registry import MEASUREMENTS
+from ..measurements.registry import MEASUREMENTS, METRICS
 from ..measurements.speed import Speed
 from ..method import Method, make_method
 from ..model import Model
 from ..records.aggregate import aggregates
-from ..records.record import Cell, ModelFacts, Planned, Provenance, Record, Stage, digest
+from ..records.record import Aggregate, Cell, ModelFacts, Planned, Provenance, Record, Stage, digest
 from ..records.settings import Settings
 from ..stats.intervals import VERSION
 from ..task import tasks
 from ..zoo import planted
-from .identity import record_identity, scoring_identity, wanted_stages
+from .identity import record_identity, scoring_identity, stage_identity, wanted_stages
 from .provenance import provenance
 from .scoring import Scored, from_file, score, scored_split, unpacked
 
@@ -44,11 +44,13 @@ class Earlier(NamedTuple):
         record: of the same identity, which may lack evaluations; None without one.
         source: a record whose scores are those of the cell, perhaps judged by another replacement; None without one.
         content: the file of ``source``'s scores.
+        again: whether what is asked for is to be done again all the same.
     """
 
     record: Record | None = None
     source: Record | None = None
     content: bytes | None = None
+    again: bool = False
 
 
 NOTHING = Earlier()
@@ -168,24 +170,28 @@ class _Run:
             method.check_level(level)
             method.check_examples(scored_split(context, level))
         identity = scoring_identity(cell, settings)
-        scored, done = self.worker.scored(identity, lambda: self._scores(identity, method, context, level))
+        wanted = wanted_stages(self.planned)
+        # the same scores, but for cells that ask for other repeats
+        key = digest([identity, wanted["speed"]])
+        scored, done = self.worker.scored(key, lambda: self._scores(identity, method, context, level))
         scores = scored.stored(identity)
         known = self._kept(scores.values_sha256)
         known.stages |= done
         if scored.speed is None:
             known.reasons["speed"] = PRECOMPUTED
-            known.stages["speed"] = _stage(wanted_stages(self.planned)["speed"])
+            known.stages["speed"] = _stage(wanted["speed"])
         else:
             known.measurements["speed"] = scored.speed
         now = provenance(context.model.device)
         self._measure(known, context, level, method, scored, now)
+        derived = _derived(known, _items(context))
         if not known.failures and not set(known.measurements) - {"speed"}:
             raise SkipCell(" ".join(why for name, why in known.reasons.items() if name != "speed"))
         outcome: dict[str, Any] = {"status": "ok", "provenance": now}
         if known.failures:
             outcome = _outcome(next(iter(known.failures.values())), now)
             outcome["reason"] = "; ".join(f"{name}: {_reason(error)}" for name, error in known.failures.items())
-        facts = {**base, **self._facts(context, method, scored), **_fields(known, settings, context), **outcome}
+        facts = {**base, **self._facts(context, method, scored), **self._fields(known, derived), **outcome}
         return Record(**facts, scores=scores), scored.content
 
     def _measure(
@@ -248,14 +254,39 @@ class _Run:
             "control": method is not None and method.control,
         }
 
+    def _fields(self, known: _Measured, derived: Mapping[str, Aggregate]) -> dict[str, Any]:
+        """The fields of a record that follow from what was measured, in the order of measurements."""
+        settings, before = self.planned.settings, self.earlier.record
+        asked = {**known.measurements, **known.reasons, **known.failures}
+        names = tuple(name for name in MEASUREMENTS if name in asked)
+        ordered = {name: known.measurements[name] for name in MEASUREMENTS if name in known.measurements}
+        gaps = {key: why for measurement in ordered.values() for key, why in measurement.gaps().items()}
+        if before is not None:  # what stays keeps the options it was measured with
+            unasked = {name: before.settings.of(name) for name in names if name not in wanted_stages(self.planned)}
+            settings = settings.model_copy(update={"options": {**settings.options, **unasked}})
+        return {
+            "settings": settings.only(names),
+            "measurements": ordered,
+            "not_measured": {**known.reasons, **gaps},
+            "stages": known.stages,
+            "aggregates": {name: derived[name] for name in METRICS if name in derived},
+            "statistics_version": VERSION,
+        }
+
     def _kept(self, values_sha256: str) -> _Measured:
         """What an earlier record measured of the same scores in the way that is wanted now."""
         record = self.earlier.record
         if record is None or record.scores is None or record.scores.values_sha256 != values_sha256:
             return _Measured()
+        wanted, before = wanted_stages(self.planned), record.settings
+        # what is not asked for now stays, if it would come out the same
+        current = {name: stage_identity(name, before) for name in before.evaluations if name not in wanted}
+        if before.capability != self.planned.settings.capability:
+            current = {name: same for name, same in current.items() if not MEASUREMENTS[name].uses_capability}
+        same = current if self.earlier.again else {**wanted, **current}
         names = [
             name
-            for name, identity in wanted_stages(self.planned).items()
+            for name, identity in same.items()
             if name != "speed" and name in record.stages and record.stages[name].identity == identity
         ]
         return _Measured(
@@ -288,19 +319,18 @@ class _Run:
         return scored, stages
 
 
-def _fields(known: _Measured, settings: Settings, context: Context) -> dict[str, Any]:
-    """The fields of a record that follow from what was measured, in the order of measurements."""
-    asked = {**known.measurements, **known.reasons, **known.failures}
-    ordered = {name: known.measurements[name] for name in MEASUREMENTS if name in known.measurements}
-    gaps = {key: why for measurement in ordered.values() for key, why in measurement.gaps().items()}
-    return {
-        "settings": settings.only(tuple(name for name in MEASUREMENTS if name in asked)),
-        "measurements": ordered,
-        "not_measured": {**known.reasons, **gaps},
-        "stages": known.stages,
-        "aggregates": aggregates(ordered.values(), _items(context)),
-        "statistics_version": VERSION,
-    }
+def _derived(known: _Measured, items: Sequence[str]) -> dict[str, Aggregate]:
+    """The aggregates of every measurement; one from which none can be derived has failed, and costs no other."""
+    derived: dict[str, Aggregate] = {}
+    for name, measurement in list(known.measurements.items()):
+        try:
+            measurement.gaps()
+            derived |= aggregates([measurement], items)
+        except Exception as error:
+            known.failures[name] = error
+            del known.measurements[name]
+            known.stages.pop(name, None)
+    return derived
 
 
 def _items(context: Context) -> list[str]:

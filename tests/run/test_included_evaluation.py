@@ -94,7 +94,26 @@ def test_without_its_file_the_records_are_named_and_how_they_can_be_read(
     includes = [word for file in (toy["task"], toy["methods"], included) for word in ("--include", str(file))]
     suite = _suite(toy, tmp_path, '["ablation", "standing_out"]')
     assert call(capsys, "run", suite, "--out", tmp_path / "out", *includes)[0] == 0
+    suite.with_name("plain.toml").write_text(toy["suite"].read_text())
     # in a process of its own, which does not know the evaluation
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("repeat.*.json")}
+    done = process("run", suite.with_name("plain.toml"), "--out", tmp_path / "out", *includes[:-2])
+    assert done.returncode == 2 and "unknown evaluation 'standing_out'" in done.stderr
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").glob("repeat.*.json")} == before
     done = process("leaderboard", tmp_path / "out")
     assert done.returncode == 2
     assert "unknown evaluation 'standing_out'" in done.stderr and "--include FILE" in done.stderr
+
+
+def test_code_of_an_evaluation_of_ones_own_is_part_of_its_identity(
+    toy: dict[str, Path], tmp_path: Path, included: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    includes = [word for file in (toy["task"], toy["methods"], included) for word in ("--include", str(file))]
+    arguments = ("run", _suite(toy, tmp_path, '["standing_out"]'), "--out", tmp_path / "out", *includes)
+    assert call(capsys, *arguments)[0] == 0
+    included.write_text(included.read_text().replace("scores.std()", "scores.std(correction=0)"))
+    _, out, _ = call(capsys, *arguments)
+    assert "3 cells run, 0 done before" in out
+    included.write_text(included.read_text() + "\n# a comment\n")
+    _, out, _ = call(capsys, *arguments)
+    assert "0 cells run, 3 done before" in out

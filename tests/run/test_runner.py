@@ -12,6 +12,7 @@ import pytest
 
 from attriboard.errors import ConfigurationError, ModelError, UnknownNameError
 from attriboard.evaluation.base import evaluations
+from attriboard.measurements.ablation import Ablation
 from attriboard.method import methods
 from attriboard.records.record import Cell, Planned, Record
 from attriboard.records.settings import Settings
@@ -251,6 +252,11 @@ def test_stored_scores_that_are_gone_or_damaged_are_made_again(suite: Suite, tmp
     assert after.stages["scores"].created > before.stages["scores"].created
     assert after.stages["faithfulness"] == before.stages["faithfulness"]  # of the same scores
     assert Folder(tmp_path).read_scores(after) is not None
+    content = bytearray((tmp_path / after.scores.file).read_bytes())
+    content[-1] ^= 1  # of the same length
+    (tmp_path / after.scores.file).write_bytes(content)
+    _run(suite, tmp_path, plan=plan)
+    assert Folder(tmp_path).read_scores(after) is not None
 
 
 def test_a_failure_costs_nothing_that_was_measured(
@@ -273,6 +279,68 @@ def test_a_failure_costs_nothing_that_was_measured(
     (record,) = _run(suite, tmp_path, plan=changed).made
     assert record.status == "ok" and len(record.measurements["ablation"].random) == 3
     assert record.stages["faithfulness"] == before.stages["faithfulness"]
+
+
+def test_what_is_no_longer_asked_for_stays(suite: Suite, tmp_path: Path) -> None:
+    (before,) = _run(suite, tmp_path, plan=suite.plan(method=["random"])).made
+    other = suite.model_copy(update={"settings": suite.settings.changed({"evaluations": ["sanity"]})})
+    (after,) = _run(other, tmp_path, plan=other.plan(method=["random"])).made
+    assert set(after.measurements) == {"faithfulness", "ablation", "sanity", "speed"}
+    assert after.stages["ablation"] == before.stages["ablation"]
+    assert after.settings.asked("ablation") == {"draws": 2}
+    assert {name: after.aggregates[name] for name in before.aggregates} == before.aggregates
+    assert _run(suite, tmp_path, plan=suite.plan(method=["random"])).done_before == 1
+
+
+def test_forcing_keeps_what_is_there_where_the_new_fails(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = suite.plan(method=["random"])
+    (before,) = _run(suite, tmp_path, plan=plan).made
+
+    def fails(self: object, *arguments: object) -> None:
+        raise ZeroDivisionError("its own mistake")
+
+    monkeypatch.setattr(methods.get("random"), "attribute", fails)
+    (record,) = _run(suite, tmp_path, plan=plan, force=True).made
+    assert (record.status, record.measurements) == ("failed", before.measurements)
+    monkeypatch.undo()
+    (record,) = _run(suite, tmp_path, plan=plan, force=True).made
+    assert record.status == "ok" and record.stages["scores"].created > before.stages["scores"].created
+
+
+def test_an_evaluation_whose_statistics_go_wrong_costs_no_other(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ablation, "statistics", lambda self: {"no_such_metric": lambda index: index.mean(-1)})
+    (record,) = _run(suite, tmp_path, plan=suite.plan(method=["random"])).made
+    assert record.status == "failed"
+    assert record.reason == "ablation: ablation has a value of metric 'no_such_metric', which it does not declare."
+    assert set(record.measurements) == {"faithfulness", "speed"} and "sufficiency_log_area" in record.aggregates
+    monkeypatch.undo()
+    (again,) = _run(suite, tmp_path, plan=suite.plan(method=["random"])).made
+    assert again.status == "ok" and again.stages["scores"] == record.stages["scores"]
+
+
+def test_two_included_files_of_one_name_are_told_apart(suite: Suite, toy: dict, tmp_path: Path) -> None:
+    text = toy["methods"].read_text()
+    text = text[: text.index("@dataclass\nclass NotANumber")]
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(text.replace('"wrong_shape"', f'"mine_{folder}"'))
+        methods.include(tmp_path / folder / "mine.py")
+    first, second = (record_identity(*suite.plan(method=[f"mine_{name}"])[0]) for name in ("one", "other"))
+    file = tmp_path / "one" / "mine.py"
+    file.write_text(file.read_text() + "\nCHANGED = True\n")
+    assert record_identity(*suite.plan(method=["mine_one"])[0]) != first
+    assert record_identity(*suite.plan(method=["mine_other"])[0]) == second
+
+
+def test_cells_that_share_scores_and_are_timed_differently_are_both_done(suite: Suite, tmp_path: Path) -> None:
+    (one,) = suite.plan(method=["random"])
+    other = Planned(one.cell.model_copy(update={"variant": "slow"}), one.settings.changed({"speed": {"repeats": 1}}))
+    assert len(_run(suite, tmp_path, plan=[one, other]).made) == 2
+    assert _run(suite, tmp_path, plan=[one, other]).done_before == 2
 
 
 def test_a_model_that_is_gone_does_not_take_finished_measurements_with_it(suite: Suite, tmp_path: Path) -> None:
