@@ -227,7 +227,8 @@ class Board:
             ConfigurationError: no such folder, or not one record in it.
         """
         folder = Folder(path)
-        records, superseded = newest(folder.read())
+        records, superseded = newest(folder.current())
+        superseded += folder.set_aside
         if not records and folder.unknown:
             file, why = next(iter(folder.unknown.items()))
             raise ConfigurationError(f"{path / file} cannot be read: {why}")

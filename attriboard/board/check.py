@@ -86,7 +86,7 @@ def records_in(path: Path) -> tuple[list[Record], list[str]]:
         ConfigurationError: there is no such folder, or no record in it.
     """
     folder = Folder(path)
-    records = folder.read()
+    records = folder.current()
     left_out = [f"{path / name} is not a record ({why})" for name, why in sorted(folder.foreign.items())]
     if not records:
         others = f" ({left_out[0]})" if left_out else ""

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from ..errors import ConfigurationError, UnknownNameError
 from .aggregate import derived_again, is_current
-from .record import Aggregate, Record, digest
+from .record import Aggregate, Cell, Record, digest
+from .settings import Settings
 
 MARKER = "suite.json"
 
@@ -32,11 +33,13 @@ class Folder:
         path: the folder.
         foreign: by file name, why a JSON file in it is not a record.
         unknown: those of them that are records with an evaluation that is not known here.
+        set_aside: how many records :meth:`current` left out.
     """
 
     path: Path
     foreign: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
+    set_aside: int = 0
 
     def claim(self, suite: str, **about: Any) -> None:
         """Makes the folder a suite's own; ``about`` is kept beside its name, for the board.
@@ -60,7 +63,8 @@ class Folder:
             )
         if about or not marker.exists():
             try:
-                self._write(marker, json.dumps({"suite": suite, **about}, indent=1) + "\n")
+                kept = {"current": current} if (current := self.about().get("current")) else {}
+                self._write(marker, json.dumps({"suite": suite, **about, **kept}, indent=1) + "\n")
             except OSError as error:
                 raise ConfigurationError(
                     f"cannot write into {self.path}: {error.strerror}; choose another --out."
@@ -145,6 +149,29 @@ class Folder:
         """Every record in the folder, by file name; see :meth:`records`."""
         return list(self.records())
 
+    def current(self) -> list[Record]:
+        """The records, without those that a later run found to be of other code, weights or scores than its own.
+
+        As a rule the last made of several records of one cell is the one that counts; where a method is put back to
+        what it was, it is the one made before, which :meth:`remember` has noted.
+        """
+        noted, records = self.about().get("current", {}), self.read()
+        current = [r for r in records if noted.get(cell_key(r.suite, r.cell, r.settings), r.identity) == r.identity]
+        self.set_aside = len(records) - len(current)
+        return current
+
+    def remember(self, current: Mapping[str, str]) -> None:
+        """Notes, by :func:`cell_key`, which record counts where it is not the last made.
+
+        Raises:
+            OSError: the note cannot be written.
+        """
+        about = self.about()
+        if about.get("current", {}) != current:
+            rest = {key: value for key, value in about.items() if key != "current"}
+            content = {**rest, "current": dict(current)} if current else rest
+            self._write(self.path / MARKER, json.dumps(content, indent=1) + "\n")
+
     def records(self) -> Iterator[Record]:
         """Every record in the folder, one after the other by file name; what is none is noted in ``foreign``.
 
@@ -184,20 +211,24 @@ def _as_text(aggregates: Mapping[str, Aggregate]) -> str:
     return json.dumps({name: aggregate.model_dump() for name, aggregate in sorted(aggregates.items())})
 
 
+def cell_key(suite: str, cell: Cell, settings: Settings) -> str:
+    """Equal for records of one cell and its examples, by whatever code, weights or file of scores they were made."""
+    return digest(
+        [
+            suite,
+            cell.model_dump(exclude={"precomputed"}),
+            cell.precomputed is not None,  # of two files under one name, one is shown
+            [settings.drawing(), settings.dtype, settings.device],
+        ]
+    )
+
+
 def newest(records: Iterable[Record]) -> tuple[list[Record], int]:
     """One record per cell and its examples, the last made, and how many older ones were passed over."""
     best: dict[str, Record] = {}
     passed_over = 0
     for record in records:
-        settings = record.settings
-        key = digest(
-            [
-                record.suite,
-                record.cell.model_dump(exclude={"precomputed"}),
-                record.cell.precomputed is not None,  # of two files under one name, the later is shown
-                [settings.drawing(), settings.dtype, settings.device],
-            ]
-        )
+        key = cell_key(record.suite, record.cell, record.settings)
         created = record.provenance.created if record.provenance else ""
         other = best.get(key)
         if other is not None:

@@ -48,6 +48,10 @@ def run_cells(
     folder.claim(suite)
     stored = Stored.of(folder, again=force)
     todo = [asked for asked in plan if not stored.has(asked)]
+    try:
+        stored.note_current(suite, plan)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write into {folder.path}: {error.strerror}; choose another --out.") from error
     planned(len(todo))
     outcome = Outcome(done_before=len(plan) - len(todo))
     if executor == "ray":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..errors import ConfigurationError
 from ..records.record import Planned, Record, Stage
-from ..records.store import Folder
+from ..records.store import Folder, cell_key
 from .identity import record_identity, scoring_identity, wanted_stages
 from .worker import Earlier
 
@@ -36,6 +36,8 @@ class Stored:
     again: bool = False
     by_identity: dict[str, Entry] = field(default_factory=dict)
     by_scores: dict[str, str] = field(default_factory=dict)
+    last: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """By cell, when its last record was made, and which one that is."""
 
     @classmethod
     def of(cls, folder: Folder, again: bool = False) -> Stored:
@@ -47,6 +49,9 @@ class Stored:
         stored = cls(folder, again)
         for record in folder.records():
             stored.by_identity[record.identity] = Entry(record.filename, record.status, record.stages)
+            made = (record.provenance.created if record.provenance else "", record.identity)
+            key = cell_key(record.suite, record.cell, record.settings)
+            stored.last[key] = max(made, stored.last.get(key, made))
             if record.scores is not None and (folder.path / record.scores.file).is_file():
                 stored.by_scores[record.scores.identity] = record.filename
         for file, why in folder.unknown.items():
@@ -62,6 +67,20 @@ class Stored:
         return all(
             name in stages and stages[name].identity == wanted for name, wanted in wanted_stages(planned).items()
         )
+
+    def note_current(self, suite: str, plan: Sequence[Planned]) -> None:
+        """Notes in the folder which records are those of the code as it stands, where others were made later.
+
+        Raises:
+            OSError: the note cannot be written.
+        """
+        noted = dict(self.folder.about().get("current", {}))
+        for planned in plan:
+            key, identity = cell_key(suite, *planned), record_identity(*planned)
+            noted.pop(key, None)
+            if self.has(planned) and self.last[key][1] != identity:
+                noted[key] = identity
+        self.folder.remember(noted)
 
     def earlier(self, planned: Planned) -> Earlier:
         """What is there of a cell, read from disk."""

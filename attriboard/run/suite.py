@@ -160,8 +160,8 @@ class Suite(BaseModel):
         if not settings.measured(level):
             known = ", ".join(name for name, m in MEASUREMENTS.items() if level in m.levels and name != "speed")
             raise ConfigurationError(
-                f"suite {self.name!r} asks for {', '.join(settings.evaluations)} of {level}, of which none is measured "
-                f"there; {level} have {known}."
+                f"suite {self.name!r} asks for {' and '.join(settings.evaluations)}, which {level} do not have; they "
+                f"have {known}."
             )
 
     def _check_evaluations(self, settings: Settings, task: Task, level: str, model: str) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from attriboard.board.board import Board
+from attriboard.board.check import records_in
 from attriboard.errors import ConfigurationError, ModelError, UnknownNameError
 from attriboard.evaluation.base import evaluations
 from attriboard.measurements.ablation import Ablation
@@ -279,6 +281,43 @@ def test_a_failure_costs_nothing_that_was_measured(
     (record,) = _run(suite, tmp_path, plan=changed).made
     assert record.status == "ok" and len(record.measurements["ablation"].random) == 3
     assert record.stages["faithfulness"] == before.stages["faithfulness"]
+
+
+def test_a_method_put_back_to_what_it_was_stands_on_the_board_again(suite: Suite, tmp_path: Path) -> None:
+    file, out = tmp_path / "put_back.py", tmp_path / "out"
+    values = []
+    for sign in ("", "-", ""):
+        file.write_text(MINE.replace("1.0", f"{sign}1.0"))
+        methods.include(file)
+        outcome = _run(suite, out, plan=suite.plan(method=["put_back"]))
+        (table,) = Board.read(out).tables
+        (record,) = table.records
+        values.append(record.scores.top[0][1])
+    assert (len(outcome.made), outcome.done_before) == (0, 1)
+    assert values == [3.0, -3.0, 3.0]
+    assert Board.read(out).superseded == 1
+    (record,) = records_in(out)[0]
+    assert record.scores.top[0][1] == 3.0
+    _run(suite, out, plan=suite.plan(method=["put_back"]), force=True)
+    assert "current" not in Folder(out).about()
+
+
+MINE = """
+import torch
+from attriboard.method import Method
+
+
+class Mine(Method):
+    name = "put_back"
+    levels = ("heads",)
+
+    def score_batch(self, model, batch, level):
+        scores = torch.zeros(len(batch), *level.shape(model))
+        scores[:, 0, 0] = 1.0 * model.n_layers
+        scores[:, 0, 1:] = scores[:, 1:] = min(0.0, float(scores[0, 0, 0]))
+        return scores
+"""
+"""The first head scores highest; with a minus sign, all score the same and below zero."""
 
 
 def test_what_is_no_longer_asked_for_stays(suite: Suite, tmp_path: Path) -> None:
