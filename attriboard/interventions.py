@@ -27,13 +27,12 @@ if TYPE_CHECKING:
     from .components import InputLevel, Level
     from .model import EncodedExample, Model
 
-MEASURES = ("metric", "logprob", "correct")
-"""What is measured of a row: the task's metric, log p(answer), and whether the answer is right
-(see :func:`attriboard.models.objective.measure`)."""
-
 
 def measure_all(model: Model, examples: Sequence[EncodedExample], edits: dict[str, Edit] | None = None) -> Tensor:
-    """``[N, 3]`` float32: the :data:`MEASURES` of every example, under edits that fit batches of any shape."""
+    """``[N, 3]`` float32: the three measures of every example, under edits that fit batches of any shape.
+
+    In the order of :class:`attriboard.measurements.base.Measure`.
+    """
     return torch.cat([measure(model.run(b, edits=edits).logits, b).cpu() for b in model.batches(examples)])
 
 
@@ -406,7 +405,8 @@ class Intervention:
 
         Args:
             masks: ``[S, n]`` bool: the components replaced in each of ``S`` sets.
-            measure: from (logits ``[R, V]``, batch of ``R`` rows) to ``[R, K]``; the :data:`MEASURES` by default.
+            measure: from (logits ``[R, V]``, batch of ``R`` rows) to ``[R, K]``; by default the three of
+                :class:`attriboard.measurements.base.Measure`.
 
         Returns:
             ``[S, B, K]`` float32.
@@ -487,7 +487,8 @@ def replace_positions(
         masks: ``[S, n]`` bool, True where a position of the level is replaced, in the order of ``level.positions``.
 
     Returns:
-        ``[S, 3]`` float32 (see :data:`MEASURES`). Equal sets are run once, and no other example has any part in it.
+        ``[S, 3]`` float32 (see :class:`attriboard.measurements.base.Measure`). Equal sets are run once, and no other
+        example has any part in it.
 
     Raises:
         As :func:`input_replacement`; ExampleError: background of an example without that region.

@@ -11,7 +11,6 @@ from torch import Tensor
 from attriboard.components import COMPONENTS, LEVELS, get_level
 from attriboard.errors import ConfigurationError, UnknownNameError
 from attriboard.interventions import (
-    MEASURES,
     REPLACEMENTS,
     Intervention,
     Replacement,
@@ -19,6 +18,7 @@ from attriboard.interventions import (
     replacement_values,
     single_effects,
 )
+from attriboard.measurements.base import Measure
 from attriboard.model import Batch, Model, hook_name
 from tests.bench.models import (
     EXAMPLES,
@@ -220,7 +220,7 @@ def test_measures_are_the_metric_the_log_probability_and_whether_the_answer_is_o
         log_prob = torch.log_softmax(out, -1)[e.answer]
         expected = torch.stack([metric(out, e), log_prob, torch.tensor(float(out.argmax() == e.answer))])
         assert torch.allclose(mine, expected, atol=3e-5)
-    assert found[-1, MEASURES.index("correct")] == 1
+    assert found[-1, Measure.CORRECT] == 1
 
 
 # --- one component at a time ------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import scipy.stats
 
-from ..errors import ConfigurationError
 from ..levels import USUAL_REPLACEMENT
 from ..measurements.registry import METRICS
 from ..records.aggregate import up_to_date
@@ -227,15 +226,8 @@ class Board:
             ConfigurationError: no such folder, or not one record in it.
         """
         folder = Folder(path)
-        records, superseded = newest(folder.current())
+        records, superseded = newest(folder.filled())
         superseded += folder.set_aside
-        if not records and folder.unknown:
-            file, why = next(iter(folder.unknown.items()))
-            raise ConfigurationError(f"{path / file} cannot be read: {why}")
-        if not records:
-            left_out = [f"{path / name} is not a record: {why}" for name, why in sorted(folder.foreign.items())]
-            others = f" ({left_out[0]})" if left_out else ""
-            raise ConfigurationError(f"{path} holds no records{others}; run a suite with --out {path} first.")
         return cls(
             about=folder.about(),
             tables=_tables([up_to_date(record) for record in records if record.measurements]),

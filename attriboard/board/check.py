@@ -86,12 +86,8 @@ def records_in(path: Path) -> tuple[list[Record], list[str]]:
         ConfigurationError: there is no such folder, or no record in it.
     """
     folder = Folder(path)
-    records = folder.current()
-    left_out = [f"{path / name} is not a record ({why})" for name, why in sorted(folder.foreign.items())]
-    if not records:
-        others = f" ({left_out[0]})" if left_out else ""
-        raise ConfigurationError(f"{path} holds no records{others}; run a suite with --out {path} first.")
-    return records, left_out
+    records = folder.filled()
+    return records, [f"{path / name} is not a record ({why})" for name, why in sorted(folder.foreign.items())]
 
 
 def check_records(

@@ -105,7 +105,7 @@ class Context:
             masks: ``[S, n]`` bool: the components replaced in each set.
 
         Returns:
-            ``[S, N, 3]`` float32 (see :data:`attriboard.interventions.MEASURES`).
+            ``[S, N, 3]`` float32 (see :class:`attriboard.measurements.base.Measure`).
 
         Equal sets are run once. Nothing is remembered between calls: the same call gives the same bits, whatever ran
         before it.

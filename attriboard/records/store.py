@@ -160,6 +160,23 @@ class Folder:
         self.set_aside = len(records) - len(current)
         return current
 
+    def filled(self) -> list[Record]:
+        """The :meth:`current` records, of which there must be one.
+
+        Raises:
+            ConfigurationError: no such folder, or not one record in it that can be read; says what is there instead.
+        """
+        records = self.current()
+        if not records and self.unknown:
+            file, why = next(iter(self.unknown.items()))
+            raise ConfigurationError(f"{self.path / file} cannot be read: {why}")
+        if not records:
+            others = [f" ({self.path / file} is not a record: {why})" for file, why in sorted(self.foreign.items())]
+            raise ConfigurationError(
+                f"{self.path} holds no records{''.join(others[:1])}; run a suite with --out {self.path} first."
+            )
+        return records
+
     def remember(self, current: Mapping[str, str]) -> None:
         """Notes, by :func:`cell_key`, which record counts where it is not the last made.
 

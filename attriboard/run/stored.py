@@ -78,7 +78,7 @@ class Stored:
         for planned in plan:
             key, identity = cell_key(suite, *planned), record_identity(*planned)
             noted.pop(key, None)
-            if self.has(planned) and self.last[key][1] != identity:
+            if key in self.last and self.last[key][1] != identity and self.has(planned):
                 noted[key] = identity
         self.folder.remember(noted)
 

@@ -158,6 +158,11 @@ class _Run:
     planned: Planned
     earlier: Earlier
 
+    @functools.cached_property
+    def wanted(self) -> dict[str, str]:
+        """By evaluation that is asked for, its identity."""
+        return wanted_stages(self.planned)
+
     def record(self, base: dict[str, Any]) -> tuple[Record, bytes]:
         """The record of the cell, and the file of its scores; ``base`` has the fields that are known before."""
         cell, settings = self.planned
@@ -170,28 +175,27 @@ class _Run:
             method.check_level(level)
             method.check_examples(scored_split(context, level))
         identity = scoring_identity(cell, settings)
-        wanted = wanted_stages(self.planned)
         # the same scores, but for cells that ask for other repeats
-        key = digest([identity, wanted["speed"]])
+        key = digest([identity, self.wanted["speed"]])
         scored, done = self.worker.scored(key, lambda: self._scores(identity, method, context, level))
         scores = scored.stored(identity)
         known = self._kept(scores.values_sha256)
         known.stages |= done
         if scored.speed is None:
             known.reasons["speed"] = PRECOMPUTED
-            known.stages["speed"] = _stage(wanted["speed"])
+            known.stages["speed"] = _stage(self.wanted["speed"])
         else:
             known.measurements["speed"] = scored.speed
         now = provenance(context.model.device)
         self._measure(known, context, level, method, scored, now)
-        derived = _derived(known, _items(context))
+        derived, gaps = _derived(known, _items(context))
         if not known.failures and not set(known.measurements) - {"speed"}:
             raise SkipCell(" ".join(why for name, why in known.reasons.items() if name != "speed"))
         outcome: dict[str, Any] = {"status": "ok", "provenance": now}
         if known.failures:
             outcome = _outcome(next(iter(known.failures.values())), now)
             outcome["reason"] = "; ".join(f"{name}: {_reason(error)}" for name, error in known.failures.items())
-        facts = {**base, **self._facts(context, method, scored), **self._fields(known, derived), **outcome}
+        facts = {**base, **self._facts(context, method, scored), **self._fields(known, derived, gaps), **outcome}
         return Record(**facts, scores=scores), scored.content
 
     def _measure(
@@ -205,7 +209,7 @@ class _Run:
     ) -> None:
         """Makes every measurement that is asked for and not known yet."""
         cell, settings = self.planned
-        for name, identity in wanted_stages(self.planned).items():
+        for name, identity in self.wanted.items():
             if name in known.stages:
                 continue
             start = time.perf_counter()
@@ -254,15 +258,14 @@ class _Run:
             "control": method is not None and method.control,
         }
 
-    def _fields(self, known: _Measured, derived: Mapping[str, Aggregate]) -> dict[str, Any]:
+    def _fields(self, known: _Measured, derived: Mapping[str, Aggregate], gaps: Mapping[str, str]) -> dict[str, Any]:
         """The fields of a record that follow from what was measured, in the order of measurements."""
         settings, before = self.planned.settings, self.earlier.record
         asked = {**known.measurements, **known.reasons, **known.failures}
         names = tuple(name for name in MEASUREMENTS if name in asked)
         ordered = {name: known.measurements[name] for name in MEASUREMENTS if name in known.measurements}
-        gaps = {key: why for measurement in ordered.values() for key, why in measurement.gaps().items()}
         if before is not None:  # what stays keeps the options it was measured with
-            unasked = {name: before.settings.of(name) for name in names if name not in wanted_stages(self.planned)}
+            unasked = {name: before.settings.of(name) for name in names if name not in self.wanted}
             settings = settings.model_copy(update={"options": {**settings.options, **unasked}})
         return {
             "settings": settings.only(names),
@@ -278,12 +281,12 @@ class _Run:
         record = self.earlier.record
         if record is None or record.scores is None or record.scores.values_sha256 != values_sha256:
             return _Measured()
-        wanted, before = wanted_stages(self.planned), record.settings
+        before = record.settings
         # what is not asked for now stays, if it would come out the same
-        current = {name: stage_identity(name, before) for name in before.evaluations if name not in wanted}
+        current = {name: stage_identity(name, before) for name in before.evaluations if name not in self.wanted}
         if before.capability != self.planned.settings.capability:
             current = {name: same for name, same in current.items() if not MEASUREMENTS[name].uses_capability}
-        same = current if self.earlier.again else {**wanted, **current}
+        same = current if self.earlier.again else {**self.wanted, **current}
         names = [
             name
             for name, identity in same.items()
@@ -300,7 +303,7 @@ class _Run:
     ) -> tuple[Scored, dict[str, Stage]]:
         """The stored scores of this identity, else new ones; with what was done when."""
         cell, settings = self.planned
-        wanted = wanted_stages(self.planned)["speed"]
+        wanted = self.wanted["speed"]
         source, content = self.earlier.source, self.earlier.content
         if source is not None and content is not None and source.scores is not None:
             timed = source.measured(Speed)
@@ -319,18 +322,21 @@ class _Run:
         return scored, stages
 
 
-def _derived(known: _Measured, items: Sequence[str]) -> dict[str, Aggregate]:
-    """The aggregates of every measurement; one from which none can be derived has failed, and costs no other."""
+def _derived(known: _Measured, items: Sequence[str]) -> tuple[dict[str, Aggregate], dict[str, str]]:
+    """The aggregates of every measurement, and what it lacks and why; one that gives none has failed, and no other."""
     derived: dict[str, Aggregate] = {}
+    gaps: dict[str, str] = {}
     for name, measurement in list(known.measurements.items()):
         try:
-            measurement.gaps()
-            derived |= aggregates([measurement], items)
+            own, lacking = aggregates([measurement], items), measurement.gaps()
         except Exception as error:
             known.failures[name] = error
             del known.measurements[name]
             known.stages.pop(name, None)
-    return derived
+        else:
+            derived |= own
+            gaps |= lacking
+    return derived, gaps
 
 
 def _items(context: Context) -> list[str]:

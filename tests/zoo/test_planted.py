@@ -24,9 +24,10 @@ from attriboard.errors import ConfigurationError, ModelError, SkipCell, UnknownN
 from attriboard.evaluation import ground_truth
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.drawing import draw
-from attriboard.interventions import MEASURES, Intervention, replace_positions
+from attriboard.interventions import Intervention, replace_positions
 from attriboard.loading import check_model_name, fingerprint, load_model
 from attriboard.log_prob import last_token
+from attriboard.measurements.base import Measure
 from attriboard.measurements.ground_truth import GroundTruth
 from attriboard.measurements.localization import Localization
 from attriboard.measurements.registry import METRICS
@@ -119,11 +120,11 @@ def test_two_backups_are_blind_alone_and_break_together(name: str) -> None:
     masks = torch.zeros(4, len(names), dtype=torch.bool)
     strong, weak = (names.index(head) for head in previous_heads(name))
     masks[1, strong] = masks[2, weak] = masks[3, strong] = masks[3, weak] = True
-    whole, *single, both = context_of(name).measure(level, "zero", masks)[..., MEASURES.index("metric")]
+    whole, *single, both = context_of(name).measure(level, "zero", masks)[..., Measure.METRIC]
     for one in single:
         assert torch.allclose(one, whole, atol=EXACT)
     assert (both.abs() < EXACT).all()  # all values alike
-    patched = context_of(name).measure(level, "counterfactual", masks)[..., MEASURES.index("metric")]
+    patched = context_of(name).measure(level, "counterfactual", masks)[..., Measure.METRIC]
     assert torch.allclose(patched[1], -whole, atol=EXACT)
     assert torch.allclose(patched[2], whole, atol=EXACT)
 
@@ -152,7 +153,7 @@ def test_all_is_answered_and_the_counterfactual_is_answered_by_the_foil(name: st
         other = model.encode(Example(example.counterfactual, example.foil, example.answer))
         clean, swapped = (measure(model.run(b).logits, b)[0] for b in map(model.batch, ([encoded], [other])))
         assert torch.allclose(clean, swapped, atol=EXACT)
-        assert float(clean[MEASURES.index("logprob")].exp()) > 0.99
+        assert float(clean[Measure.LOGPROB].exp()) > 0.99
 
 
 @pytest.mark.parametrize("name", PLACED)
