@@ -40,6 +40,9 @@ class Example:
         counterfactual: a prompt of equal token length whose right continuation is the foil.
         marks: named character spans ``(start, end)`` of the prompt, for example ``{"object": ((4, 7),)}``.
         item: the base item; examples that share it never stand in different splits.
+        frame: the wording that stands around the item, where several items can stand in it; examples that share it
+            never stand in different splits either.
+        demonstrations: the base items of the solved examples that the prompt shows; they are of the example's split.
         subset: the part of the task it belongs to.
         image: the picture the prompt is about.
         counterfactual_image: the picture of the counterfactual; ``image`` if only the text differs. An example has a
@@ -50,6 +53,8 @@ class Example:
         choice: True where the model only has to find the answer likelier than the foil; else the answer has to be its
             top token.
         paraphrases: prompts that ask the same in other words, with the same answer and foil.
+        other_question: the prompt with another question about the same context, to which neither the answer nor the
+            foil is right, or the foil is; what the metric keeps there needs no understanding of the question.
     """
 
     prompt: str
@@ -58,6 +63,8 @@ class Example:
     counterfactual: str | None = None
     marks: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     item: str = ""
+    frame: str = ""
+    demonstrations: tuple[str, ...] = ()
     subset: str = ""
     image: Image | None = None
     counterfactual_image: Image | None = None
@@ -66,6 +73,7 @@ class Example:
     concept: str = ""
     choice: bool = False
     paraphrases: tuple[str, ...] = ()
+    other_question: str | None = None
 
     def __post_init__(self) -> None:
         if self.choice and self.foil is None:
@@ -89,6 +97,11 @@ def image_hash(image: Image) -> str:
 def split_of(item: str) -> str:
     """The split a base item belongs to: half of all items each, fixed by the item alone."""
     return SPLITS[hashlib.sha256(item.encode()).digest()[0] % 2]
+
+
+def split_of_frame(frame: str) -> str:
+    """The split a frame belongs to: half of all frames each, fixed by the frame alone."""
+    return split_of(f"frame {frame}")
 
 
 @dataclass
@@ -159,9 +172,15 @@ class Task(ABC):
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
         """An endless (or long) stream of examples of one subset; everything random comes from ``rng``."""
 
-    def split(self, candidate: Example) -> str:
-        """The split that a candidate belongs to; only data that is divided already says otherwise than its item."""
-        return split_of(candidate.item or candidate.prompt)
+    def split(self, candidate: Example) -> str | None:
+        """The split that a candidate belongs to: that of its item, its frame and all of its demonstrations.
+
+        None, and the candidate is not used, where these belong to different ones. Only data that is divided already
+        says otherwise.
+        """
+        belongs = {split_of(item) for item in (candidate.item or candidate.prompt, *candidate.demonstrations)}
+        belongs |= {split_of_frame(candidate.frame)} if candidate.frame else set()
+        return belongs.pop() if len(belongs) == 1 else None
 
     def targets(self, candidate: Example, written: str) -> Iterator[Example]:
         """The examples in what a model wrote after a candidate's prompt; only for tasks that let it write.
