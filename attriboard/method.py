@@ -42,6 +42,8 @@ class Method:
         modality: "any", or "vision" if it can score only examples with an image.
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
+        random: True where the scores are drawn with the option ``seed``; the harness gives every group of train
+            examples other draws.
         default_for: studies that use this method unless others are named: "compare-forms".
         properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md. Names that
             do not exist are refused there and by ``attriboard validate``.
@@ -57,6 +59,7 @@ class Method:
     modality: ClassVar[str] = "any"
     uses: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[bool] = False
+    random: ClassVar[bool] = False
     default_for: ClassVar[tuple[str, ...]] = ()
     properties: ClassVar[tuple[str, ...]] = ()
     rounding: ClassVar[float] = 1e-4
@@ -124,6 +127,11 @@ class Method:
         """Wraps values shaped as the level."""
         return Scores(values.detach().float().cpu().contiguous(), level.name, level.names(model), metadata)
 
+    @property
+    def averages(self) -> bool:
+        """Whether the scores of several examples are the mean of each one's own, whatever the others are."""
+        return type(self).attribute is Method.attribute
+
     def check_level(self, level: Level) -> None:
         if level.name not in self.levels:
             raise MethodError(f"{self.name} scores {', '.join(self.levels)}, not {level.name}.")
@@ -164,6 +172,12 @@ class ReplacingMethod(Method):
         self.check_level(level)
         self._means = means_for(model, examples, level, self.replacement)
         return super().attribute(model, examples, level)
+
+    @property
+    def averages(self) -> bool:
+        """As of every method; means over the examples given make each one's scores depend on the others."""
+        own = type(self).attribute in (Method.attribute, ReplacingMethod.attribute)
+        return own and not replacement_kind(self.replacement).needs_means
 
     @property
     def paired(self) -> bool:

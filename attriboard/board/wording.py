@@ -139,14 +139,17 @@ def examples_line(table: Table) -> str:
     """What the table's numbers were measured on."""
     record = table.records[0]
     kept = record.kept["test"]
-    subsets = "; ".join(f"{name} {right} of {seen}" for name, (right, seen) in sorted(kept.by_subset.items()))
+    subsets = "; ".join(
+        f"{name} {passing} and {right} of {seen}" for name, (passing, right, seen) in sorted(kept.by_subset.items())
+    )
     chance = "" if record.chance is None else f" Chance among the labels: {100 * record.chance:.0f} %."
     described = [_described(metric, table.records) for metric in METRICS.values() if metric.line]
     by_itself = table.level in INPUTS
     scored = "each by its own scores" if by_itself else f"{record.kept['train'].kept} train examples scored"
     everyone = f" (pruning and bias: all {kept.seen})" if _uses_all_drawn(table) else ""
     return (
-        f"Answered correctly {kept.correct} of {kept.seen} test examples ({100 * kept.share:.0f} %: {subsets}); "
+        f"Of {kept.seen} test examples {kept.correct} are answered, and the counterfactuals of {kept.passing} of these "
+        f"by their foil ({subsets}); "
         f"n = {kept.kept} of them judged here{everyone}, {scored}.{chance}{''.join(described)}{_underpowered(table)}"
     )
 

@@ -45,17 +45,29 @@ class Strict(BaseModel):
 
 
 class Kept(Strict):
-    """How many examples of a split were seen, answered correctly, and kept."""
+    """How many examples of a split were seen, answered, and kept.
+
+    Attributes:
+        seen: drawn.
+        correct: those whose prompt is answered by the answer.
+        passing: those of these whose counterfactual is answered by the foil, where that is asked for.
+        kept: used.
+        by_subset: by subset: (passing, correct, seen).
+        n_eff: to how many independent examples those kept amount, by the untouched model's metric; see
+            :func:`attriboard.stats.clusters.effective_n`. None for fewer than two.
+    """
 
     seen: int
     correct: int
+    passing: int
     kept: int
-    by_subset: dict[str, tuple[int, int]]
-    """By subset: (correct, seen)."""
+    by_subset: dict[str, tuple[int, int, int]]
+    n_eff: float | None = None
 
     @property
     def share(self) -> float:
-        return self.correct / self.seen
+        """Of those seen, the share that passes."""
+        return self.passing / self.seen
 
 
 @dataclass(frozen=True)
@@ -119,11 +131,15 @@ class Measurement(BaseModel):
         uses_capability: whether the settings of general ability (``settings.capability``) are among its options.
         main: whether its metrics stand in the board's first table of a cell; else they stand in tables of their own.
         position: measurements are ordered by it.
+        cross_fitted: whether every kept example is judged, by scores that were found on others; its rows are then
+            examples in repetitions.
         over_kept: whether its examples are the test examples kept, in the record's order.
         Options: its options; every field has a default.
 
     Attributes:
-        base_items: where ``over_kept`` is False, the base item of each example; empty where that is not known.
+        base_items, base_frames: where ``over_kept`` is False, the base item and the frame of each example; empty where
+            they are not known.
+        train_groups: where ``cross_fitted``, the group of examples on which the scores that judge each row were found.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -138,10 +154,13 @@ class Measurement(BaseModel):
     uses_capability: ClassVar[bool] = False
     main: ClassVar[bool] = False
     position: ClassVar[int] = 500
+    cross_fitted: ClassVar[bool] = False
     over_kept: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = Options
 
     base_items: list[str] = Field(default_factory=list)
+    base_frames: list[str] = Field(default_factory=list)
+    train_groups: list[str] = Field(default_factory=list)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -168,7 +168,8 @@ class Record(Strict):
             does not apply).
         data_sha256: of the tokens of every example drawn.
         kept: by split, what was seen, answered and kept.
-        items: the base item of each test example, in the order of the per-example measurements.
+        items, frames: the base item and the frame of each test example, in the order of the per-example measurements.
+        n_eff: to how many independent examples those kept in both halves amount; None for fewer than two.
         scores: what the method gave; None where it gave nothing.
         measurements: by name.
         not_measured: by evaluation or metric, why it was not measured.
@@ -196,6 +197,8 @@ class Record(Strict):
     kept: dict[str, Kept] = Field(default_factory=dict)
     chance: float | None = None
     items: list[str] = Field(default_factory=list)
+    frames: list[str] = Field(default_factory=list)
+    n_eff: float | None = None
     subsets: list[str] = Field(default_factory=list)
     control: bool = False
     scores: StoredScores | None = None

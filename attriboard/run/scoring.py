@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..components import InputLevel, Level
 from ..errors import ScoresError, SkipCell
 from ..evaluation import speed
 from ..evaluation.context import Context
+from ..evaluation.crossfit import HALVES, RANDOM_DRAWS, Found, merged, seed_of
 from ..exchange import precomputed
 from ..measurements.speed import Speed
 from ..method import Method, checked, checked_inputs
@@ -42,16 +44,23 @@ class Scored:
     Attributes:
         seconds: by stage, "scores" and "speed".
         content: the file that holds the scores.
+        found: of components, the scores of groups of examples, where measurements are cross-fitted.
     """
 
     scores: Scores | list[Tensor]
     speed: Speed | None
     seconds: dict[str, float]
     content: bytes
+    found: Found | None = None
 
     @property
     def values(self) -> list[Tensor]:
         return [self.scores.values] if isinstance(self.scores, Scores) else self.scores
+
+    @property
+    def every_value(self) -> list[Tensor]:
+        """The scores, and those of groups."""
+        return [*self.values, *([self.found.values] if self.found else [])]
 
     def stored(self, identity: str) -> StoredScores:
         """What a record says of them."""
@@ -62,15 +71,18 @@ class Scored:
             identity=identity,
             file=f"scores/{large}{sha256}.safetensors",
             sha256=sha256,
-            values_sha256=hashlib.sha256(b"".join(v.numpy().tobytes() for v in self.values)).hexdigest(),
+            values_sha256=hashlib.sha256(b"".join(v.numpy().tobytes() for v in self.every_value)).hexdigest(),
             metadata=_brief(components.metadata) if components else {},
             top=components.top(TOP) if components else [],
             sketch=components.sketch() if components else [],
         )
 
 
-def score(method: Method, context: Context, level: Level, timing: Speed.Options) -> Scored:
-    """Scores and what they cost: one set from the train split, or of inputs one for each test example."""
+def score(method: Method, context: Context, level: Level, timing: Speed.Options, folds: int = 0) -> Scored:
+    """Scores and what they cost: one set from the train split, or of inputs one for each test example.
+
+    With ``folds``, the scores of groups of both halves as well; see :mod:`attriboard.evaluation.crossfit`.
+    """
     model, examples = context.model, scored_split(context, level)
 
     def attributed(chosen: Sequence[EncodedExample]) -> Scores | list[Tensor]:
@@ -91,7 +103,49 @@ def score(method: Method, context: Context, level: Level, timing: Speed.Options)
     else:
         cost = speed.measure(attributed, model, few, timing.repeats, timing.max_seconds, memory.mib)
     laps = {"scores": seconds, "speed": time.perf_counter() - start}
-    return Scored(scores, cost, laps, packed(scores, level))
+    found = None
+    if folds and isinstance(scores, Scores):
+        start = time.perf_counter()
+        found = of_groups(method, context, level, scores, folds)
+        laps["scores"] += time.perf_counter() - start
+    return Scored(scores, cost, laps, packed(scores, level, found), found)
+
+
+def of_groups(method: Method, context: Context, level: Level, scores: Scores, folds: int) -> Found:
+    """The scores of groups of the examples of both halves.
+
+    A method whose scores of several examples are the mean of each one's own is not run again on the train half. One
+    that cannot score so few examples gets half as many groups, and so on. Of a control at random every group has its
+    own draws, at least :data:`attriboard.evaluation.crossfit.RANDOM_DRAWS` in all.
+
+    Args:
+        scores: of the whole train half.
+    """
+    model, halves = context.model, (context.train, context.test)
+    divided = [context.groups(half, folds) for half in HALVES]
+    n = min(map(len, divided))
+    while True:
+        groups = [merged(of_half, n) for of_half in divided]
+        chosen = [[[half[i] for i in group] for group in of_half] for half, of_half in zip(halves, groups)]
+        if n == 1 or all(_can_score(method, group) for of_half in chosen for group in of_half):
+            break
+        n = max(1, n // 2)
+
+    def own(half: int, group: int) -> Tensor:
+        """``[draws, *shape]``."""
+        if method.random:
+            draws = math.ceil(RANDOM_DRAWS / (2 * n))
+            seeds = [seed_of("draw", method.seed, half, group, draw) for draw in range(draws)]  # type: ignore[attr-defined]
+            runs = [replace(method, seed=seed).attribute(model, chosen[half][group], level) for seed in seeds]  # type: ignore[call-arg]
+            return torch.stack([checked(run, method, model, level).values for run in runs])
+        if half == 0 and scores.each is not None and method.averages:
+            each = torch.stack([scores.each[i] for i in groups[half][group]])
+            return each.double().mean(0, keepdim=True).float()
+        if half == 0 and n == 1:
+            return scores.values[None]
+        return checked(method.attribute(model, chosen[half][group], level), method, model, level).values[None]
+
+    return Found(torch.stack([torch.stack([own(half, group) for group in range(n)]) for half in range(2)]))
 
 
 def from_file(cell: Cell, context: Context, level: Level) -> Scored:
@@ -126,27 +180,29 @@ def _can_score(method: Method, examples: Sequence[EncodedExample]) -> bool:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def packed(scores: Scores | list[Tensor], level: Level) -> bytes:
+def packed(scores: Scores | list[Tensor], level: Level, found: Found | None = None) -> bytes:
     """Scores as a safetensors file; equal scores give equal bytes.
 
     Of components one float32 tensor ``scores``, shaped as the level, and, where the method scores single examples,
-    ``each`` ``[examples, *shape]``; of inputs one tensor for each test example, ``000000``, ``000001``, ... The
-    metadata ``about`` is JSON: the level, and what the method says of its scores. Component names follow from the
-    level and the shape, and are not stored.
+    ``each`` ``[examples, *shape]``; those of groups are ``groups`` ``[2, groups, draws, *shape]``. Of inputs one
+    tensor for each test example, ``000000``, ``000001``, ... The metadata ``about`` is JSON: the level, and what the
+    method says of its scores. Component names follow from the level and the shape, and are not stored.
     """
     about: dict[str, Any] = {"level": level.name}
     if isinstance(scores, Scores):
         tensors = {"scores": scores.values.contiguous()}
         if scores.each is not None:
             tensors["each"] = torch.stack(scores.each)
+        if found is not None:
+            tensors["groups"] = found.values.contiguous()
         about["metadata"] = scores.metadata
     else:
         tensors = {f"{i:06d}": values.float().contiguous() for i, values in enumerate(scores)}
     return save(tensors, {"about": json.dumps(about, sort_keys=True)})
 
 
-def unpacked(content: bytes, context: Context, level: Level) -> Scores | list[Tensor]:
-    """The scores that :func:`packed` wrote, of the examples of the same context.
+def unpacked(content: bytes, context: Context, level: Level) -> tuple[Scores | list[Tensor], Found | None]:
+    """The scores, and those of groups, that :func:`packed` wrote, of the examples of the same context.
 
     Raises:
         ScoresError: they are of another level, shape or number of examples.
@@ -159,12 +215,13 @@ def unpacked(content: bytes, context: Context, level: Level) -> Scores | list[Te
         expected = [level.example_shape(context.model, encoded) for encoded in context.test]
         if about["level"] != level.name or [tuple(v.shape) for v in values] != expected:
             raise ScoresError(f"stored scores of {about['level']} do not fit the examples.")
-        return values
+        return values, None
     scores = tensors["scores"]
     if about["level"] != level.name or tuple(scores.shape) != level.shape(context.model):
         raise ScoresError(f"stored scores of {about['level']} do not fit {context.model.name}.")
     each = list(tensors["each"]) if "each" in tensors else None
-    return Scores(scores, level.name, level.names(context.model), about["metadata"], each)
+    found = Found(tensors["groups"]) if "groups" in tensors else None
+    return Scores(scores, level.name, level.names(context.model), about["metadata"], each), found
 
 
 def _brief(metadata: dict[str, Any]) -> dict[str, Any]:

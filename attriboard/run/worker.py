@@ -16,6 +16,8 @@ from ..errors import AttriboardError, ModelError, SkipCell
 from ..evaluation import capability
 from ..evaluation.base import CapabilityMeter, Job, evaluations
 from ..evaluation.context import Context
+from ..evaluation.crossfit import Trial, seed_of
+from ..evaluation.crossfit import trials as cross_fitted
 from ..levels import check_replacement
 from ..loading import load_model
 from ..measurements.base import Measurement
@@ -27,6 +29,7 @@ from ..model import Model
 from ..records.aggregate import aggregates
 from ..records.record import Aggregate, Cell, ModelFacts, Planned, Provenance, Record, Stage, digest
 from ..records.settings import Settings
+from ..scores import Scores
 from ..stats.intervals import VERSION
 from ..task import tasks
 from ..zoo import planted
@@ -113,6 +116,7 @@ class Worker:
                     settings.max_kept,
                     settings.min_kept,
                     settings.max_train,
+                    settings.keep,
                 )
             )
         return _value(self._contexts[key])
@@ -171,7 +175,9 @@ class _Run:
         check_replacement(cell.replacement, level.name)
         method = None
         if cell.precomputed is None:
-            method = make_method(cell.method, cell.method_options, cell.seed)
+            # what is drawn at random is another draw for every task, model and level
+            seed = seed_of(cell.task_label, cell.model, cell.level, cell.seed) % 2**31
+            method = make_method(cell.method, cell.method_options, seed)
             method.check_level(level)
             method.check_examples(scored_split(context, level))
         identity = scoring_identity(cell, settings)
@@ -209,6 +215,16 @@ class _Run:
     ) -> None:
         """Makes every measurement that is asked for and not known yet."""
         cell, settings = self.planned
+        trials: tuple[Trial, ...] = ()
+        if isinstance(scored.scores, Scores):
+            trials = cross_fitted(
+                context,
+                scored.scores.values,
+                scored.found,
+                settings.folds,
+                settings.repetitions,
+                (cell.task_label, cell.model, cell.level, cell.seed, cell.method_label),
+            )
         for name, identity in self.wanted.items():
             if name in known.stages:
                 continue
@@ -226,6 +242,7 @@ class _Run:
                         replacement=cell.replacement,
                         method=method,
                         seed=cell.seed,
+                        trials=trials,
                         capability=self.worker.meter(context.model, settings),
                         speed_repeats=_timing(settings).repeats,
                     )
@@ -254,6 +271,8 @@ class _Run:
             "kept": context.kept,
             "chance": context.task.chance,
             "items": _items(context),
+            "frames": [e.example.frame for e in context.test],
+            "n_eff": context.n_eff,
             "subsets": [e.example.subset for e in context.test],
             "control": method is not None and method.control,
         }
@@ -308,14 +327,14 @@ class _Run:
         if source is not None and content is not None and source.scores is not None:
             timed = source.measured(Speed)
             if method is None or (timed is not None and source.stages["speed"].identity == wanted):
-                scores = unpacked(content, context, level)
+                scores, found = unpacked(content, context, level)
                 done = {name: stage for name, stage in source.stages.items() if name in ("scores", "speed")}
-                return Scored(scores, timed, {}, content), done
+                return Scored(scores, timed, {}, content, found), done
         now = provenance(context.model.device)
         if method is None:
             scored = from_file(cell, context, level)
         else:
-            scored = score(method, context, level, _timing(settings))
+            scored = score(method, context, level, _timing(settings), settings.folds)
         stages = {"scores": _stage(identity, scored.seconds["scores"], now)}
         if scored.speed is not None:
             stages["speed"] = _stage(wanted, scored.seconds["speed"], now)

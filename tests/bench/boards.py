@@ -22,25 +22,32 @@ COSTS = ("seconds_per_example", "forward_equivalents", "peak_memory_mib")
 
 def ablation(drops: Sequence[float]) -> Ablation:
     """An ablation whose drop in p on each test example is as given, above -0.4 and below 0.5."""
-    clean, random = np.log(0.9), np.log(0.5)
-    n = len(drops)
+
+    def values(p: Sequence[float]) -> list[list[float]]:
+        return [list(map(float, p)), np.log(p).tolist(), [1.0] * len(drops)]
+
+    clean, random = ([p] * len(drops) for p in (0.9, 0.5))
     return Ablation(
         sizes=[1],
-        clean=[[clean, 1.0]] * n,
-        top=[[[float(np.log(0.5 - d)), 1.0] for d in drops]],
-        random=[[[[random, 1.0]] * n]],
+        clean=values(clean),
+        top=[[each] for each in values([0.5 - d for d in drops])],
+        random=[[each] for each in values(random)],
     )
 
 
 def faithfulness(values: Sequence[float]) -> Faithfulness:
-    """A faithfulness whose S is the mean of ``values`` ``[N]``, and whose N is 1 whatever they are."""
+    """A faithfulness whose f is the mean of ``values`` ``[N]`` at every size, but for necessity, which is 1."""
     n, flat = len(values), [list(map(float, values))]
     return Faithfulness(
         sizes=[1, 2],
+        examples=list(range(n)),
         full=[1.0] * n,
         empty=[0.0] * n,
-        sufficiency=flat * 2,
-        necessity=[[0.0] * n] * 2,
+        absolute=flat * 2,
+        signed=flat * 2,
+        answered=[[1.0] * n] * 2,
+        removed=[[0.0] * n] * 2,
+        shuffled=[[0.0] * n] * 2,
         mib_sizes=[1] * 10,
         mib_signed=flat * 10,
         mib_absolute=flat * 10,
@@ -83,7 +90,9 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
     """
     n = len(drops)
     items = changes.get("items", [f"item {i}" for i in range(n)])
-    measurements = by_name(*changes.get("measurements", (ablation(drops), speed())))
+    given = changes.get("measurements", (ablation(drops), speed()))
+    own = [m.cross_fitted and not m.base_items and m.n == n for m in given]
+    measurements = by_name(*(m.model_copy(update={"base_items": items}) if o else m for m, o in zip(given, own)))
     cell = Cell(
         task=changes.get("task", "made_up"),
         method=method,
@@ -94,7 +103,7 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
         seed=changes.get("seed", 0),
         precomputed=changes.get("precomputed"),
     )
-    kept = Kept(seen=n, correct=n, kept=n, by_subset={"": (n, n)})
+    kept = Kept(seen=n, correct=n, passing=n, kept=n, by_subset={"": (n, n, n)})
     return Record(
         suite="made_up",
         identity=digest([cell.model_dump(), list(drops), sorted(measurements)]),
