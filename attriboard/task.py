@@ -40,9 +40,6 @@ class Example:
         counterfactual: a prompt of equal token length whose right continuation is the foil.
         marks: named character spans ``(start, end)`` of the prompt, for example ``{"object": ((4, 7),)}``.
         item: the base item; examples that share it never stand in different splits.
-        frame: the wording that stands around the item, where several items can stand in it; examples that share it
-            never stand in different splits either.
-        demonstrations: the base items of the solved examples that the prompt shows; they are of the example's split.
         subset: the part of the task it belongs to.
         image: the picture the prompt is about.
         counterfactual_image: the picture of the counterfactual; ``image`` if only the text differs. An example has a
@@ -53,6 +50,9 @@ class Example:
         choice: True where the model only has to find the answer likelier than the foil; else the answer has to be its
             top token.
         paraphrases: prompts that ask the same in other words, with the same answer and foil.
+        frame: the wording that stands around the item, where several items can stand in it; examples that share it
+            never stand in different splits either.
+        demonstrations: the base items of the solved examples that the prompt shows; they are of the example's split.
         other_question: the prompt with another question about the same context, to which neither the answer nor the
             foil is right, or the foil is; what the metric keeps there needs no understanding of the question.
     """
@@ -63,8 +63,6 @@ class Example:
     counterfactual: str | None = None
     marks: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     item: str = ""
-    frame: str = ""
-    demonstrations: tuple[str, ...] = ()
     subset: str = ""
     image: Image | None = None
     counterfactual_image: Image | None = None
@@ -73,6 +71,8 @@ class Example:
     concept: str = ""
     choice: bool = False
     paraphrases: tuple[str, ...] = ()
+    frame: str = ""
+    demonstrations: tuple[str, ...] = ()
     other_question: str | None = None
 
     def __post_init__(self) -> None:
