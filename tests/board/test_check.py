@@ -526,7 +526,7 @@ def test_every_pair_of_the_power_study_is_what_it_is_called(monkeypatch: pytest.
             assert now.data_sha256 != before.data_sha256  # so that they are compared as other examples
         else:
             assert now.items == before.items and now.data_sha256 == before.data_sha256
-            a, b = (np.array(r.measured(Faithfulness).sufficiency[0]) for r in (now, before))
+            a, b = (np.array(r.measured(Faithfulness).absolute[0]) for r in (now, before))
             good_values, bad_values = (np.array(f.sufficiency[0]) for f in (pool.good, pool.degraded))
             assert np.isin([*a, *b], [*good_values, *bad_values]).all() and (a != b).all()
             assert np.isin(a, bad_values).all() == np.isin(b, good_values).all() == (kind == "caught_paired")
