@@ -3,7 +3,8 @@
 Heads found by attribution patching on arithmetic are judged on a pool of test examples, three times: with scores from
 some train examples, with scores from others, and with the first scores mixed with noise until they keep about 20 % less
 of what they are worth, 1 - log-CMD (the headline). All three are measured, example by example; then samples of the pool
-become records, and pairs of records go through the very function behind the command. Every rerun's pair is drawn at random, 100 of each kind and size:
+become records, and pairs of records go through the very function behind the command. Every rerun's pair is drawn at
+random, 100 of each kind and size:
 
 - ``false_alarms_other_examples``: the same scores on two samples of base items (unpaired);
 - ``false_alarms_other_train``: the same with scores from other train examples, which really differ a little (unpaired);

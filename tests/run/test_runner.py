@@ -87,7 +87,7 @@ def test_a_group_may_have_models_and_settings_of_its_own(toy: dict, suite: Suite
     file.write_text(toy["suite"].read_text() + more)
     plan = Suite.load(file).plan(method=["random"])
     assert [p.settings.max_kept for p in plan] == [6, 4]
-    assert [p.settings.asked("ablation") for p in plan] == [{"draws": 2}, {"draws": 1}]
+    assert [p.settings.asked("ablation") for p in plan] == [{"draws": n, "repetitions": 2} for n in (2, 1)]
     folder = Folder(tmp_path / "out")
     assert not run_cells(suite.name, plan, folder).failed
     large, small = sorted(folder.read(), key=lambda r: -r.settings.max_kept)
@@ -326,7 +326,7 @@ def test_what_is_no_longer_asked_for_stays(suite: Suite, tmp_path: Path) -> None
     (after,) = _run(other, tmp_path, plan=other.plan(method=["random"])).made
     assert set(after.measurements) == {"faithfulness", "ablation", "sanity", "speed"}
     assert after.stages["ablation"] == before.stages["ablation"]
-    assert after.settings.asked("ablation") == {"draws": 2}
+    assert after.settings.asked("ablation") == {"draws": 2, "repetitions": 2}
     assert {name: after.aggregates[name] for name in before.aggregates} == before.aggregates
     assert _run(suite, tmp_path, plan=suite.plan(method=["random"])).done_before == 1
 
@@ -483,7 +483,9 @@ def test_records_carry_what_made_them(suite: Suite, tmp_path: Path) -> None:
     assert record.model.n_components == 12
     assert len(record.data_sha256) == 64
     assert record.provenance and record.provenance.torch and record.provenance.created
-    assert len(record.items) == len(record.measurements["faithfulness"].full) == 6
+    faithful = record.measurements["faithfulness"]
+    assert len(record.items) == len(record.frames) == 6 and len(faithful.full) == 12 and faithful.n == 24
+    assert set(faithful.base_items[6:12]) == set(record.items)  # the train half is judged first
     assert record.chance == pytest.approx(1 / 24)
     assert json.loads((tmp_path / record.filename).read_text())["status"] == "ok"
     assert record.filename.endswith(f"{record.identity[:12]}.json")
