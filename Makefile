@@ -65,6 +65,7 @@ compare: install
 docs: install
 	$(BIN)/python -m attriboard.measurements.registry > docs/metrics.md
 	$(BIN)/python -m attriboard.selftest > docs/selftests.md
+	$(BIN)/python -m attriboard.studies.audit_report results/audit > docs/audit.md
 	$(BIN)/attriboard leaderboard results/quick --figures build/figures --out leaderboard.md
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png
 
