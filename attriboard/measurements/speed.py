@@ -82,7 +82,8 @@ class Speed(Measurement):
             text="Floating-point operations of scoring the whole split, in billions per example; a multiply-add is "
             "two. Worked out from the shapes of the weights and the real positions that each example would run by "
             "itself, and so equal for every batch size, padding and machine. Counted are products with weights, those "
-            "of attention (the masked half too) and the vision tower's; a backward pass counts twice its forward pass. "
+            "of attention (the masked half too) and the vision tower's; a backward pass counts twice its forward pass "
+            "(the usual convention; without gradients of weights, as here, about half of that is done). "
             "Not counted are elementwise operations, norms and biases, products of single positions with output "
             "weights, and what a method computes outside the model, such as a regression.",
         ),

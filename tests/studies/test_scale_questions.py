@@ -69,7 +69,7 @@ def test_expected_values_do_not_depend_on_batch_padding_or_neighbors(batch_size:
 def test_the_prompt_is_run_once() -> None:
     model = hooked("llama")
     expected_values(model, PROMPTS[3:], SCALE)
-    n = len(PROMPTS[3])
+    n = len(PROMPTS[3].split())
     assert model.cost.flops == sum(model.sizes.flops(*span) for span in ((n, 0), (1, n), (2, n)))  # prompt; w5; w5 w9
 
 
