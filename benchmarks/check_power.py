@@ -102,6 +102,7 @@ def record(pool: Pool, measured: Faithfulness, index: Index, seed: int, items: S
     values |= {
         "seconds_per_example": pool.speed.seconds[0] / pool.speed.examples,
         "forward_equivalents": pool.speed.forward_equivalents,
+        "flops_per_example": pool.speed.flops / 1e9,
         "peak_memory_mib": pool.speed.peak_memory_mib,
     }
     return Record(
@@ -161,7 +162,9 @@ def measure_pool(size: int, train: int, calibration: int) -> Pool:
     speed = Speed(
         examples=len(small.train[::2]),
         seconds=[time.perf_counter() - began],
-        forward_equivalents=model.cost.total / len(small.train[::2]),
+        scored=len(small.train[::2]),
+        flops=model.cost.flops / len(small.train[::2]),
+        forward_equivalents=model.forward_equivalents(small.train[::2]),
         peak_memory_mib=0.0,
     )
     other = method.attribute(model, small.train[1::2], level)

@@ -27,7 +27,7 @@ from ..evaluation.crossfit import HALVES, RANDOM_DRAWS, Found, merged, seed_of
 from ..exchange import precomputed
 from ..measurements.speed import Speed
 from ..method import Method, checked, checked_inputs
-from ..model import Cost, EncodedExample
+from ..model import EncodedExample
 from ..records.record import Cell, StoredScores
 from ..scores import Scores
 
@@ -90,19 +90,12 @@ def score(method: Method, context: Context, level: Level, timing: Speed.Options,
             return checked_inputs(method.each(model, chosen, level), method)
         return checked(method.attribute(model, chosen, level), method, model, level)
 
-    model.cost = Cost()
-    start = time.perf_counter()
-    with speed.PeakMemory(model.device) as memory:
-        scores = attributed(examples)
-    seconds = time.perf_counter() - start
+    scores, once = speed.whole(attributed, model, examples)
     start = time.perf_counter()
     few = examples[: timing.examples]
-    if seconds > 10 * timing.max_seconds or not _can_score(method, few):
-        # too slow to repeat, or made for more examples than these: this run is the measurement
-        cost = speed.once(len(examples), seconds, model.cost.total / len(examples), memory.mib)
-    else:
-        cost = speed.measure(attributed, model, few, timing.repeats, timing.max_seconds, memory.mib)
-    laps = {"scores": seconds, "speed": time.perf_counter() - start}
+    # a method made for more examples than these is not repeated
+    cost = speed.measure(attributed, model, few if _can_score(method, few) else [], once, timing)
+    laps = {"scores": once.seconds, "speed": time.perf_counter() - start}
     found = None
     if folds and isinstance(scores, Scores):
         start = time.perf_counter()

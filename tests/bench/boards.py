@@ -17,7 +17,7 @@ from attriboard.records.settings import Settings
 
 METRIC = "ablation_drop_p"
 """The metric whose per-example values are chosen; its value is their mean."""
-COSTS = ("seconds_per_example", "forward_equivalents", "peak_memory_mib")
+COSTS = ("seconds_per_example", "forward_equivalents", "flops_per_example", "peak_memory_mib")
 
 
 def ablation(drops: Sequence[float]) -> Ablation:
@@ -56,7 +56,8 @@ def faithfulness(values: Sequence[float]) -> Faithfulness:
 
 def speed(**changes: Any) -> Speed:
     """Two repeats of one example."""
-    usual = {"examples": 1, "seconds": [0.1, 0.2], "forward_equivalents": 1.0, "peak_memory_mib": 1.0}
+    work = {"scored": 1, "flops": 2e9, "forward_equivalents": 1.0}
+    usual = {"examples": 1, "seconds": [0.1, 0.2], "peak_memory_mib": 1.0, **work}
     return Speed(**{**usual, **changes})
 
 

@@ -52,6 +52,7 @@ from attriboard.run.suite import Suite
 from attriboard.run.worker import Worker
 from attriboard.task import Example, Task, tasks
 from tests.bench import toy as toys
+from tests.bench.boards import COSTS
 from tests.bench.models import IMAGE_ID, mask, picture, pixels, tiny_llava
 
 PATCHES, TOKENS = get_level("patches"), get_level("tokens")
@@ -325,10 +326,12 @@ def test_equal_sets_are_run_once(seen: Context) -> None:
     masks = torch.tensor([[True] * 3 + [False] * 6, [False] * 9])
     costs = []
     for given in (masks, masks[[0, 1, 1, 0, 0]]):
-        before = model.cost.total
+        before = model.cost.flops
         found = replace_positions(model, seen.test[0], PATCHES, "zero", given)
-        costs.append(model.cost.total - before)
-    assert costs[0] == costs[1] == pytest.approx(2)
+        costs.append(model.cost.flops - before)
+    assert model.vision is not None
+    passes = 2 * model.sizes.flops(len(seen.test[0].tokens))
+    assert costs == [passes + model.vision.flops, passes]  # the picture is looked at once
     assert torch.equal(found[0], found[3]) and torch.equal(found[1], found[2])
 
 
@@ -530,8 +533,8 @@ def test_a_record_holds_all_that_its_aggregates_follow_from(toy: dict, told: Con
     judged, cost = stored.measured(Localization), stored.measured(Speed)
     assert judged and cost and len(judged.examples) == len(record.items) == 6
     assert record.aggregates["pointing_game"].value == 1.0
-    # one pass for no example: the method looks at nothing, and two examples were timed
-    assert cost.examples == 2 and cost.forward_equivalents == 0
+    # no pass: the method looks at nothing; two examples were timed, and work is that of all
+    assert (cost.examples, cost.scored) == (2, 6) and cost.forward_equivalents == cost.flops == 0
     same = evaluate(told, methods.make("last_token").each(told.model, told.test, TOKENS), TOKENS, "counterfactual", [0])
     for a, b in zip(same.examples, judged.examples):
         assert a.scores == b.scores and a.pieces == b.pieces
@@ -604,7 +607,7 @@ def test_every_format_shows_each_level_its_own_columns(mixed: Path) -> None:
     heads = {table.level: table.parts[0].metrics for table in board.tables}
     assert "deletion_auc" in heads["tokens"] and "deletion_auc_ring1" not in heads["tokens"]
     assert "deletion_auc_ring1" in heads["patches"] and "mass_other" in heads["patches"]
-    assert heads["heads"] == (*FAITHFUL, "seconds_per_example", "forward_equivalents", "peak_memory_mib")
+    assert heads["heads"] == (*FAITHFUL, *COSTS)
     assert "Evidence (the chance level of pointing, precision and the mass in it): " in text
     for form in ("latex", "html"):
         made = render(board, form)

@@ -34,7 +34,7 @@ from attriboard.scores import Scores
 from attriboard.task import tasks
 from tests.bench.cli import call
 
-SPEED = {"seconds_per_example", "forward_equivalents", "peak_memory_mib"}
+SPEED = {"seconds_per_example", "forward_equivalents", "flops_per_example", "peak_memory_mib"}
 MORE = """
 [[groups]]
 tasks = ["repeat"]
