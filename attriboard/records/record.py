@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_serializer, field_
 from ..levels import USUAL_REPLACEMENT, InputReplacement
 from ..measurements.base import Kept, Measurement, Statistic, Strict
 from ..measurements.speed import VARYING, Speed
+from ..stats.clusters import Clusters
 from .settings import Settings, measurement_of
 
 M = TypeVar("M", bound=Measurement)
@@ -151,7 +152,7 @@ class StoredScores(Strict):
 
 
 class Aggregate(Strict):
-    """A metric's value with its 95 % bootstrap interval over examples (None where undefined)."""
+    """A metric's value with its 95 % interval over examples and train draws (None where undefined)."""
 
     value: float
     low: float | None = None
@@ -168,7 +169,7 @@ class Record(Strict):
             does not apply).
         data_sha256: of the tokens of every example drawn.
         kept: by split, what was seen, answered and kept.
-        items: the base item of each test example, in the order of the per-example measurements.
+        items, frames: the base item and the frame of each test example, in the order of the per-example measurements.
         scores: what the method gave; None where it gave nothing.
         measurements: by name.
         not_measured: by evaluation or metric, why it was not measured.
@@ -196,6 +197,7 @@ class Record(Strict):
     kept: dict[str, Kept] = Field(default_factory=dict)
     chance: float | None = None
     items: list[str] = Field(default_factory=list)
+    frames: list[str] = Field(default_factory=list)
     subsets: list[str] = Field(default_factory=list)
     control: bool = False
     scores: StoredScores | None = None
@@ -234,6 +236,10 @@ class Record(Strict):
         if not self.measurements or self.scores is None or "test" not in self.kept:
             raise ValueError("an 'ok' record without scores, measurements or examples")
         return self
+
+    def clusters(self, metric: str) -> Clusters:
+        """How the rows depend on each other that a statistic of :attr:`statistics` ranges over."""
+        return self.statistics[metric][0].clusters(self.items, self.frames)
 
     def measured(self, kind: type[M]) -> M | None:
         """What one evaluation measured; None where it did not."""

@@ -5,9 +5,11 @@ one *way*: they share a base item, a frame (the wording around the item), or the
 found by which they are judged. The ways cross each other: two rows of one item may stand in different frames.
 
 The variance of a mean over such rows is that of Cameron, Gelbach and Miller (2011, *Robust inference with multiway
-clustering*, equation 2.13): with ``T(w) = G / (G - 1) * sum over the G clusters of w of (sum of deviations)^2 / n^2``,
-it is the sum of the one-way terms, minus the terms of the intersections of two ways, plus those of three. What two rows
-share in two ways would else be counted twice.
+clustering*, equation 2.13): the sum of the one-way variances, minus those of the intersections of two ways, plus those
+of three. What two rows share in two ways would else be counted twice. Each of these is the jackknife variance over the
+``G`` clusters ``c`` of ``m_c`` rows (CR3; MacKinnon, Nielsen and Webb 2023, *Fast and reliable jackknife and bootstrap
+methods for cluster-robust inference*), which is made for clusters of unequal size:
+``(G - 1) / G * sum over c of (sum of c's deviations from the mean / (n - m_c))^2``.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class Clusters:
     def __post_init__(self) -> None:
         for way, names in self.ways.items():
             if way not in WAYS:
-                raise ConfigurationError(f"rows cannot depend on each other by {way!r}; the ways are {', '.join(WAYS)}.")
+                raise ConfigurationError(
+                    f"rows cannot depend on each other by {way!r}; the ways are {', '.join(WAYS)}."
+                )
             if len(names) not in (0, self.n):
                 raise ConfigurationError(f"{self.n} rows have {len(names)} names of their {way}.")
 
@@ -208,30 +212,59 @@ class Spread(NamedTuple):
 def spread_of_mean(values: Array, clusters: Clusters) -> Spread:
     """The variance of the mean of ``values`` ``[..., n]`` over rows that depend on each other, and how sure that is.
 
-    The variance is that of the module's docstring, and never below the largest one-way term: the difference of the
-    terms can be small or negative by chance. Its degrees of freedom are Satterthwaite's (1946) for a sum of one-way
-    terms ``T`` with ``G - 1`` each, ``V^2 / sum(T^2 / (G - 1))``, and at least those of the way with the fewest
-    clusters: what the terms share is counted in each of them, so that the sum can only understate them.
+    *Variance*: that of the module's docstring, and never below the largest one-way variance, since the sum of positive
+    and negative terms can be too small or negative by chance. What the train groups add to it is then divided by
+    ``(1 - 1 / K)`` of items and of frames. Deviations are taken from a mean over the same train groups, so that in the
+    rows of one item their effects nearly cancel, while the intersections are subtracted in full; in a layout in which
+    every item meets every train group the loss is exactly this factor.
+
+    *Degrees of freedom*: Satterthwaite's (1946), ``V^2 / sum(T^2 / d)`` over the one-way variances ``T`` of ``d``
+    degrees of freedom each, and at least the smallest ``d``. What two ways share stands in both their ``T``, so that the
+    formula errs to the low side. ``d`` is ``K - 1``, where ``K = n^2 / sum of m_c^2`` is the number of equal clusters
+    that would be as uneven, or less where few clusters make up most of ``T``: that of a chi-squared variable whose
+    squared mean and variance are those of the clusters' squared sums.
     """
     x = np.asarray(values, dtype=float)
-    n = clusters.n
     ways = clusters.independent
-    counts = np.array([number_of(labels) for labels in ways.values()])
-    if n == 0 or counts.min() < 2:
+    if clusters.n == 0 or min(map(number_of, ways.values())) < 2:
         nothing = np.full(x.shape[:-1], np.nan)
         return Spread(nothing, nothing)
     with np.errstate(invalid="ignore"):
         d = x - x.mean(-1, keepdims=True)
     ones = np.array([_term(d, labels) for labels in ways.values()])
-    total = ones.sum(0)
-    for size in range(2, len(ways) + 1):
-        for some in itertools.combinations(ways.values(), size):
-            total = total + (-1) ** (size + 1) * _term(d, crossed(some))
-    variance = np.maximum(total, ones.max(0))
-    freedom = (counts - 1).reshape(-1, *[1] * (ones.ndim - 1))
+    variance = np.maximum(_multiway(d, list(ways.values())), ones.max(0))
+    freedom = np.array([_freedom(d, labels) for labels in ways.values()])
     with np.errstate(divide="ignore", invalid="ignore"):
-        df = variance**2 / (ones**2 / freedom).sum(0)
-    return Spread(variance, np.maximum(np.nan_to_num(df, nan=counts.min() - 1), counts.min() - 1))
+        df = np.fmax(variance**2 / (ones**2 / freedom).sum(0), freedom.min(0))
+    if clusters.has_train:
+        test = clusters.test_side()
+        held = np.prod([1 - 1 / _equal_clusters(labels) for labels in test.independent.values()])
+        added = np.maximum(variance - spread_of_mean(x, test).variance, 0.0)
+        variance = variance + added * (1 / held - 1)
+    return Spread(variance, df)
+
+
+def _multiway(deviations: Array, ways: Sequence[Labels]) -> Array:
+    """The variance by inclusion and exclusion over the intersections of the ways; it can be negative."""
+    total = np.zeros(deviations.shape[:-1])
+    for size in range(1, len(ways) + 1):
+        for some in itertools.combinations(ways, size):
+            total = total + (-1) ** (size + 1) * _term(deviations, crossed(some))
+    return total
+
+
+def _equal_clusters(labels: Labels) -> float:
+    """How many clusters of equal size would be as uneven as these (Kish)."""
+    return float(len(labels) ** 2 / (np.bincount(labels) ** 2).sum())
+
+
+def _freedom(deviations: Array, labels: Labels) -> Array:
+    """The degrees of freedom of the one-way variance, at least 1."""
+    squares = (cluster_sums(deviations, labels) / (len(labels) - np.bincount(labels))) ** 2
+    total, spread = squares.sum(-1), squares.var(-1) * squares.shape[-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shown = 2 * total**2 / spread - 1
+    return np.clip(np.fmin(shown, _equal_clusters(labels) - 1), 1.0, None)
 
 
 def cluster_sums(values: Array, labels: Labels) -> Array:
@@ -242,11 +275,11 @@ def cluster_sums(values: Array, labels: Labels) -> Array:
 
 
 def _term(deviations: Array, labels: Labels) -> Array:
-    """One term of the variance, of deviations from the mean."""
-    groups = number_of(labels)
-    if groups < 2:
-        return np.zeros(deviations.shape[:-1])
-    return groups / (groups - 1) * (cluster_sums(deviations, labels) ** 2).sum(-1) / len(labels) ** 2
+    """The jackknife variance over the clusters of one way or intersection, of deviations from the mean."""
+    sizes = np.bincount(labels)
+    groups = len(sizes)
+    without = cluster_sums(deviations, labels) / (len(labels) - sizes)
+    return (groups - 1) / groups * (without**2).sum(-1)
 
 
 def effective_n(values: Array, clusters: Clusters, examples: Sequence[int] = ()) -> float:

@@ -15,9 +15,21 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from .clusters import Array as Array
-from .clusters import Clusters, members, spread_of_mean
-from .clusters import clusters_of as clusters_of
+from .clusters import Array, Clusters, clusters_of, members, spread_of_mean
+
+__all__ = [
+    "ALPHA",
+    "LEVEL",
+    "RESAMPLES",
+    "VERSION",
+    "Array",
+    "bootstrap_interval",
+    "clusters_of",
+    "defined_examples",
+    "each_example",
+    "nanmean",
+    "pseudo_values",
+]
 
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -73,8 +85,8 @@ def bootstrap_interval(
     Student's (Hesterberg 2015, the expanded percentile interval).
 
     Where they depend on each other in several ways, or by train group, there is no resampling that keeps all ways
-    whole, and the interval is the statistic plus or minus t times its standard error: the multiway cluster-robust one of
-    its jackknife pseudo-values (:func:`attriboard.stats.clusters.spread_of_mean`).
+    whole, and the interval is the statistic plus or minus t times its standard error: the multiway cluster-robust one
+    of its jackknife pseudo-values (:func:`attriboard.stats.clusters.spread_of_mean`).
 
     Args:
         n: number of rows.

@@ -101,10 +101,7 @@ def _share(extreme: np.ndarray, clusters: int) -> float:
 def _flipped_first(d: Array, clusters: Clusters) -> tuple[Labels, Labels]:
     """The two ways, that with the larger variance of the mean first."""
     first, second = clusters.independent.values()
-    variances = [
-        float((cluster_sums(d - d.mean(), way) ** 2).sum() * number_of(way) / (number_of(way) - 1))
-        for way in (first, second)
-    ]
+    variances = [float(spread_of_mean(d, Clusters(len(d), {"item": way.tolist()})).variance) for way in (first, second)]
     return (first, second) if variances[0] >= variances[1] else (second, first)
 
 
@@ -116,15 +113,19 @@ def _two_way_flips(d: Array, flipped: Labels, other: Labels, seed: int) -> float
         np.bincount(at, weights, minlength=rows * columns).reshape(rows, columns) for weights in (d, np.ones(n))
     )
     cells = int((sizes > 0).sum())
+    row_sums, row_sizes, column_sizes = sums.sum(1), sizes.sum(1), sizes.sum(0)
+    factors = 1 / (n - sizes) ** 2  # of a cell
 
     def t_squared(signs: Array) -> Array:
         """``[changes]``, of ``signs`` ``[changes, rows]``."""
-        mean = signs @ sums.sum(1) / n
-        by_row = ((signs * sums.sum(1) - mean[:, None] * sizes.sum(1)) ** 2).sum(1) * rows / (rows - 1)
-        by_column = ((signs @ sums - mean[:, None] * sizes.sum(0)) ** 2).sum(1) * columns / (columns - 1)
-        by_cell = (sums**2).sum() - 2 * mean * (signs @ (sums * sizes).sum(1)) + mean**2 * (sizes**2).sum()
-        both = by_row + by_column - by_cell * cells / (cells - 1)
-        variance = np.maximum(both, np.maximum(by_row, by_column)) / n**2
+        mean = signs @ row_sums / n
+        at_mean = mean[:, None]
+        by_row = (((signs * row_sums - at_mean * row_sizes) / (n - row_sizes)) ** 2).sum(1) * (rows - 1) / rows
+        by_column = (((signs @ sums - at_mean * column_sizes) / (n - column_sizes)) ** 2).sum(1)
+        by_column *= (columns - 1) / columns
+        by_cell = (factors * sums**2).sum() - 2 * mean * (signs @ (factors * sums * sizes).sum(1))
+        by_cell += mean**2 * (factors * sizes**2).sum()
+        variance = np.maximum(by_row + by_column - by_cell * (cells - 1) / cells, np.maximum(by_row, by_column))
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(mean == 0, 0.0, mean**2 / np.where(variance > 1e-18 * (d**2).mean(), variance, 0.0))
 
@@ -168,7 +169,7 @@ def unpaired_test(
         gap, spread = gap_of_means(x, y, of_x, of_y)
         if not np.isfinite(spread.variance) or np.ptp(np.concatenate([x, y])) == 0:
             return 1.0
-        return max(_students(gap, spread), max(smallest_p(of_x), smallest_p(of_y)))
+        return max(_students(gap, spread), smallest_p(of_x), smallest_p(of_y))
     means = [_means(values, labels) for values, labels in ((x, of_x.single), (y, of_y.single))]
     return _exchanges(means[0], means[1], seed)
 

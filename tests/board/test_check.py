@@ -28,6 +28,7 @@ from attriboard.measurements.speed import Speed
 from attriboard.records.record import Aggregate, Cell, ModelFacts, Provenance, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
+from attriboard.stats.clusters import Clusters
 from attriboard.stats.tests import holm, paired_test
 from tests.bench.boards import ablation, by_name, faithfulness, speed, stages, stored
 from tests.bench.cli import call, process
@@ -154,7 +155,7 @@ def test_false_alarms_of_a_whole_check_stay_within_the_level() -> None:
     alarms = 0
     for _ in range(400):
         differences = [RNG.standard_t(3, size=n) for n in (4, 5, 7, 8, 8, 9, 10, 10)]
-        able = check._able([check._smallest_paired(d, len(differences)) for d in differences])
+        able = check._able([check._smallest_paired(d, Clusters(len(d)), len(differences)) for d in differences])
         alarms += min(holm([paired_test(differences[i]) for i in able])) <= 0.05
     assert alarms <= scipy.stats.binom.ppf(0.999, 400, 0.05)
 
@@ -184,7 +185,7 @@ def test_other_seeds_are_compared_unpaired_and_equal_ones_first() -> None:
 def test_the_unpaired_interval_is_that_of_two_samples_drawn_anew() -> None:
     x, y = RNG.normal(1.0, 1.0, 12), RNG.normal(0.0, 0.5, 20)
     items = [str(i // 2) for i in range(12)]
-    low, high = check._interval_of_gap(check._of_items(x, items), y)
+    low, high = check._interval_of_gap(check._of_items(x, Clusters(12, {"item": items})), y)
     gaps = []
     for _ in range(4000):
         drawn = [x[2 * i : 2 * i + 2] for i in RNG.integers(0, 6, 6)]
@@ -262,8 +263,8 @@ def test_a_quantity_without_a_test_is_missing_too_when_it_is_gone() -> None:
 def test_examples_that_lost_their_value_are_missing() -> None:
     some = GOOD.copy()
     some[:4] = np.nan
-    side = check._Side(lambda index: np.nanmean(some[index], axis=-1), 10, [str(i) for i in range(10)])
-    whole = check._Side(lambda index: GOOD[index].mean(-1), 10, side.items)
+    side = check._Side(lambda index: np.nanmean(some[index], axis=-1), 10, Clusters(10))
+    whole = check._Side(lambda index: GOOD[index].mean(-1), 10, side.clusters)
     found, lost = check._change(check._Asked(S, made(GOOD), made(GOOD)), side, whole, 1)
     assert lost == 4 and found.n_new == found.n_old == 6 and found.verdict == "unchanged"
 
