@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import coverage_crossed
 import numpy as np
 import scipy.stats
 
@@ -194,18 +194,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--simulations", type=int, default=2000)
-    parser.add_argument("--crossed", type=int, default=500, help="data sets of each kind that shares train groups")
-    parser.add_argument("--tables", type=int, default=300, help="tables of equal methods")
+    parser.add_argument("--crossed", type=int, default=400, help="data sets of each kind that shares train groups")
+    parser.add_argument("--tables", type=int, default=200, help="tables of equal methods")
     parser.add_argument("--only", choices=["one_way", "crossed"], help="leave the other part of --out as it is")
     args = parser.parse_args()
     stored = json.loads(args.out.read_text(encoding="utf-8")) if args.only else {}
     if args.only != "crossed":
         stored |= one_way(args.simulations)
     if args.only != "one_way":
-        start = time.perf_counter()
-        stored["crossed"] = coverage_crossed.measured(args.crossed, args.tables)
+        start, crossed = time.perf_counter(), runpy.run_path(str(Path(__file__).with_name("coverage_crossed.py")))
+        stored["crossed"] = crossed["measured"](args.crossed, args.tables)
         stored["crossed"]["seconds"] = round(time.perf_counter() - start, 1)
-        print(coverage_crossed.table(stored["crossed"]), coverage_crossed.bold_table(stored["crossed"]), sep="\n")
+        print(crossed["table"](stored["crossed"]), crossed["bold_table"](stored["crossed"]), sep="\n")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {args.out}")

@@ -39,7 +39,7 @@ FULL, EMPTY = (5.0, 2.4), (-3.6, 4.4)
 METHODS = (6, 12)
 TABLES = ("mean", "log-CMD, f below 1")
 """The kinds of which tables of equal methods are made."""
-POWER = 300
+POWER = 200
 """Data sets by which power is told."""
 GAP = 3.0
 """The true difference of which power is told, in standard errors of the difference."""
@@ -61,7 +61,7 @@ class Design:
         times = REPETITIONS if crossed else 1
         self.item, self.frame = np.tile(np.concatenate(item), times), np.tile(np.concatenate(frame), times)
         self.example = np.tile(np.arange(EXAMPLES), times)
-        self.train = np.concatenate([[t[r] for t in train] for r in range(REPETITIONS)], axis=1).ravel()
+        self.train = np.concatenate([t[r] for r in range(REPETITIONS) for t in train])[: times * EXAMPLES]
         ways = {"item": self.item.tolist(), "frame": self.frame.tolist()}
         if crossed:
             ways["train"] = self.train.tolist()
@@ -210,7 +210,8 @@ def simulate(kind: str, frames: int, share: float | None, simulations: int, seed
         values.append(a.mean())
         if design.crossed:
             spread = spread_of_mean(a, design.clusters.test_side())
-            alone += abs(a.mean() - truth) <= scipy.stats.t.ppf((1 + LEVEL) / 2, spread.df) * np.sqrt(spread.variance)
+            half = scipy.stats.t.ppf((1 + LEVEL) / 2, spread.df) * np.sqrt(spread.variance)
+            alone += int(abs(a.mean() - truth) <= half)
         n_eff.append(effective_n(a, design.clusters, design.example.tolist()))
         shares.append(train_share(a, design.clusters))
         gaps.append((a - b, design.clusters))

@@ -344,7 +344,7 @@ def _change(asked: _Asked, whole_now: _Side, whole_before: _Side, tests: int) ->
     if shared:
         differences = x - y
         of = a.clusters.merged_train(b.clusters)
-        p = _finer(lambda seed: paired_test(differences, of, seed), tests, at_random(differences, of))
+        p = _finer(lambda seed: paired_test(differences, of, seed), tests, at_random(of))
         smallest = _smallest_paired(differences, of, tests)
         gap = a.value() - b.value()
         interval = bootstrap_interval(a.n, lambda i: a.statistic(i) - b.statistic(i), items=of)
@@ -415,8 +415,7 @@ def _smallest_paired(differences: Array, clusters: Clusters, tests: int) -> floa
     if clusters.single is not None:
         differing = np.count_nonzero(cluster_sums(differences, clusters.single))
         return min(1.0, max(2.0 ** (1 - differing), finest))
-    least = smallest_p(clusters)
-    return finest if at_random(differences, clusters) and least <= 1 / (1 + FLIPS) else least
+    return smallest_p(clusters)
 
 
 def _gap_of_rows(x: Array, y: Array, of_x: Clusters, of_y: Clusters) -> tuple[float, tuple[float, float] | None]:

@@ -219,7 +219,7 @@ def spread_of_mean(values: Array, clusters: Clusters) -> Spread:
     every item meets every train group the loss is exactly this factor.
 
     *Degrees of freedom*: Satterthwaite's (1946), ``V^2 / sum(T^2 / d)`` over the one-way variances ``T`` of ``d``
-    degrees of freedom each, and at least the smallest ``d``. What two ways share stands in both their ``T``, so that the
+    degrees of freedom each, and at least the smallest ``d``. What two ways share stands in both ``T``, so that the
     formula errs to the low side. ``d`` is ``K - 1``, where ``K = n^2 / sum of m_c^2`` is the number of equal clusters
     that would be as uneven, or less where few clusters make up most of ``T``: that of a chi-squared variable whose
     squared mean and variance are those of the clusters' squared sums.

@@ -29,7 +29,7 @@ from attriboard.records.record import Aggregate, Cell, ModelFacts, Provenance, R
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
 from attriboard.stats.clusters import Clusters
-from attriboard.stats.tests import holm, paired_test
+from attriboard.stats.tests import gap_of_means, holm, paired_test, smallest_p, unpaired_test
 from tests.bench.boards import ablation, by_name, faithfulness, speed, stages, stored
 from tests.bench.cli import call, process
 
@@ -114,6 +114,37 @@ def test_examples_of_one_base_item_change_sign_together() -> None:
     items = [str(i // 2) for i in range(10)]
     found = only(check_records([made(GOOD - 0.2, items)], [made(GOOD, items)]))
     assert found.p == found.smallest_p == 2 / 2**5
+
+
+def several_ways(values: Sequence[float], **changes: Any) -> Record:
+    """A record of 24 examples that share frames and train groups."""
+    frames = [f"f{i % 7}" for i in range(24)]
+    judged = faithfulness(values).model_copy(update={"train_groups": [f"t{i % 6}" for i in range(24)]})
+    return made(values, frames=frames, instead=[judged], **changes)
+
+
+def test_rows_that_share_frames_and_train_groups_are_compared_by_t_tests() -> None:
+    before = np.random.default_rng(1).normal(0.7, 0.1, 24)
+    now = before - 0.1 + np.random.default_rng(2).normal(0, 0.05, 24)
+    old = several_ways(before)
+    found = only(check_records([several_ways(now)], [old]))
+    of = old.clusters(S)
+    assert set(of.labels) == {"item", "frame", "train"}
+    assert found.paired and found.verdict == "worse" and found.p == pytest.approx(paired_test(now - before, of))
+    assert found.smallest_p == smallest_p(of) == 2.0**-6  # every item stands in one of seven frames
+    assert found.low < found.difference < found.high < 0
+    assert only(check_records([old], [old])).verdict == "unchanged"
+
+
+def test_of_other_examples_in_several_ways_the_variances_add() -> None:
+    before, now = np.random.default_rng(3).normal(0.7, 0.1, 24), np.random.default_rng(4).normal(0.3, 0.1, 24)
+    a, b = several_ways(now, seed=5), several_ways(before, seed=1)
+    found = only(check_records([a], [b]))
+    assert not found.paired and found.verdict == "worse"
+    assert found.p == pytest.approx(unpaired_test(now, before, a.clusters(S), b.clusters(S)))
+    gap, spread = gap_of_means(now, before, a.clusters(S), b.clusters(S))
+    half = scipy.stats.t.ppf(0.975, spread.df) * np.sqrt(spread.variance)
+    assert (found.difference, found.low, found.high) == pytest.approx((gap, gap - half, gap + half))
 
 
 def test_holm_is_over_all_tests_of_the_check() -> None:
