@@ -99,6 +99,10 @@ class Clusters:
 
     def test_side(self) -> Clusters:
         """The same rows, without their train groups."""
+        return self._test_side
+
+    @cached_property
+    def _test_side(self) -> Clusters:
         return Clusters(self.n, {way: names for way, names in self.ways.items() if way in (ITEM, FRAME)})
 
     @cached_property
@@ -117,6 +121,14 @@ class Clusters:
             elif both == number_of(labels[FRAME]):
                 del labels[FRAME]
         return labels
+
+    @cached_property
+    def intersections(self) -> list[tuple[int, Labels]]:
+        """Every set of independent ways, with the sign of its term in the variance, and the clusters of rows that are
+        together in all of them."""
+        ways = list(self.independent.values())
+        sets = [some for size in range(1, len(ways) + 1) for some in itertools.combinations(ways, size)]
+        return [((-1) ** (len(some) + 1), some[0] if len(some) == 1 else crossed(some)) for some in sets]
 
     @cached_property
     def single(self) -> Labels | None:
@@ -232,7 +244,8 @@ def spread_of_mean(values: Array, clusters: Clusters) -> Spread:
     with np.errstate(invalid="ignore"):
         d = x - x.mean(-1, keepdims=True)
     ones = np.array([_term(d, labels) for labels in ways.values()])
-    variance = np.maximum(_multiway(d, list(ways.values())), ones.max(0))
+    whole = np.sum([sign * _term(d, labels) for sign, labels in clusters.intersections], axis=0)
+    variance = np.maximum(whole, ones.max(0))
     freedom = np.array([_freedom(d, labels) for labels in ways.values()])
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.fmax(variance**2 / (ones**2 / freedom).sum(0), freedom.min(0))
@@ -242,15 +255,6 @@ def spread_of_mean(values: Array, clusters: Clusters) -> Spread:
         added = np.maximum(variance - spread_of_mean(x, test).variance, 0.0)
         variance = variance + added * (1 / held - 1)
     return Spread(variance, df)
-
-
-def _multiway(deviations: Array, ways: Sequence[Labels]) -> Array:
-    """The variance by inclusion and exclusion over the intersections of the ways; it can be negative."""
-    total = np.zeros(deviations.shape[:-1])
-    for size in range(1, len(ways) + 1):
-        for some in itertools.combinations(ways, size):
-            total = total + (-1) ** (size + 1) * _term(deviations, crossed(some))
-    return total
 
 
 def _equal_clusters(labels: Labels) -> float:
