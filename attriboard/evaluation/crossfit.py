@@ -201,7 +201,7 @@ def judged(context: Context, chosen: Sequence[Trial], judge: Callable[[Trial], d
     first = min(members)
     return Rows(
         examples=[i - first for i in members],
-        items=[everyone[i].example.item for i in members],
+        items=[everyone[i].example.item or f"example {i}" for i in members],
         frames=[everyone[i].example.frame for i in members],
         train=[trial.train for trial in chosen for _ in trial.members],
         values={name: torch.cat([m[name] for m in measured], dim=-1) for name in measured[0]},

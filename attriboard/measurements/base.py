@@ -19,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConfigurationError
 from ..levels import COMPONENTS
+from ..stats.clusters import FRAME, ITEM, TRAIN, Clusters
 from ..stats.intervals import Array
 
 Statistic = Callable[[NDArray[np.intp]], Array]
-"""An aggregate as a function of example indices ``[..., n]``."""
+"""An aggregate as a function of row indices ``[..., n]``; a row is an example, or one of its repetitions."""
 Scalar = tuple[float, float | None, float | None]
 """A value with the ends of its interval or spread, where it has them."""
 
@@ -137,9 +138,10 @@ class Measurement(BaseModel):
         Options: its options; every field has a default.
 
     Attributes:
-        base_items, base_frames: where ``over_kept`` is False, the base item and the frame of each example; empty where
-            they are not known.
-        train_groups: where ``cross_fitted``, the group of examples on which the scores that judge each row were found.
+        base_items, base_frames: the base item and the frame of each row, where they are not those of the test
+            examples kept; empty where they are, or are not known.
+        train_groups: for each row, the group of train examples on which the scores were found by which it is judged;
+            empty where all rows are judged by the same scores.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -168,9 +170,22 @@ class Measurement(BaseModel):
         if "name" in vars(cls) and cls.name:
             _register(cls)
 
-    def clusters(self, kept: Sequence[str]) -> Sequence[str]:
-        """The base item of each example, given those of the test examples kept; empty where they are not known."""
-        return kept if self.over_kept else self.base_items
+    def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
+        """How the rows depend on each other, given the base items and frames of the test examples kept.
+
+        Rows of a measurement over kept examples are those examples, in the record's order, once or several times over
+        (all of the first repetition, then all of the second); an example without an item is the same one in every
+        repetition. Ways that are not known are left out.
+
+        Raises:
+            ConfigurationError: ``base_items``, ``base_frames`` or ``train_groups`` do not have one entry for each row.
+        """
+        own = {ITEM: self.base_items, FRAME: self.base_frames, TRAIN: self.train_groups}
+        for name, kept in ((ITEM, items), (FRAME, frames)):
+            if self.over_kept and kept and not own[name] and self.n % len(kept) == 0:
+                named = [each or f"\0{i}" for i, each in enumerate(kept)] if any(kept) and self.n > len(kept) else kept
+                own[name] = [*named] * (self.n // len(kept))
+        return Clusters(self.n, own)
 
     @property
     @abstractmethod

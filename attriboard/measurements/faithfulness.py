@@ -220,7 +220,7 @@ class Faithfulness(Measurement):
         if not any(self.train_groups):
             return {}
         values = pseudo_values(self.n, self.statistics()["log_cmd"])
-        return {"train_share": (train_share(values, self.clusters(())), None, None)}
+        return {"train_share": (train_share(values, self.clusters()), None, None)}
 
     def curve(self, values: list[list[float]], index: NDArray[np.intp]) -> Array:
         """``[K, ...]``: f at each size for row indices ``[..., N]``."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import rankdata
 
 from ..levels import COMPONENTS
+from ..stats.clusters import Clusters
 from ..stats.intervals import Array
 from .base import Measurement, Metric, Statistic
 
@@ -132,8 +133,8 @@ class GroundTruth(Measurement):
     def n(self) -> int:
         return len(self.cases)
 
-    def clusters(self, kept: Sequence[str]) -> Sequence[str]:
-        return kept if self.each_example else []
+    def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
+        return super().clusters(items, frames) if self.each_example else Clusters(self.n)
 
     def statistics(self) -> dict[str, Statistic]:
         """By metric name, the mean over cases; a metric is absent where any case leaves it undefined."""

@@ -16,8 +16,10 @@ from .checkout import commit
 from .record import Aggregate, Derivation, Record
 
 
-def aggregates(measurements: Iterable[Measurement], items: Sequence[str] = ()) -> dict[str, Aggregate]:
-    """Every metric with its interval, from measurements and the base items of the test examples kept.
+def aggregates(
+    measurements: Iterable[Measurement], items: Sequence[str] = (), frames: Sequence[str] = ()
+) -> dict[str, Aggregate]:
+    """Every metric with its interval, from measurements and the base items and frames of the test examples kept.
 
     Raises:
         ConfigurationError: a measurement has a value of a metric that it does not declare, or lacks one it must have.
@@ -33,7 +35,8 @@ def aggregates(measurements: Iterable[Measurement], items: Sequence[str] = ()) -
             return declared[name].version
 
         for name, statistic in measurement.statistics().items():
-            low, high = bootstrap_interval(measurement.n, statistic, items=measurement.clusters(items)) or (None, None)
+            clusters = measurement.clusters(items, frames)
+            low, high = bootstrap_interval(measurement.n, statistic, items=clusters) or (None, None)
             value = float(statistic(np.arange(measurement.n)))
             own[name] = Aggregate(value=value, low=low, high=high, version=version(name))
         for name, (value, low, high) in measurement.scalars().items():
@@ -63,7 +66,7 @@ def derived_again(record: Record) -> Record:
         attriboard_commit=commit(),
         created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     )
-    new = aggregates(record.measurements.values(), record.items)
+    new = aggregates(record.measurements.values(), record.items, record.frames)
     return record.model_copy(update={"aggregates": new, "statistics_version": VERSION, "derived": now})
 
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_serializer, field_
 from ..levels import USUAL_REPLACEMENT, InputReplacement
 from ..measurements.base import Kept, Measurement, Statistic, Strict
 from ..measurements.speed import VARYING, Speed
+from ..stats.clusters import Clusters
 from .settings import Settings, measurement_of
 
 M = TypeVar("M", bound=Measurement)
@@ -151,7 +152,7 @@ class StoredScores(Strict):
 
 
 class Aggregate(Strict):
-    """A metric's value with its 95 % bootstrap interval over examples (None where undefined)."""
+    """A metric's value with its 95 % interval over examples and train draws (None where undefined)."""
 
     value: float
     low: float | None = None
@@ -237,6 +238,10 @@ class Record(Strict):
         if not self.measurements or self.scores is None or "test" not in self.kept:
             raise ValueError("an 'ok' record without scores, measurements or examples")
         return self
+
+    def clusters(self, metric: str) -> Clusters:
+        """How the rows depend on each other that a statistic of :attr:`statistics` ranges over."""
+        return self.statistics[metric][0].clusters(self.items, self.frames)
 
     def measured(self, kind: type[M]) -> M | None:
         """What one evaluation measured; None where it did not."""

@@ -14,6 +14,7 @@ from attriboard.measurements.speed import Speed
 from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Cell, ModelFacts, Record, Stage, StoredScores, digest
 from attriboard.records.settings import Settings
+from attriboard.stats.intervals import VERSION
 
 METRIC = "ablation_drop_p"
 """The metric whose per-example values are chosen; its value is their mean."""
@@ -84,16 +85,19 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
     Args:
         method: its name.
         drops: above -0.4 and below 0.5.
-        changes: ``items``, ``seed``, ``task``, ``model``, ``level``, ``control``, ``sketch``, ``top``, ``data``,
-            ``replacement``, ``variant``, ``weights``, ``recipe``, ``settings``, ``status``, ``reason``,
+        changes: ``items``, ``frames``, ``seed``, ``task``, ``model``, ``level``, ``control``, ``sketch``, ``top``,
+            ``data``, ``replacement``, ``variant``, ``weights``, ``recipe``, ``settings``, ``status``, ``reason``,
             ``precomputed``, and ``measurements`` in place of ablation and speed; what is left out is the same for all
             records.
     """
     n = len(drops)
     items = changes.get("items", [f"item {i}" for i in range(n)])
+    frames = changes.get("frames", [])
     given = changes.get("measurements", (ablation(drops), speed()))
     own = [m.cross_fitted and not m.base_items and m.n == n for m in given]
-    measurements = by_name(*(m.model_copy(update={"base_items": items}) if o else m for m, o in zip(given, own)))
+    measurements = by_name(
+        *(m.model_copy(update={"base_items": items, "base_frames": frames}) if o else m for m, o in zip(given, own))
+    )
     cell = Cell(
         task=changes.get("task", "made_up"),
         method=method,
@@ -123,11 +127,12 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
         data_sha256=changes.get("data", "d"),
         kept={"train": kept, "test": kept},
         items=items,
+        frames=frames,
         subsets=[""] * n,
         control=changes.get("control", False),
         scores=stored(changes.get("sketch", ()), changes.get("top", ())),
         measurements=measurements,
         stages=stages(measurements),
-        aggregates=aggregates(measurements.values(), items),
-        statistics_version=1,
+        aggregates=aggregates(measurements.values(), items, frames),
+        statistics_version=VERSION,
     )

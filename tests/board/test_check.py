@@ -28,7 +28,8 @@ from attriboard.measurements.speed import Speed
 from attriboard.records.record import Aggregate, Cell, ModelFacts, Provenance, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
-from attriboard.stats.tests import holm, paired_test
+from attriboard.stats.clusters import Clusters
+from attriboard.stats.tests import gap_of_means, holm, paired_test, smallest_p, unpaired_test
 from tests.bench.boards import ablation, by_name, faithfulness, speed, stages, stored
 from tests.bench.cli import call, process
 
@@ -115,6 +116,37 @@ def test_examples_of_one_base_item_change_sign_together() -> None:
     assert found.p == found.smallest_p == 2 / 2**5
 
 
+def several_ways(values: Sequence[float], **changes: Any) -> Record:
+    """A record of 24 examples that share frames and train groups."""
+    frames = [f"f{i % 7}" for i in range(24)]
+    judged = faithfulness(values).model_copy(update={"train_groups": [f"t{i % 6}" for i in range(24)]})
+    return made(values, frames=frames, instead=[judged], **changes)
+
+
+def test_rows_that_share_frames_and_train_groups_are_compared_by_t_tests() -> None:
+    before = np.random.default_rng(1).normal(0.7, 0.1, 24)
+    now = before - 0.1 + np.random.default_rng(2).normal(0, 0.05, 24)
+    old = several_ways(before)
+    found = only(check_records([several_ways(now)], [old]))
+    of = old.clusters(S)
+    assert set(of.labels) == {"item", "frame", "train"}
+    assert found.paired and found.verdict == "worse" and found.p == pytest.approx(paired_test(now - before, of))
+    assert found.smallest_p == smallest_p(of) == 2.0**-6  # every item stands in one of seven frames
+    assert found.low < found.difference < found.high < 0
+    assert only(check_records([old], [old])).verdict == "unchanged"
+
+
+def test_of_other_examples_in_several_ways_the_variances_add() -> None:
+    before, now = np.random.default_rng(3).normal(0.7, 0.1, 24), np.random.default_rng(4).normal(0.3, 0.1, 24)
+    a, b = several_ways(now, seed=5), several_ways(before, seed=1)
+    found = only(check_records([a], [b]))
+    assert not found.paired and found.verdict == "worse"
+    assert found.p == pytest.approx(unpaired_test(now, before, a.clusters(S), b.clusters(S)))
+    gap, spread = gap_of_means(now, before, a.clusters(S), b.clusters(S))
+    half = scipy.stats.t.ppf(0.975, spread.df) * np.sqrt(spread.variance)
+    assert (found.difference, found.low, found.high) == pytest.approx((gap, gap - half, gap + half))
+
+
 def test_holm_is_over_all_tests_of_the_check() -> None:
     shifts = {"a": 0.3, "b": 0.11, "c": 0.07, "d": 0.0}
     noise = {m: RNG.normal(0, 0.1, 10) for m in shifts}
@@ -154,7 +186,7 @@ def test_false_alarms_of_a_whole_check_stay_within_the_level() -> None:
     alarms = 0
     for _ in range(400):
         differences = [RNG.standard_t(3, size=n) for n in (4, 5, 7, 8, 8, 9, 10, 10)]
-        able = check._able([check._smallest_paired(d, len(differences)) for d in differences])
+        able = check._able([check._smallest_paired(d, Clusters(len(d)), len(differences)) for d in differences])
         alarms += min(holm([paired_test(differences[i]) for i in able])) <= 0.05
     assert alarms <= scipy.stats.binom.ppf(0.999, 400, 0.05)
 
@@ -184,7 +216,7 @@ def test_other_seeds_are_compared_unpaired_and_equal_ones_first() -> None:
 def test_the_unpaired_interval_is_that_of_two_samples_drawn_anew() -> None:
     x, y = RNG.normal(1.0, 1.0, 12), RNG.normal(0.0, 0.5, 20)
     items = [str(i // 2) for i in range(12)]
-    low, high = check._interval_of_gap(check._of_items(x, items), y)
+    low, high = check._interval_of_gap(check._of_items(x, Clusters(12, {"item": items})), y)
     gaps = []
     for _ in range(4000):
         drawn = [x[2 * i : 2 * i + 2] for i in RNG.integers(0, 6, 6)]
@@ -262,8 +294,8 @@ def test_a_quantity_without_a_test_is_missing_too_when_it_is_gone() -> None:
 def test_examples_that_lost_their_value_are_missing() -> None:
     some = GOOD.copy()
     some[:4] = np.nan
-    side = check._Side(lambda index: np.nanmean(some[index], axis=-1), 10, [str(i) for i in range(10)])
-    whole = check._Side(lambda index: GOOD[index].mean(-1), 10, side.items)
+    side = check._Side(lambda index: np.nanmean(some[index], axis=-1), 10, Clusters(10))
+    whole = check._Side(lambda index: GOOD[index].mean(-1), 10, side.clusters)
     found, lost = check._change(check._Asked(S, made(GOOD), made(GOOD)), side, whole, 1)
     assert lost == 4 and found.n_new == found.n_old == 6 and found.verdict == "unchanged"
 

@@ -19,9 +19,10 @@ from attriboard.board.significance import ColumnTest
 from attriboard.measurements.registry import METRICS
 from attriboard.records.record import Record
 from attriboard.records.store import Folder
+from attriboard.stats.clusters import Clusters
 from attriboard.stats.ranks import critical_difference
-from attriboard.stats.tests import holm, paired_test
-from tests.bench.boards import COSTS, METRIC, record
+from attriboard.stats.tests import holm, paired_test, smallest_p
+from tests.bench.boards import COSTS, METRIC, ablation, record, speed
 
 
 def board(path: Path, records: Sequence[Record]) -> Board:
@@ -114,6 +115,27 @@ def test_examples_of_one_item_count_once() -> None:
     assert alone.has_power and len(alone.best) == 1
     assert (together.examples, together.items) == (16, 4)
     assert together.pairs[0].p == 2 / 2**4 and not together.has_power and not together.best
+
+
+def cross_fitted(method: str, drops: np.ndarray, groups: Sequence[str], frames: Sequence[str]) -> Record:
+    """A record whose rows are its examples, each judged by the scores of a train group."""
+    measured = ablation(drops).model_copy(update={"train_groups": list(groups)})
+    return record(method, drops, measurements=[measured, speed()], frames=list(frames))
+
+
+def test_rows_that_share_frames_and_train_groups_are_tested_by_the_multiway_variance() -> None:
+    frames, groups = [f"f{i % 5}" for i in range(16)], [f"t{i % 4}" for i in range(16)]
+    first, second = draw(0), draw(0) - 0.03 + draw(1) / 4
+    a, b = cross_fitted("a", first, groups, frames), cross_fitted("b", second, groups, frames)
+    found = compared(a, b)
+    ways = {"item": [str(i) for i in range(16)], "frame": frames, "train": groups}
+    assert found.pairs[0].p == pytest.approx(paired_test(first - second, Clusters(16, ways)))
+    assert (found.examples, found.items, found.frames, found.train_groups) == (16, 16, 5, 4)
+    assert found.smallest == smallest_p(Clusters(16, ways))
+    other = cross_fitted("b", second, groups[::-1], frames)
+    both = Clusters(16, ways | {"other_train": groups[::-1]})
+    assert compared(a, other).pairs[0].p == pytest.approx(paired_test(first - second, both))
+    assert METRIC not in significance.compare_columns([a, cross_fitted("b", second, groups, frames[::-1])], [METRIC])
 
 
 @pytest.mark.parametrize(("n", "methods", "can"), [(5, 2, False), (6, 2, True), (8, 4, True), (8, 5, False)])

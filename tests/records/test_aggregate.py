@@ -14,6 +14,7 @@ from attriboard.measurements.base import METRICS, Scalar, Statistic
 from attriboard.measurements.bias import Bias
 from attriboard.records.aggregate import aggregates, derived_again, is_current, up_to_date
 from attriboard.records.record import Aggregate, Record
+from attriboard.stats.clusters import Clusters
 from attriboard.stats.intervals import VERSION, bootstrap_interval
 from tests.bench.boards import METRIC, ablation, record, speed
 
@@ -66,6 +67,37 @@ def test_base_items_of_other_examples_are_the_measurements_own() -> None:
     derived = aggregates([bias], ["of", "other", "examples"])["bias"]
     interval = bootstrap_interval(3, bias.statistics()["bias"], items=["one", "one", "two"])
     assert interval is not None and (derived.low, derived.high) == interval
+
+
+def test_rows_of_repetitions_have_the_items_and_frames_of_their_examples_and_their_own_train_groups() -> None:
+    items, frames = ["one", "", "", "two"], ["x", "x", "y", "y"]
+    groups = [f"group {i % 3}" for i in range(8)]
+    twice = ablation([*DROPS, *(d / 2 for d in DROPS)]).model_copy(update={"train_groups": groups})
+    of = twice.clusters(items, frames)
+    assert of.labels["item"].tolist() == [0, 1, 2, 3] * 2, "an example without an item is itself in every repetition"
+    assert of.labels["frame"].tolist() == [0, 0, 1, 1] * 2 and of.labels["train"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    derived = aggregates([twice], items, frames)[METRIC]
+    assert (derived.low, derived.high) == bootstrap_interval(8, twice.statistics()[METRIC], items=of)
+    whole = record("a", DROPS, measurements=[twice, speed()], items=items, frames=frames)
+    assert whole.clusters(METRIC) == of and whole.aggregates[METRIC] == derived
+    own = twice.model_copy(update={"base_items": list("abcdabcd"), "base_frames": list("pqrspqrs")})
+    assert own.clusters(items, frames).counts == {"item": 4, "frame": 4, "train": 3}
+
+
+def test_examples_of_several_frames_have_the_interval_over_both_ways() -> None:
+    drops, frames = [0.1, 0.2, 0.4, -0.1, 0.3, 0.0], list("xyxyxy")
+    items = ["a", "a", "b", "b", "c", "c"]
+    derived = aggregates([ablation(drops)], items, frames)[METRIC]
+    both = Clusters(6, {"item": items, "frame": frames})
+    assert (derived.low, derived.high) == bootstrap_interval(6, ablation(drops).statistics()[METRIC], items=both)
+    assert derived != aggregates([ablation(drops)], items)[METRIC]
+
+
+@pytest.mark.parametrize("field", ["base_items", "base_frames", "train_groups"])
+def test_labels_that_are_not_one_for_each_row_are_one_sentence(field: str) -> None:
+    wrong = ablation(DROPS).model_copy(update={field: ["a", "b"]})
+    with pytest.raises(ConfigurationError, match="4 rows have 2 names of their"):
+        aggregates([wrong], ITEMS)
 
 
 @pytest.mark.parametrize("kind", [Undeclared, UndeclaredScalar])
