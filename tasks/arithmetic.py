@@ -6,10 +6,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from attriboard.errors import ConfigurationError
 from attriboard.task import SPLITS, Example, Span, Task, split_of, split_of_frame
+
+Thing = TypeVar("Thing")
 
 SIGNS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "÷"}
 ONE_DIGIT, TWO_DIGITS = range(1, 10), range(11, 100)
@@ -69,8 +71,7 @@ class Frame:
 
 
 FRAMES = tuple(
-    Frame(heading, f"{name} = ", separator)
-    for heading, name, separator in product(HEADINGS, VARIABLES, SEPARATORS)
+    Frame(heading, f"{name} = ", separator) for heading, name, separator in product(HEADINGS, VARIABLES, SEPARATORS)
 )
 
 
@@ -79,7 +80,7 @@ def facts(subset: str, harder: bool = False, given: bool = True) -> list[Fact]:
 
     Args:
         subset: the operation.
-        harder: also differences, products and quotients with operands of two digits.
+        harder: also differences whose first operand has two digits, and quotients of two digits.
         given: also results of two digits, the first of which the question gives.
     """
     small, tables = list(product(ONE_DIGIT, ONE_DIGIT)), list(product(range(2, 10), range(2, 10)))
@@ -89,14 +90,14 @@ def facts(subset: str, harder: bool = False, given: bool = True) -> list[Fact]:
     elif subset == "subtraction":
         every = [(a, b, a - b) for a, b in small + large * harder if a > b]
     elif subset == "multiplication":
-        every = [(a, b, a * b) for a, b in tables + large * harder]
+        every = [(a, b, a * b) for a, b in tables + large]
     else:
         every = [(a * b, b, a) for a, b in tables + large * harder if a != b and a * b < 100]
     return [Fact(a, SIGNS[subset], b, c) for a, b, c in every if c < (100 if given else 10)]
 
 
 def exchangeable(query: Fact, other: Fact) -> bool:
-    """Whether ``other`` can stand in the query's place: of its shape and split, and neither shows the other's answer."""
+    """Whether ``other`` can stand in the query's place: of its shape and split, neither showing the other's answer."""
     return (
         query.shape == other.shape
         and query.answer not in other.shown | {other.answer}
@@ -105,9 +106,7 @@ def exchangeable(query: Fact, other: Fact) -> bool:
     )
 
 
-def write(
-    shown: Sequence[Fact], query: Fact, frame: Frame, gap: str
-) -> tuple[str, dict[str, tuple[Span, ...]]]:
+def write(shown: Sequence[Fact], query: Fact, frame: Frame, gap: str) -> tuple[str, dict[str, tuple[Span, ...]]]:
     """The prompt and its marks; ``gap`` stands on either side of the signs."""
     text = frame.heading
     results: list[Span] = []
@@ -151,13 +150,17 @@ class Arithmetic(Task):
     the foil stands anywhere in the prompt or its counterfactual, neither as a number nor as a digit of one. The
     counterfactual keeps the demonstrations and the given digit and exchanges both operands, digit for digit.
     Demonstrations are facts of the example's split; 3 * 7 and 7 * 3 are one fact. The frame is what stands around the
-    sums: a heading, a variable, and what is between lines. Paraphrases ask for the same result after other solved
-    lines, with another beginning of all lines. The other question is a third one after the same demonstrations.
+    sums: a heading, a variable, and what is between lines; a variable and an equals sign before each line are what
+    lets a model of 135 M parameters follow. Paraphrases ask for the same result after other solved lines, with another
+    beginning of all lines. The other question is a third one after the same demonstrations.
+
+    Questions whose answer does not stand in them: 548 sums, 32 differences, 102 products and 50 quotients; of these
+    36, 32, 6 and 50 have a result of one digit. With ``harder``: 578 differences and 107 quotients.
 
     Attributes:
         shots: how many demonstrations, all of the query's operation.
-        harder: True adds differences, products and quotients with operands of two digits (73 - 8, 68 / 4), which a
-            very small model gets wrong.
+        harder: True adds differences of two-digit numbers (73 - 8) and quotients of two digits (68 ÷ 4), which a very
+            small model gets wrong.
         given: False leaves out results of two digits, for tokenizers that do not cut numbers into digits. Of
             multiplication few facts remain then.
         spaces: False writes ``x = 9-4=5``. Small models add worse so, but the prompt does not end in a space, which
@@ -236,7 +239,8 @@ class Arithmetic(Task):
             )
 
 
-def shuffled(things: Sequence, rng: random.Random) -> list:
+def shuffled(things: Sequence[Thing], rng: random.Random) -> list[Thing]:
+    """The things in random order."""
     return rng.sample(list(things), len(things))
 
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from attriboard.errors import ConfigurationError, TaskError
 from attriboard.task import SPLITS, Example, Span, Task, split_of, split_of_frame
+
+Thing = TypeVar("Thing")
 
 POSITIVE, NEGATIVE = 0, 1
 HUB_NAME = "stanfordnlp/sst2"
@@ -43,16 +45,16 @@ class Frame:
         return f"{self.lead}_{self.arrow} _{self.separator}"
 
 
-LEADS = ("", "Review: ", "Text: ", "Comment: ")
-ARROWS = (" ->", "\nSentiment:", " Sentiment:", "\nLabel:", " Label:", "\nRating:", " |", "\nAnswer:")
+LEADS = ("", "Review: ", "Text: ", "Comment: ", "> ")
+ARROWS = (" ->", " =>", " -->", " ==>", " →", " |", " =", " :", " -", " --")
 SEPARATORS = ("\n", "\n\n")
 FRAMES = tuple(Frame(*parts) for parts in product(LEADS, ARROWS, SEPARATORS))
-PARAPHRASED = (Frame("", " =>", "\n"), Frame("", " This is", "\n"))
+PARAPHRASED = (Frame("", " Sentiment:", "\n"), Frame("", " It is", "\n"))
 
 
 @dataclass
 class IclSentiment(Task):
-    """``We fought over the last dumpling on the plate. -> positive⏎`` ... ``Poor sound, ... front seats. ->``
+    """``Very dirty bathroom and a terrible view. -> negative⏎`` ... ``I adore this song, it makes me happy. ->``
 
     The counterfactual exchanges the query for the opposite sentence about the same matter. Everything before the
     query, and the number of its tokens, stay the same, so all that differs is what the answer has to be read from.
@@ -60,7 +62,10 @@ class IclSentiment(Task):
     its labels from them; with words it already understands a small model mostly does not, and the answer stays.
 
     A demonstration comes from the query's split and never from the query's pair, so no sentence of a training prompt
-    stands in a test prompt. Paraphrases ask about the same sentence after other demonstrations, with another arrow.
+    stands in a test prompt. The frame is what stands before each sentence, between it and its label, and after the
+    label; arrows and dashes are followed best by a model of 135 M parameters. Paraphrases ask about the same sentence
+    after other demonstrations, with other words before the label. The other question puts a sentence that judges
+    nothing (a shop's opening hours) in the place of the query.
 
     Attributes:
         shots: how many demonstrations, an even number. ``balanced``: as many of each label, mixed; ``imbalanced``:
@@ -144,7 +149,8 @@ class IclSentiment(Task):
                 )
 
 
-def shuffled(things: Sequence[Any], rng: random.Random) -> list[Any]:
+def shuffled(things: Sequence[Thing], rng: random.Random) -> list[Thing]:
+    """The things in random order."""
     return rng.sample(list(things), len(things))
 
 

@@ -245,14 +245,14 @@ def test_no_fact_and_no_frame_of_arithmetic_in_both_splits(subset: str) -> None:
 
 def test_how_many_questions_each_operation_has() -> None:
     facts = importlib.import_module("attriboard.tasks.arithmetic").facts
-    found = {
-        subset: sum(fact.answer not in fact.shown for fact in facts(subset, harder))
-        for subset in tasks.get("arithmetic").all_subsets
-        for harder in (False,)
-    }
-    assert found == {"addition": 548, "subtraction": 32, "multiplication": 50, "division": 50}
-    harder = {subset: sum(f.answer not in f.shown for f in facts(subset, True)) for subset in found}
-    assert min(harder.values()) >= 64
+
+    def count(subset: str, **options: bool) -> int:
+        return sum(fact.answer not in fact.shown for fact in facts(subset, **options))
+
+    operations = tasks.get("arithmetic").all_subsets
+    assert [count(o) for o in operations] == [548, 32, 102, 50]  # addition, subtraction, multiplication, division
+    assert [count(o, given=False) for o in operations] == [36, 32, 6, 50]
+    assert min(count(o, harder=True) for o in operations) >= 64
 
 
 def test_items_come_once_before_any_comes_again() -> None:
@@ -329,8 +329,8 @@ def in_order(a: list[str], b: list[str]) -> int:
 def test_pairs_are_distinct_and_of_equal_length(length: Callable[[str], int]) -> None:
     pairs = own_pairs()
     sentences = [sentence for pair in pairs for sentence in pair]
-    assert len(pairs) >= 70
-    assert len(set(sentences)) == len(sentences) >= 120
+    assert len(pairs) >= 120
+    assert len(set(sentences)) == len(sentences) >= 240
     for positive, negative in pairs:
         for before in ("", " ", "\n"):
             assert length(f"{before}{positive} ->") == length(f"{before}{negative} ->"), (positive, negative)
@@ -350,34 +350,66 @@ def test_no_template_behind_the_sentences() -> None:
 
 def demonstrations(example: Example) -> list[tuple[str, str]]:
     """Each demonstration's sentence and label."""
-    return [tuple(line.split(" -> ")) for line in example.prompt.split("\n")[:-1]]  # type: ignore[misc]
+    lead, arrow, separator = map(re.escape, parts_of(example))
+    return re.findall(f"{lead}(.+?){arrow} (\\w+){separator}", example.prompt)
+
+
+def parts_of(example: Example) -> tuple[str, str, str]:
+    """What stands before a sentence, before its label and after it."""
+    lead, arrow, separator = example.frame.split("_")
+    return lead, arrow.removesuffix(" "), separator
 
 
 @pytest.mark.parametrize("subset", tasks.get("icl_sentiment").all_subsets)
 def test_sentiment_labels_and_marks(subset: str) -> None:
     truth = {sentence: label for pair in own_pairs() for sentence, label in zip(pair, ("positive", "negative"))}
     other = {a: b for pair in own_pairs() for a, b in (pair, pair[::-1])}
+    positive = {sentence: pair[0] for pair in own_pairs() for sentence in pair}
     for example in draw("icl_sentiment", subset):
         (query,) = marked(example, "query")
-        assert example.prompt.endswith(f"\n{query} ->")
+        lead, arrow, separator = parts_of(example)
+        assert example.prompt.endswith(f"{separator}{lead}{query}{arrow}")
         assert example.answer == f" {truth[query]}" and example.foil == f" {truth[other[query]]}"
         assert example.counterfactual == example.prompt.replace(query, other[query])
         shown = demonstrations(example)
         assert [label for _, label in shown] == marked(example, "label") == [truth[sentence] for sentence, _ in shown]
         assert not {query, other[query]} & {sentence for sentence, _ in shown}
+        assert [positive[sentence] for sentence, _ in shown] == list(example.demonstrations)
         labels = [label for _, label in shown]
         assert labels.count("positive") in ({1, 3} if subset == "imbalanced" else {2})
         if subset == "order":
             assert labels[0] == labels[1] != labels[2] == labels[3]
 
 
-def test_sentiment_splits_share_no_sentence() -> None:
-    seen = {
-        split: {s for e in draw("icl_sentiment", "balanced", 64, split) for s, _ in demonstrations(e)}
-        | {marked(e, "query")[0] for e in draw("icl_sentiment", "balanced", 64, split)}
-        for split in ("train", "test")
-    }
+def test_sentiment_splits_share_no_sentence_and_no_frame() -> None:
+    seen, frames = {}, {}
+    for split in ("train", "test"):
+        examples = draw("icl_sentiment", "balanced", 96, split)
+        seen[split] = {s for e in examples for s in (*(s for s, _ in demonstrations(e)), marked(e, "query")[0])}
+        frames[split] = {e.frame for e in examples}
+        assert len(frames[split]) >= 24
+        assert len({e.item for e in examples}) >= 64
+        answers = [e.answer for e in examples]
+        assert 32 <= answers.count(" positive") <= 64
     assert not seen["train"] & seen["test"]
+    assert not frames["train"] & frames["test"]
+
+
+def test_the_other_question_of_sentiment_is_a_sentence_that_judges_nothing() -> None:
+    path = Path(__file__).parents[2] / "tasks" / "data" / "neutral.tsv"
+    header, *neutral = path.read_text(encoding="utf-8").splitlines()
+    assert header == "sentence" and len(set(neutral)) == len(neutral) >= 40
+    judged = {sentence for pair in own_pairs() for sentence in pair}
+    assert not judged & set(neutral)
+    for example in draw("icl_sentiment", "balanced"):
+        (query,) = marked(example, "query")
+        start, end = example.marks["query"][0]
+        before, after = example.prompt[:start], example.prompt[end:]
+        other = example.other_question or ""
+        assert other.startswith(before) and other.endswith(after)
+        said = other.removeprefix(before).removesuffix(after)
+        assert said in neutral
+        assert abs(len(said.split()) - len(query.split())) <= 1
 
 
 def test_exchanged_labels_and_other_words(length: Callable[[str], int]) -> None:
@@ -386,7 +418,7 @@ def test_exchanged_labels_and_other_words(length: Callable[[str], int]) -> None:
     assert tasks.make("icl_sentiment", options).labels == (" foo", " bar")
     assert tasks.get("icl_sentiment").labels == (" positive", " negative")
     for example in draw("icl_sentiment", "imbalanced", **options):
-        assert example.counterfactual == re.sub(r"(?<=-> )(foo|bar)", lambda m: exchange[m[0]], example.prompt)
+        assert example.counterfactual == re.sub(r"\b(foo|bar)$", lambda m: exchange[m[0]], example.prompt, flags=re.M)
         assert length(example.counterfactual or "") == length(example.prompt)
         assert {example.answer, example.foil} == {" foo", " bar"}
 
@@ -459,9 +491,10 @@ def test_sst2_from_a_folder(kind: str, sst2_copies: dict[str, Path], length: Cal
     assert examples[:5] == task.examples("test", 5, 0, fits)
     for example in examples:
         (query,) = marked(example, "query")
-        other = (example.counterfactual or "").split("\n")[-1].removesuffix(" ->")
+        start, end = example.marks["query"][0]
+        counterfactual = example.counterfactual or ""
+        other = counterfactual.removeprefix(example.prompt[:start]).removesuffix(example.prompt[end:])
         assert example.answer == truth[query] and example.foil == truth[other]
-        assert (example.counterfactual or "").split("\n")[:-1] == example.prompt.split("\n")[:-1]
         shown = [sentence for sentence, _ in demonstrations(example)]
         assert len({query, other, *shown}) == len(shown) + 2
         assert example.item == f"sst2-{list(truth).index(query)}"
