@@ -16,7 +16,7 @@ from attriboard.errors import ConfigurationError
 from attriboard.levels import LEVELS
 from attriboard.task import Example, Task, split_of
 from attriboard.zoo.language import question
-from attriboard.zoo.scenes import COLORS, HELD_OUT, KINDS, Scene, Thing, random_scene
+from attriboard.zoo.scenes import COLORS, HELD_OUT, KINDS, Scene, Thing, random_pairs, random_scene
 
 FOILS = ("other_object", "absent_color")
 REPEATS = 2000  # questions drawn again in a row after which the words are taken to be exhausted
@@ -96,22 +96,36 @@ def questions(subset: str, foil: str, rng: random.Random) -> Iterator[Question]:
     while repeats < REPEATS:
         scene = random_scene(rng, rng.randint(fewest, most), held_out=subset == "held_out")
         asked = 0 if subset == "held_out" else rng.randrange(len(scene.things))
-        kinds, colors = {thing.kind for thing in scene.things}, {thing.color for thing in scene.things}
-        others = [i for i in range(len(scene.things)) if i != asked]
-        other = rng.choice(others) if others else rng.choice([kind for kind in KINDS if kind not in kinds])
-        absent = rng.choice([color for color in COLORS if color not in colors])
-        exchanged = foil == "other_object" and isinstance(other, int)
-        drawn = Question(scene, asked, scene.things[other].color if exchanged else absent, other, exchanged)
-        if any((thing.color, thing.kind) in HELD_OUT for thing in drawn.counterfactual.things):
-            continue
-        if len({split_of(f"{color} {kind}") for color, kind in drawn.pairs}) > 1:
-            continue
+        drawn = compare(scene, asked, foil, rng)
+        while not usable(drawn):
+            for i, (color, kind) in enumerate(random_pairs(rng, len(scene.things), subset == "held_out")):
+                scene = scene.replaced(i, kind, color)
+            drawn = compare(scene, asked, foil, rng)
         if drawn.words in seen:
             repeats += 1
             continue
         seen.add(drawn.words)
         repeats = 0
         yield drawn
+
+
+def compare(scene: Scene, asked: int, foil: str, rng: random.Random) -> Question:
+    """The question for one thing of a scene, with a foil and another thing or kind drawn for it."""
+    kinds, colors = {thing.kind for thing in scene.things}, {thing.color for thing in scene.things}
+    others = [i for i in range(len(scene.things)) if i != asked]
+    if foil == "other_object":
+        other = rng.choice(others)
+        return Question(scene, asked, scene.things[other].color, other, exchanged=True)
+    absent = rng.choice([color for color in COLORS if color not in colors])
+    another = rng.choice(others) if others else rng.choice([kind for kind in KINDS if kind not in kinds])
+    return Question(scene, asked, absent, another, exchanged=False)
+
+
+def usable(drawn: Question) -> bool:
+    """Whether the counterfactual has no held-out pair and all pairs of color and kind are of one split."""
+    if any((thing.color, thing.kind) in HELD_OUT for thing in drawn.counterfactual.things):
+        return False
+    return len({split_of(f"{color} {kind}") for color, kind in drawn.pairs}) == 1
 
 
 def regions(scene: Scene, asked: int) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ NAMES = (
 PARTS = [
     (name, subset)
     for name in NAMES
-    for subset in tasks.get(name).all_subsets
+    for subset in tasks.make(name).subsets
 ]  # fmt: skip
 ONE_OBJECT = ("one_object", "held_out", "kind", "color")  # whose pictures may show one object alone
 OPERATIONS: dict[str, Callable[[int, int], float]] = {
