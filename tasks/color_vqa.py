@@ -170,7 +170,7 @@ class ColorVqa(Task):
 
     name: ClassVar[str] = "color_vqa"
     version: ClassVar[int] = 2
-    description: ClassVar[str] = "Look at a picture of one to three colored objects and name the color of one."
+    description: ClassVar[str] = "Look at a picture of two or three colored objects and name the color of one."
     paper: ClassVar[str] = "arXiv:2411.10950"
     labels: ClassVar[tuple[str, ...]] = tuple(f" {color}" for color in COLORS)
     all_subsets: ClassVar[tuple[str, ...]] = ("one_object", "two_objects", "three_objects", "held_out")

@@ -67,8 +67,8 @@ def test_arithmetic_has_paraphrases_where_hardly_any_lines_are_left() -> None:
 
 
 def test_colors_and_objects_stay_in_another_frame() -> None:
-    scenes = importlib.import_module("attriboard.tasks.color_tqa").SCENES
-    together = {word: set(scene.objects) for scene in scenes for word in scene.objects}
+    lines = [line.split() for line in importlib.import_module("attriboard.tasks.color_tqa").OBJECTS]
+    together = {word: set(line) for line in lines for word in line}
     colors = {color.strip() for color in tasks.get("color_tqa").labels}
 
     def said(prompt: str, things: set[str]) -> tuple[list[str], list[str]]:
