@@ -39,7 +39,6 @@ OPENINGS = (
     "On the first page",
     "In this painting",
     "Look around:",
-    "As you see,",
 )
 
 SENTENCES = {
@@ -54,7 +53,6 @@ SENTENCES = {
         "you can find a {c} {o} and also a {c} {o}.",
         "the {o} is painted {c} and the {o} is painted {c}.",
         "only the {o} is {c}, and only the {o} is {c}.",
-        "the {o} was {c} and the {o} was {c}.",
         "the color of the {o} is {c} and the color of the {o} is {c}.",
     ),
     "three_objects": (
@@ -68,7 +66,6 @@ SENTENCES = {
         "you can find a {c} {o}, a {c} {o} and also a {c} {o}.",
         "the {o} is painted {c}, the {o} is painted {c} and the {o} is painted {c}.",
         "the {o} is {c}, and the {o} is {c}, and the {o} is {c}.",
-        "the {o} was {c}, the {o} was {c} and the {o} was {c}.",
         "the color of the {o} is {c}, the color of the {o} is {c} and the color of the {o} is {c}.",
     ),
 }
@@ -88,7 +85,6 @@ QUESTIONS = (
     "Yes, certainly, the {asked}'s color is",
     "Yes, everyone says that the {asked}'s color is",
     "Yes, clearly, the {asked}'s color is",
-    "I am sure: the {asked}'s color is",
     "Yes, it is true, the {asked}'s color is",
     "Yes, I think the {asked}'s color is",
 )
