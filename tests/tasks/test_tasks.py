@@ -36,7 +36,7 @@ NAMES = (
 PARTS = [
     (name, subset)
     for name in NAMES
-    for subset in tasks.get(name).all_subsets
+    for subset in tasks.make(name).subsets
 ]  # fmt: skip
 ONE_OBJECT = ("one_object", "held_out", "kind", "color")  # whose pictures may show one object alone
 OPERATIONS: dict[str, Callable[[int, int], float]] = {
@@ -269,36 +269,70 @@ def test_arithmetic_refuses(options: dict[str, int]) -> None:
 # Colors
 
 
-@pytest.mark.parametrize("subset", tasks.get("color_tqa").all_subsets)
-def test_color_marks_and_counterfactual(subset: str) -> None:
-    count = 2 if subset == "two_objects" else 3
-    positions, objects = set(), set()
-    for example in draw("color_tqa", subset, 200):
+color_tqa = importlib.import_module("attriboard.tasks.color_tqa")
+each_count = pytest.mark.parametrize(("subset", "count"), [("two_objects", 2), ("three_objects", 3)])
+
+
+def things_and_colors(text: str) -> tuple[list[str], list[str]]:
+    """The objects and the colors that a text names, in its order; the object of the question comes last."""
+    words, every = re.findall(r"\w+", text), {thing for line in color_tqa.OBJECTS for thing in line.split()}
+    return [w for w in words if w in every], [w for w in words if w in color_tqa.COLORS]
+
+
+@each_count
+@pytest.mark.parametrize("foil", ["other_object", "absent_color"])
+def test_color_marks_and_counterfactual(foil: str, subset: str, count: int) -> None:
+    places: list[int] = []
+    for example in draw("color_tqa", subset, 200, foil=foil):
         (color,) = marked(example, "color")
-        assert example.answer == f" {color}"
-        others = marked(example, "other_color")
-        assert len({color, *others}) == count
-        assert (example.foil or "").strip() not in {color, *others}
         assert marked(example, "object") == [example.item, example.item]
-        start, end = example.marks["color"][0]
-        assert example.counterfactual == example.prompt[:start] + (example.foil or "").strip() + example.prompt[end:]
-        positions.add(sum(span < (start, end) for span in example.marks["other_color"]))
-        objects.add(example.item)
-        assert re.search(rf"\b({color} {example.item}|{example.item} is {color})\b", example.prompt)
-    assert positions == set(range(count))
-    assert len(objects) >= 15
+        (*things, asked), colors = things_and_colors(example.prompt)
+        assert len(set(things)) == len(set(colors)) == count and asked == example.item
+        of = dict(zip(things, colors))
+        assert example.answer == f" {color}" == f" {of[asked]}"
+        assert sorted(marked(example, "other_color")) == sorted(set(colors) - {color})
+        foil_color = (example.foil or "").strip()
+        (*same, other), same_colors = things_and_colors(example.other_question or "")
+        assert (same, same_colors) == (things, colors) and other in set(things) - {asked}
+        (*still, still_asked), exchanged = things_and_colors(example.counterfactual or "")
+        assert (still, still_asked) == (things, asked)
+        now = dict(zip(still, exchanged))
+        if foil == "other_object":
+            assert foil_color == of[other]
+            assert now == {**of, asked: of[other], other: of[asked]}
+        else:
+            assert foil_color not in colors
+            assert now == {**of, asked: foil_color}
+        places.append(things.index(asked))
+    assert all(0.7 / count < places.count(i) / len(places) < 1.3 / count for i in range(count))
 
 
-def test_color_splits_share_no_object() -> None:
-    scenes = importlib.import_module("attriboard.tasks.color_tqa").SCENES
-    every = {name for scene in scenes for name in scene.objects}
-    assert len(every) >= 20
-    words = {
-        split: {w for e in draw("color_tqa", "three_objects", 200, split) for w in re.findall(r"\w+", e.prompt)} & every
-        for split in ("train", "test")
-    }
-    assert words["train"] | words["test"] == every
-    assert not words["train"] & words["test"]
+def test_both_foils_ask_the_same() -> None:
+    for one, two in zip(*(draw("color_tqa", "three_objects", foil=foil) for foil in color_tqa.FOILS)):
+        assert (one.prompt, one.answer, one.other_question) == (two.prompt, two.answer, two.other_question)
+        assert one.foil != two.foil
+
+
+@each_count
+def test_color_splits_share_neither_object_nor_wording(subset: str, count: int) -> None:
+    drawn = {split: draw("color_tqa", subset, 400, split) for split in ("train", "test")}
+    every = {thing for line in color_tqa.OBJECTS for thing in line.split()}
+    said: dict[str, set[str]] = {}
+    wordings: dict[str, set[str]] = {}
+    for split, examples in drawn.items():
+        texts = [t for e in examples for t in (e.prompt, e.counterfactual, e.other_question, *e.paraphrases)]
+        said[split] = {thing for text in texts for thing in things_and_colors(text or "")[0]}
+        assert {e.item for e in examples} == said[split] and len(said[split]) >= 32
+        assert len({e.frame for e in examples}) >= 48
+        pattern = re.compile(rf"\b({'|'.join(sorted(every | set(color_tqa.COLORS)))})\b")
+        wordings[split] = {pattern.sub("_", text or "") for text in texts}
+    assert said["train"] | said["test"] == every and not said["train"] & said["test"]
+    assert not wordings["train"] & wordings["test"]
+
+
+def test_color_tqa_refuses_another_foil() -> None:
+    with pytest.raises(ConfigurationError, match=r"^foil is 'near', expected 'other_object' or 'absent_color'\.$"):
+        tasks.make("color_tqa", {"foil": "near"})
 
 
 # Sentiment
