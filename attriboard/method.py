@@ -42,6 +42,8 @@ class Method:
         modality: "any", or "vision" if it can score only examples with an image.
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
+        random: True if scores are drawn with the option ``seed``; the harness gives every group of train examples
+            another draw, so that such a control is judged as the mean over many.
         default_for: studies that use this method unless others are named: "compare-forms".
         properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md. Names that
             do not exist are refused there and by ``attriboard validate``.
@@ -57,6 +59,7 @@ class Method:
     modality: ClassVar[str] = "any"
     uses: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[bool] = False
+    random: ClassVar[bool] = False
     default_for: ClassVar[tuple[str, ...]] = ()
     properties: ClassVar[tuple[str, ...]] = ()
     rounding: ClassVar[float] = 1e-4

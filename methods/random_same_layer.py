@@ -33,6 +33,7 @@ class RandomSameLayer(Method):
     needs = frozenset({"forward", "gradients", "counterfactual"})
     uses = ("attribution_patching",)
     control = True
+    random = True
     properties = ("permutes_reference", "uses_answer")
 
     reference: str = "attribution_patching"
