@@ -82,7 +82,7 @@ class _Stochastic(TorchDispatchMode):
         key = x.device, x.dtype
         if key not in self.factors:
             up = torch.rand(BLOCK, generator=torch.Generator().manual_seed(self.seed)) < 0.5
-            self.factors[key] = torch.where(up, 1 + torch.finfo(x.dtype).eps, 1 - torch.finfo(x.dtype).eps).to(*key)
+            self.factors[key] = (1 + torch.finfo(x.dtype).eps * (2 * up.double() - 1)).to(*key)
         factors, n = self.factors[key], x.numel()
         if n > BLOCK // 2:
             factors = factors.repeat(-(-n // BLOCK) + 1)
