@@ -50,6 +50,7 @@ def test_the_runner_keeps_a_sketch_of_components_and_none_of_inputs(toy: dict, t
     suite = Suite.load(toy["suite"])
     outcome = run_cells("toy", suite.plan(method=["random", "attribution_patching"]), Folder(tmp_path))
     for record in outcome.made:
+        assert record.status == "ok", record.reason
         assert record.scores is not None and len(record.scores.sketch) == 3 * 4
         best = dict(record.scores.top)
         for i, value in enumerate(record.scores.sketch):

@@ -80,8 +80,8 @@ class LocalizedExample(BaseModel):
         picture: what the model saw, as JPEG in base64; empty for text and after the first :data:`PICTURES` examples.
         full, empty: the metric and log p(answer), untouched and with every position replaced.
         sizes: the numbers k of positions on the curves.
-        orders: over how many random orders of equal scores the curves are averaged; 1 where no two are equal.
         removal: one for each ring of the :class:`Localization`.
+        orders: over how many random orders of equal scores the curves are averaged; 1 where no two are equal.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -94,8 +94,8 @@ class LocalizedExample(BaseModel):
     full: list[float]
     empty: list[float]
     sizes: list[int]
-    orders: int
     removal: list[RemovalCurves]
+    orders: int = 1
 
     @property
     def probability(self) -> float:
