@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import ConfigurationError, ModelError, TaskError
 from ..interventions import measure_all, replacing
 from ..measurements.pruning import SPARSITIES, Allocation, Pruning, Slice
+from ..scores import ordered
 from ..slicing import around, check_prunable, parameters, slice_model
 from ..task import image_hash
 from .base import Evaluation, Job
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from ..components import Level
     from ..measurements.capability import Capability
     from ..model import Batch, Edit, EncodedExample, Model
-    from ..scores import Scores, ordered
+    from ..scores import Scores
     from .context import Context
 
 WATCHED = 50
