@@ -42,8 +42,8 @@ class Method:
         modality: "any", or "vision" if it can score only examples with an image.
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
-        random: True where the scores are drawn with the option ``seed``; the harness gives every group of train
-            examples other draws.
+        random: True if scores are drawn with the option ``seed``; the harness gives every group of train examples
+            another draw, so that such a control is judged as the mean over many.
         default_for: studies that use this method unless others are named: "compare-forms".
         properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md. Names that
             do not exist are refused there and by ``attriboard validate``.

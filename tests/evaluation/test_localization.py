@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,7 @@ from attriboard.evaluation.context import Context
 from attriboard.evaluation.localization import evaluate
 from attriboard.interventions import replace_positions
 from attriboard.loading import load_model
-from attriboard.measurements.localization import BINS, FRACTIONS, Localization
+from attriboard.measurements.localization import BINS, FRACTIONS, Localization, against_marks
 from attriboard.measurements.registry import METRICS
 from attriboard.measurements.speed import Speed
 from attriboard.method import methods
@@ -50,6 +51,7 @@ from attriboard.records.store import Folder
 from attriboard.run import identity, worker
 from attriboard.run.suite import Suite
 from attriboard.run.worker import Worker
+from attriboard.scores import ORDERS, tied_orders
 from attriboard.task import Example, Task, tasks
 from tests.bench import toy as toys
 from tests.bench.boards import COSTS
@@ -304,6 +306,43 @@ def test_the_drawn_curve_has_the_ends_and_the_values_of_the_measured_one(seen: C
         two, five = np.mean(at, axis=0)[1:3]
         expected = two + (five - two) * (4.5 - 2) / 3
         assert y[list(x).index(0.5)] == pytest.approx((expected - empty) / (full - empty))
+
+
+# --- equal scores ---------------------------------------------------------------------------------------------------
+
+
+def test_curves_of_equal_scores_are_means_over_the_seeded_orders(seen: Context) -> None:
+    scores = [torch.zeros(3, 3) for _ in seen.test]
+    for values in scores:
+        values[1, 2] = 1.0
+    found = evaluate(seen, scores, PATCHES, "zero", [0, 1])
+    judged, (encoded, given) = found.examples[0], (seen.test[0], scores[0])
+    orders = [order.tolist() for order in tied_orders(given.flatten())]
+    assert judged.orders == len(orders) == ORDERS and all(order[0] == 5 for order in orders)
+    for ring, removal in zip((0, 1), judged.removal):
+        for at, k in enumerate(judged.sizes):
+            tops = [_grown(order[:k], ring) for order in orders]
+            assert removal.positions[at] == pytest.approx(np.mean([len(top) for top in tops]))
+            for measured, replaced in (
+                (removal.deletion[at], tops),
+                (removal.insertion[at], [set(range(9)) - top for top in tops]),
+            ):
+                rows = np.array([_literal(seen.model, encoded, PATCHES, "zero", one) for one in replaced])
+                assert measured[0] == pytest.approx(rows[:, 0].mean(), rel=1e-4, abs=1e-4)
+                assert np.exp(measured[1]) == pytest.approx(np.exp(rows[:, 1]).mean(), rel=1e-4, abs=1e-6)
+    other = evaluate(seen, [torch.rand(3, 3) for _ in seen.test], PATCHES, "zero", [0])
+    assert all(example.orders == 1 for example in other.examples)
+
+
+@pytest.mark.parametrize("scores", [[0, 0, 0, 0, 0], [1, 1, 0, 0, 0], [2, 1, 1, 1, 0], [1, 0, 1, 0, 1]])
+@pytest.mark.parametrize("marked", [[0], [1, 3], [0, 2, 3, 4]])
+def test_against_marks_equal_scores_count_as_the_mean_over_their_orders(scores: list[int], marked: list[int]) -> None:
+    evidence = np.isin(np.arange(5), marked)
+    found = against_marks(np.array(scores, dtype=float), evidence, None)
+    orders = [p for p in itertools.permutations(range(5)) if all(scores[a] >= scores[b] for a, b in pairwise(p))]
+    apart = [against_marks(np.array([-float(order.index(i)) for i in range(5)]), evidence, None) for order in orders]
+    for name in ("pointing_game", "precision_at_mark"):
+        assert found[name] == pytest.approx(np.mean([values[name] for values in apart]))
 
 
 # --- what it must not depend on -------------------------------------------------------------------------------------
