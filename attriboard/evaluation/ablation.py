@@ -11,10 +11,10 @@ from torch import Tensor
 from ..levels import Replacement
 from ..measurements.ablation import Ablation, sizes
 from ..measurements.base import Measure
-from ..scores import top_mask
+from ..scores import ORDERS, top_mask
 from .base import Evaluation, Job
 from .controls import matched_draw
-from .crossfit import ORDERS, Trial, judged, seed_of
+from .crossfit import Trial, judged, seed_of
 
 if TYPE_CHECKING:
     from ..components import Level

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..model import EncodedExample
+from ..scores import tied_orders
 
 if TYPE_CHECKING:
     from .context import Context
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 HALVES = ("train", "test")
 RANDOM_DRAWS = 16
 """A control at random is the mean over at least so many draws."""
-ORDERS = 8
-"""Over at least so many orders of tied components, and shuffles within layers, a value is a mean."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,8 @@ class Trial:
         all trials together have at least ``wanted``.
         """
         for draw, values in enumerate(self.values):
-            sorted_by = key(values)
-            tied = len(sorted_by.unique()) < len(sorted_by)
-            again = self.draws(wanted) if tied and len(self.values) == 1 else 1
-            for i in range(again):
-                yield in_order(sorted_by, seed_of(self.seed, "ties", draw, i))
-
-
-def in_order(values: Tensor, seed: int) -> Tensor:
-    """``[n]``: indices of ``values`` from the highest to the lowest, equal ones in an order drawn from ``seed``."""
-    shuffled = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
-    return shuffled[torch.argsort(values[shuffled], descending=True, stable=True)]
+            again = self.draws(wanted) if len(self.values) == 1 else 1
+            yield from tied_orders(key(values), seeds=[seed_of(self.seed, "ties", draw, i) for i in range(again)])
 
 
 def seed_of(*key: object) -> int:

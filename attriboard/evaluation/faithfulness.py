@@ -13,10 +13,10 @@ from ..errors import TaskError
 from ..levels import Replacement
 from ..measurements.base import Measure
 from ..measurements.faithfulness import Faithfulness, mib_sizes, sizes
-from ..scores import top_mask
+from ..scores import ORDERS, ordered, top_mask
 from .base import Evaluation, Job
 from .controls import shuffled_within
-from .crossfit import ORDERS, Trial, in_order, judged, seed_of
+from .crossfit import Trial, judged, seed_of
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -95,7 +95,7 @@ def _curves(
     for i in range(shuffles):
         seed = seed_of(trial.seed, "shuffle", i)
         again = shuffled_within(trial.values[i % len(trial.values)], layer_of, seed)
-        shuffled.append(in_order(again.abs(), seed))
+        shuffled.append(ordered(again, absolute=True, seed=seed))
 
     def kept(orders: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
         return [~top_mask(order, k) for order in orders for k in counts]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -29,7 +30,8 @@ from ..measurements.speed import Speed
 from ..method import Method, checked, checked_inputs
 from ..model import EncodedExample
 from ..records.record import Cell, StoredScores
-from ..scores import Scores
+from ..scores import Scores, ties
+from .noise import Noise, noise, settle
 
 GIT_BYTES = 2**16
 """Score files larger than this stand in ``scores/large``, which git ignores."""
@@ -45,6 +47,7 @@ class Scored:
         seconds: by stage, "scores" and "speed".
         content: the file that holds the scores.
         found: of components, the scores of groups of examples, where measurements are cross-fitted.
+        noise: the share of the scores that were set to 0, since rounding alone could have made them.
     """
 
     scores: Scores | list[Tensor]
@@ -52,6 +55,7 @@ class Scored:
     seconds: dict[str, float]
     content: bytes
     found: Found | None = None
+    noise: float = 0.0
 
     @property
     def values(self) -> list[Tensor]:
@@ -75,6 +79,8 @@ class Scored:
             metadata=_brief(components.metadata) if components else {},
             top=components.top(TOP) if components else [],
             sketch=components.sketch() if components else [],
+            ties=float(np.mean([ties(values.flatten()) for values in self.values])),
+            noise=self.noise,
         )
 
 
@@ -96,16 +102,20 @@ def score(method: Method, context: Context, level: Level, timing: Speed.Options,
     # a method made for more examples than these is not repeated
     cost = speed.measure(attributed, model, few if _can_score(method, few) else [], once, timing)
     laps = {"scores": once.seconds, "speed": time.perf_counter() - start}
+    start = time.perf_counter()
+    floor = noise(method, model, examples, level)
+    quiet = settle(scores, floor, n=1 if level.inputs else len(examples))
     found = None
     if folds and isinstance(scores, Scores):
-        start = time.perf_counter()
-        found = of_groups(method, context, level, scores, folds)
-        laps["scores"] += time.perf_counter() - start
-    return Scored(scores, cost, laps, packed(scores, level, found), found)
+        found = of_groups(method, context, level, scores, folds, floor)
+    laps["scores"] += time.perf_counter() - start
+    return Scored(quiet.scores, cost, laps, packed(quiet.scores, level, found), found, quiet.share)
 
 
-def of_groups(method: Method, context: Context, level: Level, scores: Scores, folds: int) -> Found:
-    """The scores of groups of the examples of both halves.
+def of_groups(
+    method: Method, context: Context, level: Level, scores: Scores, folds: int, floor: Noise | None = None
+) -> Found:
+    """The scores of groups of the examples of both halves, 0 where they are no more than noise.
 
     A method whose scores of several examples are the mean of each one's own is not run again on the train half. One
     that cannot score so few examples gets half as many groups, and so on. Of a control at random every group has its
@@ -113,6 +123,7 @@ def of_groups(method: Method, context: Context, level: Level, scores: Scores, fo
 
     Args:
         scores: of the whole train half.
+        floor: how far rounding moves them.
     """
     model, halves = context.model, (context.train, context.test)
     divided = [context.groups(half, folds) for half in HALVES]
@@ -126,6 +137,14 @@ def of_groups(method: Method, context: Context, level: Level, scores: Scores, fo
 
     def own(half: int, group: int) -> Tensor:
         """``[draws, *shape]``."""
+        found = replace(scores, values=raw(half, group), each=None)
+        if floor is None:
+            return found.values
+        quiet = settle(found, floor, len(groups[half][group])).scores
+        assert isinstance(quiet, Scores)
+        return quiet.values
+
+    def raw(half: int, group: int) -> Tensor:
         if method.random:
             draws = math.ceil(RANDOM_DRAWS / (2 * n))
             seeds = [seed_of("draw", method.seed, half, group, draw) for draw in range(draws)]  # type: ignore[attr-defined]

@@ -329,7 +329,7 @@ class _Run:
             if method is None or (timed is not None and source.stages["speed"].identity == wanted):
                 scores, found = unpacked(content, context, level)
                 done = {name: stage for name, stage in source.stages.items() if name in ("scores", "speed")}
-                return Scored(scores, timed, {}, content, found), done
+                return Scored(scores, timed, {}, content, found, source.scores.noise), done
         now = provenance(context.model.device)
         if method is None:
             scored = from_file(cell, context, level)

@@ -15,12 +15,10 @@ from attriboard.evaluation import ablation, faithfulness
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.crossfit import (
     HALVES,
-    ORDERS,
     RANDOM_DRAWS,
     Found,
     Trial,
     divided,
-    in_order,
     merged,
     seed_of,
     trials,
@@ -29,6 +27,7 @@ from attriboard.measurements.base import Measure
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample
 from attriboard.run.scoring import of_groups, packed, unpacked
+from attriboard.scores import ORDERS, ordered
 from attriboard.task import Example
 from tests.bench.toy import toy_context
 
@@ -119,7 +118,7 @@ def test_draws_differ_by_task_model_level_and_seed() -> None:
 
 def test_tied_components_are_ranked_at_random_and_others_never_move() -> None:
     values = torch.tensor([0.0, 5.0, 0.0, 0.0, -1.0])
-    orders = [in_order(values, seed).tolist() for seed in range(600)]
+    orders = [ordered(values, seed=seed).tolist() for seed in range(600)]
     assert {(order[0], order[-1]) for order in orders} == {(1, 4)}
     second = Counter(order[1] for order in orders)
     assert set(second) == {0, 2, 3} and all(abs(count - 200) < 60 for count in second.values())  # 5 standard deviations
@@ -239,7 +238,7 @@ def test_equal_scores_give_what_random_orders_give(context: Context) -> None:
     assert bool(((kept >= low - 1e-5) & (kept <= high + 1e-5)).all())
     by_position = singles[0]  # what the first component in row-major order alone would give
     assert not torch.allclose(kept, by_position, atol=1e-4)
-    seeds = [in_order(torch.zeros(n), seed_of(equal[0].seed, "ties", 0, i))[0] for i in range(ORDERS)]
+    seeds = [ordered(torch.zeros(n), seed=seed_of(equal[0].seed, "ties", 0, i))[0] for i in range(ORDERS)]
     torch.testing.assert_close(kept, singles[torch.stack(seeds)].mean(0), rtol=0, atol=2e-5)
 
 
