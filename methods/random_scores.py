@@ -28,6 +28,7 @@ class RandomScores(Method):
     levels = tuple(LEVELS)
     needs = frozenset()
     control = True
+    control_kind = "random"
     properties = ("standard_normal", "ignores_weights", "ignores_answer")
 
     seed: int = 0

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_serializer, field_
 from ..levels import USUAL_REPLACEMENT, InputReplacement
 from ..measurements.base import Kept, Measurement, Statistic, Strict
 from ..measurements.speed import VARYING, Speed
+from ..roles import ControlKind, Sight
 from .settings import Settings, measurement_of
 
 M = TypeVar("M", bound=Measurement)
@@ -139,6 +140,8 @@ class StoredScores(Strict):
         top: the twenty highest components with their scores; empty at levels of inputs.
         sketch: the scores of some or all components, by which records are compared; see
             :meth:`attriboard.scores.Scores.sketch`. Empty at levels of inputs.
+        ties: the share of components whose score equals another's.
+        noise: the share of components whose score was set to zero because it lay below what rounding can make.
     """
 
     identity: str
@@ -148,6 +151,8 @@ class StoredScores(Strict):
     metadata: dict[str, Any] = Field(default_factory=dict)
     top: list[tuple[str, float]] = Field(default_factory=list)
     sketch: list[float] = Field(default_factory=list)
+    ties: float = 0.0
+    noise: float = 0.0
 
 
 class Aggregate(Strict):
@@ -169,6 +174,9 @@ class Record(Strict):
         data_sha256: of the tokens of every example drawn.
         kept: by split, what was seen, answered and kept.
         items: the base item of each test example, in the order of the per-example measurements.
+        control: whether the method is a floor, and no published one.
+        control_kind: which kind of floor; empty for methods that are none.
+        sees: what the method saw of the examples beside their prompts; None where that is not known.
         scores: what the method gave; None where it gave nothing.
         measurements: by name.
         not_measured: by evaluation or metric, why it was not measured.
@@ -198,6 +206,8 @@ class Record(Strict):
     items: list[str] = Field(default_factory=list)
     subsets: list[str] = Field(default_factory=list)
     control: bool = False
+    control_kind: ControlKind | Literal[""] = ""
+    sees: list[Sight] | None = None
     scores: StoredScores | None = None
     measurements: dict[str, SerializeAsAny[Measurement]] = Field(default_factory=dict)
     not_measured: dict[str, str] = Field(default_factory=dict)
