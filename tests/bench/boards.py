@@ -87,8 +87,8 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
         drops: above -0.4 and below 0.5.
         changes: ``items``, ``seed``, ``task``, ``model``, ``level``, ``control``, ``control_kind``, ``sees``,
             ``sketch``, ``top``, ``ties``, ``noise``, ``n_eff``, ``data``, ``replacement``, ``variant``, ``weights``,
-            ``recipe``, ``settings``, ``status``, ``reason``, ``precomputed``, and ``measurements`` in place of ablation and speed; what is left out is the same for all
-            records.
+            ``recipe``, ``settings``, ``status``, ``reason``, ``precomputed``, and ``measurements`` in place of ablation
+            and speed; what is left out is the same for all records.
     """
     n = len(drops)
     items = changes.get("items", [f"item {i}" for i in range(n)])
