@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -30,6 +31,8 @@ OVERALL_LINE = (
     "other, 0.5 = as often better as worse. On a table the better value wins, equal values are half a win, and every "
     "metric counts alike. Columns of metrics: the same by that metric alone. Brackets: 95 % interval."
 )
+GGUF = re.compile(r"[\w.-]+\.gguf")
+"""A file of quantized weights, in what a record says of a model's source."""
 SMALL_SHARE = 0.01
 """Shares of tied scores up to this are not worth a sentence."""
 Escape = Callable[[str], str]
@@ -199,7 +202,7 @@ def lines_above(table: Table) -> list[str]:
 
     A sentence stands there only where it has something to say.
     """
-    said = [_against_random(table), _against_trivial(table), _ties(table), _beyond_perfect(table)]
+    said = [_against_random(table), _against_trivial(table), _ties(table), _beyond_perfect(table), _all_alike(table)]
     return [examples_line(table), " ".join(sentence for sentence in said if sentence)][: 1 + any(said)]
 
 
@@ -254,6 +257,16 @@ def _beyond_perfect(table: Table) -> str:
     return f"Nothing is bold in {', '.join(titles)}: a value goes beyond the untouched model's." if titles else ""
 
 
+def _all_alike(table: Table) -> str:
+    """The columns in which bold tells nobody apart, because every method has it."""
+    titles = [
+        METRICS[name].title
+        for name, test in table.comparisons.items()
+        if len(test.best) == sum(name in r.aggregates for r in table.records) and name not in table.beyond_perfect
+    ]
+    return f"No method is told apart from the best in {', '.join(titles)}: all are bold." if titles else ""
+
+
 def _described(metric: Metric, records: Sequence[Record]) -> str:
     """What a metric says of the examples, which is the same for every method."""
     values = [r.aggregates[metric.name].value for r in records if metric.name in r.aggregates]
@@ -279,7 +292,15 @@ def how_it_ran(board: Board) -> str:
     counts = f"{sum(r.status == 'ok' for r in records)} records, " + ", ".join(
         f"{sum(r.status == status for r in board.not_run)} {status}" for status in ("failed", "skipped")
     )
-    return f"{counts}. Models: {named}. {'; '.join(dtypes)} ({'; '.join(sources)}). {'; '.join(versions)}."
+    quantized: dict[str, list[str]] = defaultdict(list)
+    for name, file in sorted(
+        {(r.cell.model, file) for r in records if r.model for file in GGUF.findall(r.model.source)}
+    ):
+        quantized[file].append(name)
+    dequantized = "".join(
+        f" The weights of {' and '.join(own)} are dequantized from {f}." for f, own in quantized.items()
+    )
+    return f"{counts}. Models: {named}.{dequantized} {'; '.join(dtypes)} ({'; '.join(sources)}). {'; '.join(versions)}."
 
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
