@@ -39,6 +39,7 @@ class ComparativeNeuronAnalysis(Method):
     description = "log-probability increase lost when the most important head is zeroed"
     levels = ("neurons",)
     needs = frozenset({"forward", "weights"})
+    reads = ("answer", "foil")
     uses = ("head_ablation",)
     properties = ("zero_for_idle", "zero_for_dead", "uses_answer")
 

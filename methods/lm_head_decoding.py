@@ -40,6 +40,7 @@ class LmHeadDecoding(Method):
     description = "z-score of the answer's logit when the neuron's output vector alone is unembedded"
     levels = ("neurons",)
     needs = frozenset({"weights"})
+    reads = ("answer",)
     properties = ("ignores_output_scale", "zero_for_idle", "uses_answer", "ignores_foil")
 
     signed: bool = False

@@ -29,6 +29,7 @@ class RandomScores(Method):
     needs = frozenset()
     control = True
     random = True
+    control_kind = "random"
     properties = ("standard_normal", "ignores_weights", "ignores_answer")
 
     seed: int = 0

@@ -37,6 +37,7 @@ class Relevancy(Method):
     description = "positive attention times gradient, followed through the layers"
     levels = ("patches", "tokens")
     needs = frozenset({"forward", "gradients"})
+    reads = ("answer", "foil")
     properties = ("sums_to_one", "zero_for_idle", "uses_answer")
 
     through: str = "language_model"

@@ -189,6 +189,7 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
         return SimpleNamespace(
             cell=SimpleNamespace(method=method, method_label=method, level="neurons"),
             control=control,
+            chance=0.1 if evaluation == "pruning" else None,
             aggregates={name: SimpleNamespace(value=value) for name in names},
             measurements={evaluation: value},
             settings=SimpleNamespace(
@@ -211,9 +212,17 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
         records += [cell("a", 0.5 + factor, False, "bias", factor), cell("b", 0.75, False, "bias", factor)]
         records.append(cell("random_same_layer", 0.25, True, "bias", factor))
     lines = readme["paired"](records).splitlines()[2:]
-    assert [re.findall(r"`(\w+)`", line) for line in lines] == [["b"], ["b"], ["b"], ["a"]]
-    assert lines[0].endswith("keeps an accuracy of 0.750, same-layer random 0.250; difference −0.500.")
-    assert lines[3].endswith("removes 1.000 of it, same-layer random 0.250; difference 0.750 [0.000, 0.500].")
+    chance = "random_same_layer"
+    named = [["b", "wanda"], ["b", "wanda"], ["b", chance], ["a", chance]]
+    assert [re.findall(r"`(\w+)`", line) for line in lines] == named
+    assert lines[0].endswith(
+        "keeps an accuracy of 0.750, same-layer random 0.250; difference −0.500. The best control, `wanda`, has 0.900, "
+        "and guessing among the labels gives 0.10."
+    )
+    assert lines[3].endswith(
+        "removes 1.000 of it, same-layer random 0.250; difference 0.750 [0.000, 0.500], so none is shown. The best "
+        "control, `random_same_layer`, has 0.250."
+    )
 
 
 def test_what_is_known_of_planted_models_is_one_table_for_each_level() -> None:

@@ -87,9 +87,13 @@ class Metric:
         shown: whether it is a column of the board.
         block: metrics of a measurement with the same block stand side by side.
         ranks: whether the overall table ranks methods by it.
+        headline: whether methods are compared with the controls by it: whether any is better than random, and which
+            are no better than what is trivial. A table is judged by the first such metric that it shows.
         sorts: whether a table's rows are sorted by it (by the mean over those of a measurement that do).
         tested: whether a paired test over examples can compare two methods by it.
         exact: one value by definition, which equal data make comparable without a test.
+        perfect: what the untouched model has, where a value can go beyond that. More is not better attribution then,
+            so a column whose best value goes beyond it has no best.
         line: what is said before its value above the table, for metrics that describe the examples.
         measurement: the name of the measurement that declares it; filled in there.
     """
@@ -105,9 +109,11 @@ class Metric:
     shown: bool = True
     block: str = ""
     ranks: bool = False
+    headline: bool = False
     sorts: bool = False
     tested: bool = True
     exact: bool = False
+    perfect: float | None = None
     line: str = ""
     measurement: str = ""
 

@@ -72,6 +72,7 @@ class Faithfulness(Measurement):
             better="lower",
             ranks=True,
             sorts=True,
+            headline=True,
             text="Circuit-model distance over a logarithmic axis: area between f and 1, |1 − f|, over log(k/n), where "
             "the top k components by absolute score are kept and the rest is replaced. 0 means that the first "
             "component alone already acts as the model does; a set that exceeds the model is as far from it as one "

@@ -154,6 +154,8 @@ class Localization(Measurement):
             title="insertion",
             unit="1 = perfect",
             better="higher",
+            perfect=1.0,
+            headline=True,
             ranks=True,
             sorts=True,
             text="Linear area under f of the insertion curve (all positions replaced but the top k of each example) "

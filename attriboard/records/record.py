@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_serializer, field_
 from ..levels import USUAL_REPLACEMENT, InputReplacement
 from ..measurements.base import Kept, Measurement, Statistic, Strict
 from ..measurements.speed import VARYING, Speed
+from ..roles import ControlKind, Sight
 from ..stats.clusters import Clusters
 from .settings import Settings, measurement_of
 
@@ -140,6 +141,8 @@ class StoredScores(Strict):
         top: the twenty highest components with their scores; empty at levels of inputs.
         sketch: the scores of some or all components, by which records are compared; see
             :meth:`attriboard.scores.Scores.sketch`. Empty at levels of inputs.
+        ties: the share of components whose score equals another's.
+        noise: the share of components whose score was set to zero because it lay below what rounding can make.
     """
 
     identity: str
@@ -149,6 +152,8 @@ class StoredScores(Strict):
     metadata: dict[str, Any] = Field(default_factory=dict)
     top: list[tuple[str, float]] = Field(default_factory=list)
     sketch: list[float] = Field(default_factory=list)
+    ties: float = 0.0
+    noise: float = 0.0
 
 
 class Aggregate(Strict):
@@ -171,6 +176,9 @@ class Record(Strict):
         kept: by split, what was seen, answered and kept.
         items, frames: the base item and the frame of each test example, in the order of the per-example measurements.
         n_eff: to how many independent examples those kept in both halves amount; None for fewer than two.
+        control: whether the method is a floor, and no published one.
+        control_kind: which kind of floor; empty for methods that are none.
+        sees: what the method saw of the examples beside their prompts; None where that is not known.
         scores: what the method gave; None where it gave nothing.
         measurements: by name.
         not_measured: by evaluation or metric, why it was not measured.
@@ -202,6 +210,8 @@ class Record(Strict):
     n_eff: float | None = None
     subsets: list[str] = Field(default_factory=list)
     control: bool = False
+    control_kind: ControlKind | Literal[""] = ""
+    sees: list[Sight] | None = None
     scores: StoredScores | None = None
     measurements: dict[str, SerializeAsAny[Measurement]] = Field(default_factory=dict)
     not_measured: dict[str, str] = Field(default_factory=dict)
@@ -256,6 +266,18 @@ class Record(Strict):
             for measurement in self.measurements.values()
             for name, statistic in measurement.statistics().items()
         }
+
+    @property
+    def cross_fitted(self) -> bool:
+        """Whether examples of both halves were judged."""
+        return self.settings.folds > 0 and any(m.cross_fitted for m in self.measurements.values())
+
+    @property
+    def judged(self) -> tuple[int, float | None]:
+        """How many examples its measurements judge, and to how many independent ones they amount (None: not known)."""
+        if self.cross_fitted:
+            return sum(kept.kept for kept in self.kept.values()), self.n_eff
+        return len(self.items), self.kept["test"].n_eff if "test" in self.kept else None
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -275,6 +275,8 @@ class _Run:
             "n_eff": context.n_eff,
             "subsets": [e.example.subset for e in context.test],
             "control": method is not None and method.control,
+            "control_kind": method.control_kind if method is not None and method.control else "",
+            "sees": None if method is None else method.seen(context.both),
         }
 
     def _fields(self, known: _Measured, derived: Mapping[str, Aggregate], gaps: Mapping[str, str]) -> dict[str, Any]:

@@ -62,10 +62,19 @@ def speed(**changes: Any) -> Speed:
     return Speed(**{**usual, **changes})
 
 
-def stored(sketch: Sequence[float] = (), top: Sequence[tuple[str, float]] = ()) -> StoredScores:
+def stored(
+    sketch: Sequence[float] = (), top: Sequence[tuple[str, float]] = (), ties: float = 0.0, noise: float = 0.0
+) -> StoredScores:
     """What a record says of its scores; there is no file."""
     return StoredScores(
-        identity="i", file="scores/none.safetensors", sha256="s", values_sha256="v", sketch=list(sketch), top=list(top)
+        identity="i",
+        file="scores/none.safetensors",
+        sha256="s",
+        values_sha256="v",
+        sketch=list(sketch),
+        top=list(top),
+        ties=ties,
+        noise=noise,
     )
 
 
@@ -85,10 +94,10 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
     Args:
         method: its name.
         drops: above -0.4 and below 0.5.
-        changes: ``items``, ``frames``, ``seed``, ``task``, ``model``, ``level``, ``control``, ``sketch``, ``top``,
-            ``data``, ``replacement``, ``variant``, ``weights``, ``recipe``, ``settings``, ``status``, ``reason``,
-            ``precomputed``, and ``measurements`` in place of ablation and speed; what is left out is the same for all
-            records.
+        changes: ``items``, ``frames``, ``seed``, ``task``, ``model``, ``level``, ``control``, ``control_kind``,
+            ``sees``, ``sketch``, ``top``, ``ties``, ``noise``, ``n_eff``, ``data``, ``replacement``, ``variant``,
+            ``weights``, ``recipe``, ``settings``, ``status``, ``reason``, ``precomputed``, and ``measurements`` in the
+            place of ablation and speed; what is left out is the same for all records.
     """
     n = len(drops)
     items = changes.get("items", [f"item {i}" for i in range(n)])
@@ -108,7 +117,7 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
         seed=changes.get("seed", 0),
         precomputed=changes.get("precomputed"),
     )
-    kept = Kept(seen=n, correct=n, passing=n, kept=n, by_subset={"": (n, n, n)})
+    kept = Kept(seen=n, correct=n, passing=n, kept=n, by_subset={"": (n, n, n)}, n_eff=changes.get("n_eff"))
     return Record(
         suite="made_up",
         identity=digest([cell.model_dump(), list(drops), sorted(measurements)]),
@@ -128,9 +137,12 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
         kept={"train": kept, "test": kept},
         items=items,
         frames=frames,
+        n_eff=changes.get("n_eff"),
         subsets=[""] * n,
-        control=changes.get("control", False),
-        scores=stored(changes.get("sketch", ()), changes.get("top", ())),
+        control=changes.get("control", "control_kind" in changes),
+        control_kind=changes.get("control_kind", ""),
+        sees=changes.get("sees"),
+        scores=stored(*(changes.get(k, v) for k, v in (("sketch", ()), ("top", ()), ("ties", 0.0), ("noise", 0.0)))),
         measurements=measurements,
         stages=stages(measurements),
         aggregates=aggregates(measurements.values(), items, frames),

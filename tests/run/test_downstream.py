@@ -630,7 +630,7 @@ def test_a_table_says_what_is_judged_on_all_examples_drawn(board: Board) -> None
 
 def test_the_overall_ranks_come_from_tables_with_faithfulness(board: Board) -> None:
     overall = board.overall()
-    assert {row.tables for row in overall} == {"1 of 1"} and len(overall) == 2
+    assert {(row.tables, row.of) for row in overall} == {(1, 1)} and len(overall) == 2
     for row in overall:
         assert {"sufficiency_log_area", "necessity_log_area", "ablation_drop_p"} <= set(row.by_metric)
 
