@@ -27,6 +27,7 @@ class DifferenceNorm(Method):
     levels = ("heads", "neurons", "nodes")
     needs = frozenset({"forward", "weights", "counterfactual"})
     control = True
+    reads = ("counterfactual",)
     properties = ("zero_for_idle", "zero_for_dead", "scales_with_output", "ignores_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:

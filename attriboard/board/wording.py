@@ -14,6 +14,7 @@ from ..measurements.bias import Bias
 from ..measurements.pruning import Pruning
 from ..measurements.registry import METRICS
 from ..measurements.reliability import Reliability
+from ..measurements.speed import Speed
 from ..records.record import Aggregate, Record
 from ..stats.intervals import ALPHA
 from ..stats.ranks import over_seeds
@@ -35,6 +36,7 @@ GGUF = re.compile(r"[\w.-]+\.gguf")
 """A file of quantized weights, in what a record says of a model's source."""
 SMALL_SHARE = 0.01
 """Shares of tied scores up to this are not worth a sentence."""
+COUNTS = ("seen", "correct", "passing", "kept")
 Escape = Callable[[str], str]
 
 
@@ -183,21 +185,41 @@ def _underpowered(table: Table) -> str:
 
 def examples_line(table: Table) -> str:
     """What the table's numbers were measured on."""
-    record = table.records[0]
-    kept = record.kept["test"]
-    subsets = "; ".join(
-        f"{name} {passing} and {right} of {seen}" for name, (passing, right, seen) in sorted(kept.by_subset.items())
-    )
+    record = next((r for r in table.records if r.cross_fitted), table.records[0])
+    halves = record.kept.values() if record.cross_fitted else [record.kept["test"]]
+    seen, correct, passing, kept = (sum(getattr(h, name) for h in halves) for name in COUNTS)
+    by_subset = {name: np.sum([h.by_subset[name] for h in halves], axis=0) for name in record.kept["test"].by_subset}
+    subsets = "; ".join(f"{name} {right} and {passed} of {of}" for name, (passed, right, of) in by_subset.items())
     chance = "" if record.chance is None else f" Chance among the labels: {100 * record.chance:.0f} %."
     described = [_described(metric, table.records) for metric in METRICS.values() if metric.line]
-    by_itself = table.level in INPUTS
-    scored = "each by its own scores" if by_itself else f"{record.kept['train'].kept} train examples scored"
-    everyone = f" (pruning and bias: all {kept.seen})" if _uses_all_drawn(table) else ""
+    everyone = f" (pruning and bias: all {record.kept['test'].seen} of the test half)" if _uses_all_drawn(table) else ""
+    drawn = "" if record.cross_fitted else "test "
     return (
-        f"Of {kept.seen} test examples {kept.correct} are answered, and the counterfactuals of {kept.passing} of these "
-        f"by their foil ({subsets}); "
-        f"n = {kept.kept} of them judged here{everyone}, {scored}.{chance}{''.join(described)}{_underpowered(table)}"
+        f"Of {seen} {drawn}examples {correct} are answered, and the counterfactuals of {passing} of these by their "
+        f"foil ({subsets}). {_judged(table, record, kept)}{everyone}.{chance}"
+        f"{''.join(described)}{_underpowered(table)}"
     )
+
+
+def _judged(table: Table, record: Record, kept: int) -> str:
+    """By which scores the examples kept are judged."""
+    if table.level in INPUTS:
+        return f"{kept} of them are judged, each by its own scores"
+    train = record.kept["train"].kept
+    if not record.cross_fitted:
+        return f"{kept} of them are judged by the scores of {train} train examples"
+    groups, times = record.settings.folds, record.settings.repetitions
+    often = "once" if times == 1 else f"{times} times, each time"
+    rest = "; what is not cross-fitted is measured on the test half alone" if _measures_more(table) else ""
+    return (
+        f"{kept} of them, in two halves of {groups} groups, are judged {often} by the scores of a group of the other "
+        f"half{rest}"
+    )
+
+
+def _measures_more(table: Table) -> bool:
+    """Whether a table shows components' measurements that are not cross-fitted, beside what scoring costs."""
+    return any(not m.cross_fitted and m.name != Speed.name for r in table.records for m in r.measurements.values())
 
 
 def lines_above(table: Table) -> list[str]:

@@ -138,7 +138,7 @@ class Faithfulness(Measurement):
             title="CPR",
             unit="at most about 0.999 if f <= 1",
             better="higher",
-            tested=False,
+            perfect=0.999,
             version=2,
             text="MIB's circuit performance ratio: linear area under f at 0.1 to 100 % of the components, kept by "
             "signed score. Same formula; here tokens and modules of other kinds stay untouched.",

@@ -122,7 +122,8 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
         suite="made_up",
         identity=digest([cell.model_dump(), list(drops), sorted(measurements)]),
         cell=cell,
-        settings=changes.get("settings") or Settings(evaluations=tuple(measurements)),
+        # one half of the examples is judged
+        settings=(changes.get("settings") or Settings(evaluations=tuple(measurements))).model_copy(update={"folds": 0}),
         status=changes.get("status", "ok"),
         reason=changes.get("reason", ""),
         model=ModelFacts(

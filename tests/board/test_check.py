@@ -63,7 +63,7 @@ def made(
             "task_version": 1,
             "model": ModelFacts(source="m", weights_sha256="w" * 64, n_layers=1, n_heads=1, n_components=2),
             "data_sha256": f"d{seed}" * 20,
-            "kept": {"test": Kept(seen=n, correct=n, kept=n, by_subset={})},
+            "kept": {"test": Kept(seen=n, correct=n, passing=n, kept=n, by_subset={})},
             "items": list(items or map(str, range(n))),
             "scores": stored(),
             "measurements": measurements,
