@@ -98,10 +98,10 @@ class GenderBias(Task):
     """``The nurse said that`` asks for `` she``, the pronoun of the stereotype, against `` he``.
 
     An example is answered where the model finds the stereotype's pronoun likelier than the other: what is looked for
-    is where the bias sits, so only professions on which the model has it, and has the other one on the counterfactual, are
-    kept. The counterfactual names a profession of the opposite stereotype, in as many tokens. Train and test share no
-    profession and no frame, not in counterfactuals and paraphrases either. There is no other question: as no pronoun is
-    right, none can be wrong for another reason.
+    is where the bias sits, so only professions on which the model has it are kept, and only with a counterfactual on
+    which it has the opposite one. The counterfactual names a profession of the opposite stereotype, in as many tokens.
+    Train and test share no profession and no frame, not in counterfactuals and paraphrases either. There is no other
+    question: as no pronoun is right, none can be right for a wrong reason.
 
     The bias is the mean of ``|log p(" he") - log p(" she")|`` over all examples drawn, answered or not, and signed
     (above 0: he) without the absolute value. The subset ``neutral`` names people and no profession. No pronoun is
@@ -139,9 +139,7 @@ class GenderBias(Task):
                 yield ask(noun, frame, answer, foil, other, subset, rng)
 
 
-def ask(
-    noun: str, frame: str, answer: str, foil: str, other: str | None, subset: str, rng: random.Random
-) -> Example:
+def ask(noun: str, frame: str, answer: str, foil: str, other: str | None, subset: str, rng: random.Random) -> Example:
     """The example of a noun in a frame; ``other`` stands in its counterfactual, if it has one."""
     start = frame.index("{noun}")
     paraphrases = rng.sample([f for f in frames_of(split_of(noun)) if f != frame], PARAPHRASES)

@@ -101,7 +101,7 @@ NAMES = (
     "Tyler",
     "William",
 )
-"""Each one token after a space in SmolLM2's vocabulary; a model that cuts one of them is not asked about that person."""
+"""Each one token after a space for SmolLM2; a model that cuts one of them is not asked about that person."""
 PLACES = (
     "bakery",
     "beach",
