@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from attriboard.errors import ConfigurationError, TaskError
 from attriboard.instructions import Instruction, chat, read_instructions
@@ -386,24 +386,26 @@ class MisinformationAffect(Task):
             }
             for split in SPLITS
         }
+        decks = {split: _deck([post for post in posts if split_of(post.item) == split], rng) for split in SPLITS}
+        frame_decks = {split: _rounds(frames_of(subset, split), rng) for split in SPLITS}
         while True:
             split = rng.choice(SPLITS)
             pool = pools[split]
-            label = rng.choice(tuple(words))
-            group = rng.choice(sorted({post.group for post in pool[label]}))
-            query = rng.choice([post for post in pool[label] if post.group == group])
-            (other,) = (post for post in posts if post.item == query.item and post.label != label)
+            query, other = next(decks[split])
+            label = query.label
             if self.form == "published":
                 number = rng.randrange(len(PUBLISHED[subset]))
                 wordings = [*PUBLISHED[subset][number:], *PUBLISHED[subset][:number]]
                 written = [_published_prompt(wording, query, other) for wording in wordings]
                 frame, shown, other_question = "", [], None
             else:
-                frames = rng.sample(frames_of(subset, split), 1 + PARAPHRASES)
-                shown, *others = [self._shown(query, pool, rng) for _ in frames]
+                own = next(frame_decks[split])
+                others = [frame for frame in frames_of(subset, split) if frame != own]
+                frames = [own, *rng.sample(others, PARAPHRASES)]
+                shown, *shown_too = [self._shown(query, pool, rng) for _ in frames]
                 written = [
                     _few_shot(frame, [(post, words[post.label]) for post in posts_shown], query, other)
-                    for frame, posts_shown in zip(frames, (shown, *others))
+                    for frame, posts_shown in zip(frames, (shown, *shown_too))
                 ]
                 frame = "".join(frames[0])
                 about = "tone of a claim" if subset == "claim" else "tone" if subset == "conspiracy" else "veracity"
@@ -461,6 +463,27 @@ class MisinformationAffect(Task):
                     item=question.prompt,
                     subset=subset,
                 )
+
+
+T = TypeVar("T")
+
+
+def _rounds(things: Sequence[T], rng: random.Random) -> Iterator[T]:
+    """All things in random order, again and again, so that none comes twice before all have come."""
+    while True:
+        yield from rng.sample(things, len(things))
+
+
+def _deck(posts: Sequence[Post], rng: random.Random) -> Iterator[tuple[Post, Post]]:
+    """The pairs in random order, again and again: the wording asked about and the other one, in turn."""
+    by_item: dict[str, list[Post]] = {}
+    for post in posts:
+        by_item.setdefault(post.item, []).append(post)
+    turned = {item: rng.random() < 0.5 for item in by_item}
+    for item in _rounds(list(by_item), rng):
+        one, two = by_item[item]
+        yield (two, one) if turned[item] else (one, two)
+        turned[item] = not turned[item]
 
 
 Written = tuple[str, str, tuple[Span, ...]]
