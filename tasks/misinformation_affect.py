@@ -315,7 +315,9 @@ class MisinformationAffect(Task):
     Demonstrations come from the query's split, never from the query's pair, and as many from each label. Few-shot
     frames are made of a line above and a form of the texts, and no line, form or frame of one split stands in the
     other. The other question asks, with the same texts and demonstrations labelled for it, for the veracity of a post
-    (of a conspiracy theory or claim, for its tone), which the label says nothing about. The published form has a few
+    (of a conspiracy theory or claim, for its tone), which the label says nothing about. SmolLM2-135M
+    keeps a tenth of emotion's logit difference there, and all of polarity's: it prefers the word that the writer's
+    judgment suggests whatever it is asked. The published form has a few
     wordings of its own, which both splits share, so it declares no frame and asks no other question.
 
     Attributes:
