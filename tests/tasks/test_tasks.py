@@ -92,7 +92,7 @@ def test_enough_for_both_splits_and_no_item_in_both(name: str, subset: str) -> N
 def test_answers_foils_and_counterfactuals_fit_the_tokenizer(
     name: str, subset: str, length: Callable[[str], int]
 ) -> None:
-    labels = tasks.make(name).labels
+    labels = tasks.make(name, {"subsets": (subset,)}).labels
     for example in draw(name, subset):
         assert example.foil is not None and example.has_counterfactual
         assert example.answer != example.foil
