@@ -32,7 +32,7 @@ OPENINGS = (
     "In the photo",
     "On the poster",
     "In the film",
-    "In her book",
+    "In her novel",
     "In the game",
     "In his dream",
     "On the screen",
@@ -151,7 +151,8 @@ class ColorTqa(Task):
 
     In the counterfactual the asked object and another one have exchanged their colors, and everything else stays: both
     texts have the same colors and the same objects, so only who looks which belongs to which can answer both. The text
-    names the asked object first, last or between, so neither order nor nearness gives the answer away. The other
+    names the asked object first, last or between with equal chance, so neither order nor nearness gives the answer
+    away; of those that SmolLM2-135M answers in both texts, few are about the middle one of three. The other
     question asks the same text for the object whose color is the foil (for any other one with the foil
     ``absent_color``).
 

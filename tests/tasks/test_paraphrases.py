@@ -17,7 +17,7 @@ from attriboard.task import SPLITS, Example, split_of, tasks
 # Of the first 48 examples of each split, seed 0: paraphrases were added without changing what is asked.
 DIGESTS = {
     "arithmetic": "6b8c84e2b4eefcd4",
-    "color_tqa": "fee5689bba661bfe",
+    "color_tqa": "85ae073d0f051994",
     "color_tqa_scenes": "e8a3ec5643b15d99",
     "icl_sentiment": "cc5aef53d96d2921",
 }
