@@ -53,9 +53,9 @@ class Fact:
         return frozenset(f"{self.left}{self.right}{self.given}")
 
     @property
-    def shape(self) -> tuple[int, int, str]:
-        """Equal for facts whose questions are cut into tokens alike and give the same digits of the result."""
-        return len(str(self.left)), len(str(self.right)), self.given
+    def digits(self) -> tuple[int, int, int]:
+        """Of how many digits the operands and the result are."""
+        return len(str(self.left)), len(str(self.right)), len(str(self.result))
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def facts(subset: str, harder: bool = False, given: bool = True) -> list[Fact]:
 
 
 def exchangeable(query: Fact, other: Fact) -> bool:
-    """Whether ``other`` can stand in the query's place: of its shape and split, neither showing the other's answer."""
+    """Whether ``other`` can stand in the query's place: alike and of its split, neither showing the other's answer."""
     return (
-        query.shape == other.shape
+        (query.digits, query.given) == (other.digits, other.given)
         and query.answer not in other.shown | {other.answer}
         and other.answer not in query.shown
         and split_of(query.item) == split_of(other.item)
@@ -132,10 +132,7 @@ def another(query: Fact, other: Fact, shown: Sequence[Fact], table: Sequence[Fac
     free = [
         fact
         for fact in table
-        if tuple(map(len, map(str, fact.shape))) == tuple(map(len, map(str, query.shape)))
-        and fact.answer not in taken
-        and not taken & fact.shown
-        and fact not in shown
+        if fact.digits == query.digits and fact.answer not in taken and not taken & fact.shown and fact not in shown
     ]
     alike = [fact for fact in free if fact.given == query.given] or free
     return rng.choice(alike) if alike else None
