@@ -19,7 +19,7 @@ from ..measurements.base import Kept
 from ..model import EncodedExample, Model
 from ..stats.clusters import Clusters, effective_n
 from ..task import SPLITS, Task, image_hash
-from .crossfit import divided
+from .division import divided
 from .drawing import answered, draw, reversed_pair, untouched
 
 FEWEST = 8
