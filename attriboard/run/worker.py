@@ -194,7 +194,7 @@ class _Run:
             known.measurements["speed"] = scored.speed
         now = provenance(context.model.device)
         self._measure(known, context, level, method, scored, now)
-        derived, gaps = _derived(known, _items(context))
+        derived, gaps = _derived(known, _items(context), _frames(context))
         if not known.failures and not set(known.measurements) - {"speed"}:
             raise SkipCell(" ".join(why for name, why in known.reasons.items() if name != "speed"))
         outcome: dict[str, Any] = {"status": "ok", "provenance": now}
@@ -271,7 +271,7 @@ class _Run:
             "kept": context.kept,
             "chance": context.task.chance,
             "items": _items(context),
-            "frames": [e.example.frame for e in context.test],
+            "frames": _frames(context),
             "n_eff": context.n_eff,
             "subsets": [e.example.subset for e in context.test],
             "control": method is not None and method.control,
@@ -343,13 +343,15 @@ class _Run:
         return scored, stages
 
 
-def _derived(known: _Measured, items: Sequence[str]) -> tuple[dict[str, Aggregate], dict[str, str]]:
+def _derived(
+    known: _Measured, items: Sequence[str], frames: Sequence[str]
+) -> tuple[dict[str, Aggregate], dict[str, str]]:
     """The aggregates of every measurement, and what it lacks and why; one that gives none has failed, and no other."""
     derived: dict[str, Aggregate] = {}
     gaps: dict[str, str] = {}
     for name, measurement in list(known.measurements.items()):
         try:
-            own, lacking = aggregates([measurement], items), measurement.gaps()
+            own, lacking = aggregates([measurement], items, frames), measurement.gaps()
         except Exception as error:
             known.failures[name] = error
             del known.measurements[name]
@@ -362,6 +364,10 @@ def _derived(known: _Measured, items: Sequence[str]) -> tuple[dict[str, Aggregat
 
 def _items(context: Context) -> list[str]:
     return [e.example.item for e in context.test]
+
+
+def _frames(context: Context) -> list[str]:
+    return [e.example.frame for e in context.test]
 
 
 def _timing(settings: Settings) -> Speed.Options:
