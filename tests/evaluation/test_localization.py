@@ -101,8 +101,8 @@ class Echo(Task):
 
 @pytest.fixture(scope="module")
 def seen() -> Context:
-    """Six questions about pictures, on the tiny LLaVA."""
-    return Context(tiny_llava(), Echo(), 0, 6, 6, 6, 4)
+    """Six questions about pictures, on the tiny LLaVA, whose foils are no answers to the counterfactuals."""
+    return Context(tiny_llava(), Echo(), 0, 6, 6, 6, 4, keep="answer")
 
 
 @pytest.fixture(scope="module")

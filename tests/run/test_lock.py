@@ -116,7 +116,7 @@ CODE = "\nADDED = 1\n"
         ("evaluation/controls.py", "", CODE, {"ablation", "concepts", "faithfulness", "pruning"}),
         ("stats/sets.py", "", CODE, {"bias", "editing", "faithfulness", "localization", "sanity"}),
         ("stats/intervals.py", "LEVEL = 0.95", "LEVEL = 0.9", {"statistics", "reliability", "sanity"}),
-        ("stats/clusters.py", "", CODE, {"statistics", "ground_truth", "reliability", "sanity"}),
+        ("stats/clusters.py", "", CODE, {"statistics", "reliability", "sanity"}),
         ("evaluation/capability.py", "BATCH_TOKENS = 1024", "BATCH_TOKENS = 64", USING_CAPABILITY),
         ("capability_tasks/facts.jsonl", "", "\n", USING_CAPABILITY),
         ("capability_tasks/_two_choices_yaml", "", "\n", USING_CAPABILITY),
