@@ -92,7 +92,9 @@ def test_a_group_may_have_models_and_settings_of_its_own(toy: dict, suite: Suite
     assert not run_cells(suite.name, plan, folder).failed
     large, small = sorted(folder.read(), key=lambda r: -r.settings.max_kept)
     assert (large.settings.max_kept, small.settings.max_kept) == (6, 4)
-    assert len(small.measurements["ablation"].random) == 1
+    assert [r.settings.asked("ablation")["draws"] for r in (large, small)] == [2, 1]
+    # twice each: as many train as test examples are kept
+    assert [r.measurements["ablation"].n for r in (large, small)] == [2 * (6 + 6), 2 * (4 + 4)]
     assert (len(large.items), len(small.items)) == (6, 4)
     assert run_cells(suite.name, plan, folder).done_before == 2
 
