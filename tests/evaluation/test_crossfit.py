@@ -257,3 +257,8 @@ def test_ablation_draws_are_other_ones_in_every_trial_and_as_many_as_asked(conte
     measured = ablation.evaluate(context, made, HEADS, "zero", 50)
     assert len(set(seeds)) == len(seeds) >= 50 * len(measured.sizes)
     assert measured.n == 2 * len(context.both)
+    seeds.clear()
+    tied = trials(context, torch.zeros(HEADS.size(context.model)), None, 0, 1, ("cell",))
+    measured = ablation.evaluate(context, tied, HEADS, "zero", 2 * ORDERS + 1)
+    # each of the orders has as many, so they are rounded up
+    assert len(set(seeds)) == len(seeds) == 3 * ORDERS * len(measured.sizes)
