@@ -307,6 +307,8 @@ class _Run:
         current = {name: stage_identity(name, before) for name in before.evaluations if name not in self.wanted}
         if before.capability != self.planned.settings.capability:
             current = {name: same for name, same in current.items() if not MEASUREMENTS[name].uses_capability}
+        if before.repetitions != self.planned.settings.repetitions:
+            current = {name: same for name, same in current.items() if not MEASUREMENTS[name].cross_fitted}
         same = current if self.earlier.again else {**self.wanted, **current}
         names = [
             name
