@@ -223,7 +223,8 @@ class _Run:
                 scored.found,
                 settings.folds,
                 settings.repetitions,
-                (cell.task_label, cell.model, cell.level, cell.seed, cell.method_label),
+                # without the method: equal scores are measured alike, wherever they come from
+                (cell.task_label, cell.model, cell.level, cell.seed),
             )
         for name, identity in self.wanted.items():
             if name in known.stages:
