@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from attriboard.components import get_level
+from attriboard.errors import SkipCell
 from attriboard.evaluation import ablation, faithfulness
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.crossfit import (
@@ -168,8 +169,6 @@ class NeedsThree(Method):
     needs = frozenset()
 
     def check_examples(self, examples):  # type: ignore[no-untyped-def]
-        from attriboard.errors import SkipCell
-
         if len(examples) < 3:
             raise SkipCell("three are needed.")
 
@@ -182,6 +181,15 @@ def test_a_method_that_cannot_score_few_examples_gets_larger_groups(context: Con
     found = of_groups(method, context, HEADS, method.attribute(context.model, context.train, HEADS), 4)
     sizes = [[len(group) for group in merged(context.groups(half, 4), 2)] for half in HALVES]
     assert found.groups == 2 and found.values[:, :, 0, 0, 0].tolist() == sizes
+
+
+def test_a_method_that_cannot_score_the_test_half_is_refused_in_its_own_words(context: Context, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    method = NeedsThree()
+    scores = method.attribute(context.model, context.train, HEADS)
+    monkeypatch.setitem(context.examples, "test", context.test[:2])
+    monkeypatch.setattr(context, "_groups", {})
+    with pytest.raises(SkipCell, match="three are needed"):
+        of_groups(method, context, HEADS, scores, 4)
 
 
 def test_a_control_at_random_is_at_least_sixteen_different_draws(context: Context) -> None:
