@@ -223,7 +223,8 @@ class _Run:
                 scored.found,
                 settings.folds,
                 settings.repetitions,
-                (cell.task_label, cell.model, cell.level, cell.seed, cell.method_label),
+                # without the method: equal scores are measured alike, wherever they come from
+                (cell.task_label, cell.model, cell.level, cell.seed),
             )
         for name, identity in self.wanted.items():
             if name in known.stages:
@@ -307,6 +308,8 @@ class _Run:
         current = {name: stage_identity(name, before) for name in before.evaluations if name not in self.wanted}
         if before.capability != self.planned.settings.capability:
             current = {name: same for name, same in current.items() if not MEASUREMENTS[name].uses_capability}
+        if before.repetitions != self.planned.settings.repetitions:
+            current = {name: same for name, same in current.items() if not MEASUREMENTS[name].cross_fitted}
         same = current if self.earlier.again else {**self.wanted, **current}
         names = [
             name
