@@ -12,6 +12,8 @@ Sight = Literal["answer", "foil", "counterfactual", "labels"]
 judges too; or labels, which are the subset of an example or the places of the labels in its demonstrations."""
 SIGHTS: tuple[Sight, ...] = get_args(Sight)
 """In the order in which they are named."""
+ABBREVIATED: dict[Sight, str] = {"answer": "answer", "foil": "foil", "counterfactual": "cf", "labels": "labels"}
+"""As they stand in tables."""
 
 ControlKind = Literal["random", "matched", "trivial"]
 """What a control is held against a method for: scores drawn at random; a method's own scores, drawn at random within

@@ -16,6 +16,7 @@ from ..measurements.registry import METRICS
 from ..measurements.reliability import Reliability
 from ..measurements.speed import Speed
 from ..records.record import Aggregate, Record
+from ..roles import ABBREVIATED
 from ..stats.intervals import ALPHA
 from ..stats.ranks import over_seeds
 from .agreement import between_seeds
@@ -76,7 +77,7 @@ def seen(record: Record) -> str:
     """What a method saw of the examples, abbreviated; empty where that is not known."""
     if record.sees is None:
         return ""
-    return ", ".join({"counterfactual": "cf"}.get(sight, sight) for sight in record.sees) or "nothing"
+    return ", ".join(ABBREVIATED[sight] for sight in record.sees) or "nothing"
 
 
 def cells(table: Table, record: Record, metrics: Sequence[str], bold: str, escape: Escape = str) -> list[str]:

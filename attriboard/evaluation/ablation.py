@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -45,7 +46,7 @@ def evaluate(context: Context, trials: Sequence[Trial], level: Level, replacemen
     def judge(trial: Trial) -> dict[str, Tensor]:
         orders = list(trial.orders(ORDERS, lambda values: values))
         tops = [top_mask(order, k) for order in orders for k in ks]
-        each = max(1, trial.draws(draws) // len(orders))
+        each = math.ceil(trial.draws(draws) / len(orders))
         random = [
             matched_draw(top, layer_of, seed_of(trial.seed, "matched", draw, i))
             for draw in range(each)

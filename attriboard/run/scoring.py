@@ -24,7 +24,8 @@ from ..components import InputLevel, Level
 from ..errors import ScoresError, SkipCell
 from ..evaluation import speed
 from ..evaluation.context import Context
-from ..evaluation.crossfit import HALVES, RANDOM_DRAWS, Found, merged, seed_of
+from ..evaluation.crossfit import HALVES, RANDOM_DRAWS, Found, seed_of
+from ..evaluation.division import merged
 from ..exchange import precomputed
 from ..measurements.speed import Speed
 from ..method import Method, checked, checked_inputs
@@ -124,6 +125,9 @@ def of_groups(
     Args:
         scores: of the whole train half.
         floor: how far rounding moves them.
+
+    Raises:
+        SkipCell: the test half as a whole lacks what the method needs; says what.
     """
     model, halves = context.model, (context.train, context.test)
     divided = [context.groups(half, folds) for half in HALVES]
@@ -134,6 +138,8 @@ def of_groups(
         if n == 1 or all(_can_score(method, group) for of_half in chosen for group in of_half):
             break
         n = max(1, n // 2)
+    if n == 1:
+        method.check_examples(context.test)  # the train half was checked before it was scored
 
     def own(half: int, group: int) -> Tensor:
         """``[draws, *shape]``."""

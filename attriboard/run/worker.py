@@ -194,7 +194,7 @@ class _Run:
             known.measurements["speed"] = scored.speed
         now = provenance(context.model.device)
         self._measure(known, context, level, method, scored, now)
-        derived, gaps = _derived(known, _items(context))
+        derived, gaps = _derived(known, _items(context), _frames(context))
         if not known.failures and not set(known.measurements) - {"speed"}:
             raise SkipCell(" ".join(why for name, why in known.reasons.items() if name != "speed"))
         outcome: dict[str, Any] = {"status": "ok", "provenance": now}
@@ -223,7 +223,8 @@ class _Run:
                 scored.found,
                 settings.folds,
                 settings.repetitions,
-                (cell.task_label, cell.model, cell.level, cell.seed, cell.method_label),
+                # without the method: equal scores are measured alike, wherever they come from
+                (cell.task_label, cell.model, cell.level, cell.seed),
             )
         for name, identity in self.wanted.items():
             if name in known.stages:
@@ -271,7 +272,7 @@ class _Run:
             "kept": context.kept,
             "chance": context.task.chance,
             "items": _items(context),
-            "frames": [e.example.frame for e in context.test],
+            "frames": _frames(context),
             "n_eff": context.n_eff,
             "subsets": [e.example.subset for e in context.test],
             "control": method is not None and method.control,
@@ -307,6 +308,8 @@ class _Run:
         current = {name: stage_identity(name, before) for name in before.evaluations if name not in self.wanted}
         if before.capability != self.planned.settings.capability:
             current = {name: same for name, same in current.items() if not MEASUREMENTS[name].uses_capability}
+        if before.repetitions != self.planned.settings.repetitions:
+            current = {name: same for name, same in current.items() if not MEASUREMENTS[name].cross_fitted}
         same = current if self.earlier.again else {**self.wanted, **current}
         names = [
             name
@@ -343,13 +346,15 @@ class _Run:
         return scored, stages
 
 
-def _derived(known: _Measured, items: Sequence[str]) -> tuple[dict[str, Aggregate], dict[str, str]]:
+def _derived(
+    known: _Measured, items: Sequence[str], frames: Sequence[str]
+) -> tuple[dict[str, Aggregate], dict[str, str]]:
     """The aggregates of every measurement, and what it lacks and why; one that gives none has failed, and no other."""
     derived: dict[str, Aggregate] = {}
     gaps: dict[str, str] = {}
     for name, measurement in list(known.measurements.items()):
         try:
-            own, lacking = aggregates([measurement], items), measurement.gaps()
+            own, lacking = aggregates([measurement], items, frames), measurement.gaps()
         except Exception as error:
             known.failures[name] = error
             del known.measurements[name]
@@ -362,6 +367,10 @@ def _derived(known: _Measured, items: Sequence[str]) -> tuple[dict[str, Aggregat
 
 def _items(context: Context) -> list[str]:
     return [e.example.item for e in context.test]
+
+
+def _frames(context: Context) -> list[str]:
+    return [e.example.frame for e in context.test]
 
 
 def _timing(settings: Settings) -> Speed.Options:

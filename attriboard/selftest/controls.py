@@ -38,7 +38,8 @@ def orders_layers(case: Case) -> None:
     scores = usual_scores(case).view(layers, -1)
     steps = scores[:, 0].diff()
     if not torch.equal(scores, scores[:, :1].expand_as(scores)) or not bool((steps > 0).all() or (steps < 0).all()):
-        raise PropertyError(f"{case} does not give each layer one score that rises or falls from layer to layer.")
+        ends = ", ".join(f"{float(low):.3g} to {float(high):.3g}" for low, high in zip(*scores.aminmax(dim=1)))
+        raise PropertyError(f"{case} gives the layers scores of {ends}, expected one each that rises or falls.")
 
 
 @register(*COMPONENTS)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from attriboard.components import get_level
+from attriboard.errors import SkipCell
 from attriboard.evaluation import ablation, faithfulness
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.crossfit import (
@@ -18,11 +19,10 @@ from attriboard.evaluation.crossfit import (
     RANDOM_DRAWS,
     Found,
     Trial,
-    divided,
-    merged,
     seed_of,
     trials,
 )
+from attriboard.evaluation.division import divided, merged
 from attriboard.measurements.base import Measure
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample
@@ -98,6 +98,15 @@ def test_without_folds_the_test_half_is_judged_by_the_scores_of_the_train_half(c
     )
 
 
+def test_precomputed_scores_judge_both_halves_and_have_no_train_side(context: Context) -> None:
+    scores = torch.arange(12.0).view(3, 4)
+    made = trials(context, scores, None, 4, 2, ("cell",))
+    for repetition in (made[:8], made[8:]):
+        assert sorted(i for trial in repetition for i in trial.members) == list(range(len(context.both)))
+    assert all(trial.train == "" and torch.equal(trial.values, scores.view(1, 12)) for trial in made)
+    assert len({trial.seed for trial in made}) == len(made) == 16
+
+
 def test_no_group_is_judged_by_examples_that_share_an_item(context: Context) -> None:
     items = [{e.example.item for e in half} for half in (context.train, context.test)]
     assert not items[0] & items[1]
@@ -159,8 +168,6 @@ class NeedsThree(Method):
     needs = frozenset()
 
     def check_examples(self, examples):  # type: ignore[no-untyped-def]
-        from attriboard.errors import SkipCell
-
         if len(examples) < 3:
             raise SkipCell("three are needed.")
 
@@ -173,6 +180,15 @@ def test_a_method_that_cannot_score_few_examples_gets_larger_groups(context: Con
     found = of_groups(method, context, HEADS, method.attribute(context.model, context.train, HEADS), 4)
     sizes = [[len(group) for group in merged(context.groups(half, 4), 2)] for half in HALVES]
     assert found.groups == 2 and found.values[:, :, 0, 0, 0].tolist() == sizes
+
+
+def test_a_method_that_cannot_score_the_test_half_is_refused_in_its_own_words(context: Context, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    method = NeedsThree()
+    scores = method.attribute(context.model, context.train, HEADS)
+    monkeypatch.setitem(context.examples, "test", context.test[:2])
+    monkeypatch.setattr(context, "_groups", {})
+    with pytest.raises(SkipCell, match="three are needed"):
+        of_groups(method, context, HEADS, scores, 4)
 
 
 def test_a_control_at_random_is_at_least_sixteen_different_draws(context: Context) -> None:
@@ -257,3 +273,8 @@ def test_ablation_draws_are_other_ones_in_every_trial_and_as_many_as_asked(conte
     measured = ablation.evaluate(context, made, HEADS, "zero", 50)
     assert len(set(seeds)) == len(seeds) >= 50 * len(measured.sizes)
     assert measured.n == 2 * len(context.both)
+    seeds.clear()
+    tied = trials(context, torch.zeros(HEADS.size(context.model)), None, 0, 1, ("cell",))
+    measured = ablation.evaluate(context, tied, HEADS, "zero", 2 * ORDERS + 1)
+    # each of the orders has as many, so they are rounded up
+    assert len(set(seeds)) == len(seeds) == 3 * ORDERS * len(measured.sizes)
