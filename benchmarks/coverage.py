@@ -94,10 +94,14 @@ def _faithfulness(latent: Latent, spread: float, full: Array, empty: Array) -> F
     kept[-1] = full.tolist()
     return Faithfulness(
         sizes=sizes(COMPONENTS),
+        examples=list(range(len(full))),
         full=full.tolist(),
         empty=empty.tolist(),
-        sufficiency=kept,
-        necessity=kept,
+        absolute=kept,
+        signed=kept,
+        answered=[],
+        removed=[],
+        shuffled=[],
         mib_sizes=mib_sizes(COMPONENTS),
         mib_signed=[],
         mib_absolute=[],
@@ -115,7 +119,7 @@ def _two_curves(latent: Latent) -> tuple[Faithfulness, Faithfulness]:
 def ratio(latent: Latent) -> Pair:
     """f at one size: a ratio of differences of means."""
     at = 2
-    first, second = ((lambda index, m=m: m.curve([m.sufficiency[at]], index)[0]) for m in _two_curves(latent))
+    first, second = ((lambda index, m=m: m.curve([m.signed[at]], index)[0]) for m in _two_curves(latent))
     return Pair(first, second, CURVE[at])
 
 
