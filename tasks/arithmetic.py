@@ -53,9 +53,9 @@ class Fact:
         return frozenset(f"{self.left}{self.right}{self.given}")
 
     @property
-    def shape(self) -> tuple[int, int, str]:
-        """Equal for facts whose questions are cut into tokens alike and give the same digits of the result."""
-        return len(str(self.left)), len(str(self.right)), self.given
+    def digits(self) -> tuple[int, int, int]:
+        """Of how many digits the operands and the result are."""
+        return len(str(self.left)), len(str(self.right)), len(str(self.result))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def facts(subset: str, harder: bool = False, given: bool = True) -> list[Fact]:
 
     Args:
         subset: the operation.
-        harder: also differences whose first operand has two digits, and quotients of two digits.
+        harder: also differences whose first operand has two digits, products of such an operand that need a carry, and
+            quotients of two digits.
         given: also results of two digits, the first of which the question gives.
     """
     small, tables = list(product(ONE_DIGIT, ONE_DIGIT)), list(product(range(2, 10), range(2, 10)))
@@ -90,16 +91,16 @@ def facts(subset: str, harder: bool = False, given: bool = True) -> list[Fact]:
     elif subset == "subtraction":
         every = [(a, b, a - b) for a, b in small + large * harder if a > b]
     elif subset == "multiplication":
-        every = [(a, b, a * b) for a, b in tables + large]
+        every = [(a, b, a * b) for a, b in tables + [(a, b) for a, b in large if harder or a % 10 * b < 10]]
     else:
         every = [(a * b, b, a) for a, b in tables + large * harder if a != b and a * b < 100]
     return [Fact(a, SIGNS[subset], b, c) for a, b, c in every if c < (100 if given else 10)]
 
 
 def exchangeable(query: Fact, other: Fact) -> bool:
-    """Whether ``other`` can stand in the query's place: of its shape and split, neither showing the other's answer."""
+    """Whether ``other`` can stand in the query's place: alike and of its split, neither showing the other's answer."""
     return (
-        query.shape == other.shape
+        (query.digits, query.given) == (other.digits, other.given)
         and query.answer not in other.shown | {other.answer}
         and other.answer not in query.shown
         and split_of(query.item) == split_of(other.item)
@@ -132,10 +133,7 @@ def another(query: Fact, other: Fact, shown: Sequence[Fact], table: Sequence[Fac
     free = [
         fact
         for fact in table
-        if tuple(map(len, map(str, fact.shape))) == tuple(map(len, map(str, query.shape)))
-        and fact.answer not in taken
-        and not taken & fact.shown
-        and fact not in shown
+        if fact.digits == query.digits and fact.answer not in taken and not taken & fact.shown and fact not in shown
     ]
     alike = [fact for fact in free if fact.given == query.given] or free
     return rng.choice(alike) if alike else None
@@ -154,13 +152,13 @@ class Arithmetic(Task):
     lets a model of 135 M parameters follow. Paraphrases ask for the same result after other solved lines, with another
     beginning of all lines. The other question is a third one after the same demonstrations.
 
-    Questions whose answer does not stand in them: 548 sums, 32 differences, 102 products and 50 quotients; of these
-    36, 32, 6 and 50 have a result of one digit. With ``harder``: 578 differences and 107 quotients.
+    Questions whose answer does not stand in them: 548 sums, 32 differences, 63 products and 50 quotients; of these
+    36, 32, 6 and 50 have a result of one digit. With ``harder``: 578 differences, 102 products and 107 quotients.
 
     Attributes:
         shots: how many demonstrations, all of the query's operation.
-        harder: True adds differences of two-digit numbers (73 - 8) and quotients of two digits (68 ÷ 4), which a very
-            small model gets wrong.
+        harder: True adds differences of two-digit numbers (73 - 8), products with a carry (26 * 3) and quotients of two
+            digits (68 ÷ 4), which a very small model mostly gets wrong.
         given: False leaves out results of two digits, for tokenizers that do not cut numbers into digits. Of
             multiplication few facts remain then.
         spaces: False writes ``x = 9-4=5``. Small models add worse so, but the prompt does not end in a space, which

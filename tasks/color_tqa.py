@@ -32,7 +32,7 @@ OPENINGS = (
     "In the photo",
     "On the poster",
     "In the film",
-    "In her book",
+    "In her novel",
     "In the game",
     "In his dream",
     "On the screen",
@@ -150,10 +150,11 @@ class ColorTqa(Task):
     """``I see a red cup and a blue plate. Yes, the plate's color is`` asks for `` blue``.
 
     In the counterfactual the asked object and another one have exchanged their colors, and everything else stays: both
-    texts have the same colors and the same objects, so only who looks which belongs to which can answer both. The text
-    names the asked object first, last or between, so neither order nor nearness gives the answer away. The other
-    question asks the same text for the object whose color is the foil (for any other one with the foil
-    ``absent_color``).
+    texts have the same colors and the same objects, so both can be answered only by knowing which color belongs to
+    which object. The text names the asked object first, last or between with equal chance, so neither order nor
+    nearness gives the answer away; of the questions that SmolLM2-135M answers in both texts, few are about the middle
+    one of three. The other question asks the same text for the object whose color is the foil (for any other one with
+    the foil ``absent_color``).
 
     Objects and wordings are split, not texts: no object, opening, sentence or question of a training text stands in a
     test text. Paraphrases say and ask the same in other wordings of the same split.

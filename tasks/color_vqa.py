@@ -148,9 +148,9 @@ class ColorVqa(Task):
 
     The pictures are drawn, so the pixels of every object are known. In the counterfactual picture the asked object and
     another one have each other's color, and no other pixel changes: both pictures have the same colors and the same
-    kinds, so only who looks which belongs to which can answer both. Place and size are drawn alike for all objects,
-    whichever is asked for, so they tell nothing about it. No pair of color and kind that stands in a question or
-    counterfactual of one split stands in the other.
+    kinds, so both can be answered only by seeing which color belongs to which object. Place and size are drawn alike
+    for all objects, whichever is asked for, so they tell nothing about it. No pair of color and kind that stands in a
+    question or counterfactual of one split stands in the other.
 
     The other question asks the same picture for the object whose color is the foil (with the foil ``absent_color``
     for any other one, or for a kind that is not there where the picture has one object). The words are those that the

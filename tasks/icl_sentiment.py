@@ -111,15 +111,19 @@ class IclSentiment(Task):
                 f"source {self.source!r} has only {smallest} short sentences of one label in one split, "
                 f"too few for {self.shots} shots."
             )
-        queries: dict[tuple[str, int], list[Review]] = {key: [] for key in pools}
+        said = {split: {(r.item, r.label): r for r in reviews if split_of(r.item) == split} for split in SPLITS}
+        items: dict[str, list[str]] = {split: [] for split in SPLITS}
         frames: dict[str, list[Frame]] = {split: [] for split in SPLITS}
+        wanted = {split: rng.randrange(2) for split in SPLITS}
         while True:
-            split, label = rng.choice(SPLITS), rng.randrange(2)
-            # from shuffled decks, so that every sentence and every frame comes before any comes again
-            queries[split, label] = queries[split, label] or shuffled(pools[split, label], rng)
+            split = rng.choice(SPLITS)
+            # from shuffled decks, so that every item and every frame comes before any comes again; labels alternate
+            items[split] = items[split] or shuffled(list(dict.fromkeys(item for item, _ in said[split])), rng)
             frames[split] = frames[split] or shuffled([f for f in FRAMES if split_of_frame(str(f)) == split], rng)
-            query, frame = queries[split, label].pop(), frames[split].pop()
-            by_label = [pools[split, wanted] for wanted in (POSITIVE, NEGATIVE)]
+            item, frame, label = items[split].pop(), frames[split].pop(), wanted[split]
+            label = label if (item, label) in said[split] else 1 - label
+            query, wanted[split] = said[split][item, label], 1 - label
+            by_label = [pools[split, POSITIVE], pools[split, NEGATIVE]]
             shown = demonstrations(by_label, pattern(subset, self.shots, rng), query, rng)
             prompt, marks = write(shown, query, self.labels, frame)
             again = random.Random(f"paraphrases of {prompt}")  # its own, so that rng draws what it drew without them

@@ -29,7 +29,7 @@ class {name}(AttributionPatching):
 
 TESTS = """
 def test_mine(attriboard_check):
-    metric = "sufficiency_log_area"
+    metric = "performance"
     report = attriboard_check("methods/mine.py", suite="toy.toml", include="toy_task.py", metric=metric)
     assert report.cells == 1
 """

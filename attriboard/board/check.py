@@ -28,7 +28,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, UnknownNameError
-from ..measurements.base import Statistic
+from ..measurements.base import Kept, Statistic
 from ..measurements.registry import METRICS
 from ..measurements.speed import Speed
 from ..records.record import Record, digest
@@ -317,8 +317,7 @@ def _shared(now: Record, before: Record, a: _Side, b: _Side) -> tuple[_Side, _Si
     """
     if now.data_sha256 != before.data_sha256:
         return None
-    kept_alike = (now.items, now.kept["test"]) == (before.items, before.kept["test"])
-    if kept_alike and (a.n, a.items, a.frames) == (b.n, b.items, b.frames):
+    if _kept(now) == _kept(before) and (a.n, a.items, a.frames) == (b.n, b.items, b.frames):
         return a, b
     places = [{item: i for i, item in enumerate(side.items) if item} for side in (a, b)]
     if any(len(place) != side.n or not place for place, side in zip(places, (a, b))):
@@ -328,6 +327,12 @@ def _shared(now: Record, before: Record, a: _Side, b: _Side) -> tuple[_Side, _Si
         return None
     first, second = (np.array([place[item] for item in both]) for place in places)
     return a.at(first), b.at(second)
+
+
+def _kept(record: Record) -> tuple[list[str], list[Kept]]:
+    """The items of the test examples kept, and the counts of the halves that are judged; n_eff is no count."""
+    halves = [half for name, half in sorted(record.kept.items()) if name == "test" or record.cross_fitted]
+    return record.items, [half.model_copy(update={"n_eff": None}) for half in halves]
 
 
 def _change(asked: _Asked, whole_now: _Side, whole_before: _Side, tests: int) -> tuple[MetricChange, int]:

@@ -190,14 +190,15 @@ def examples_line(table: Table) -> str:
     halves = record.kept.values() if record.cross_fitted else [record.kept["test"]]
     seen, correct, passing, kept = (sum(getattr(h, name) for h in halves) for name in COUNTS)
     by_subset = {name: np.sum([h.by_subset[name] for h in halves], axis=0) for name in record.kept["test"].by_subset}
-    subsets = "; ".join(f"{name} {right} and {passed} of {of}" for name, (passed, right, of) in by_subset.items())
+    counts = "; ".join(f"{name} {right} and {passed} of {of}" for name, (passed, right, of) in by_subset.items())
+    subsets = f" ({counts})" if len(by_subset) > 1 else ""  # one subset is all of them
     chance = "" if record.chance is None else f" Chance among the labels: {100 * record.chance:.0f} %."
     described = [_described(metric, table.records) for metric in METRICS.values() if metric.line]
     everyone = f" (pruning and bias: all {record.kept['test'].seen} of the test half)" if _uses_all_drawn(table) else ""
     drawn = "" if record.cross_fitted else "test "
     return (
         f"Of {seen} {drawn}examples {correct} are answered, and the counterfactuals of {passing} of these by their "
-        f"foil ({subsets}). {_judged(table, record, kept)}{everyone}.{chance}"
+        f"foil{subsets}. {_judged(table, record, kept)}{everyone}.{chance}"
         f"{''.join(described)}{_underpowered(table)}"
     )
 

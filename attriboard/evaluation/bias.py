@@ -28,6 +28,7 @@ class BiasEvaluation(Evaluation):
 
     name = "bias"
     measurement = Bias
+    version = 2
 
     def refuses(self, task: Task, level: str, model: str) -> str | None:
         if task.preference is None:

@@ -42,6 +42,7 @@ class ConceptsEvaluation(Evaluation):
 
     name = "concepts"
     measurement = Concepts
+    version = 2
 
     def applies(self, context: Context, level: Level) -> bool:
         return applies(context.test, level)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from torch import Tensor
 
 from ..components import Level
@@ -18,14 +19,15 @@ from ..levels import Replacement
 from ..measurements.base import Kept
 from ..model import EncodedExample, Model
 from ..stats.clusters import Clusters, effective_n
+from ..stats.intervals import ALPHA
 from ..task import SPLITS, Task, image_hash
-from .crossfit import divided
+from .division import divided
 from .drawing import answered, draw, reversed_pair, untouched
 
-FEWEST = 8
-"""A subset of which fewer examples were drawn is not refused for what the model answers of them."""
 MIN_PASSING = 0.1
-"""A subset of which a smaller share passes is no task for the model."""
+"""A subset of which a smaller share of the examples passes is no task for the model."""
+MIN_TURNED = 0.5
+"""Nor is one of which a smaller share of the examples answered passes."""
 
 
 class Context:
@@ -77,6 +79,7 @@ class Context:
         self.wrong: dict[str, list[EncodedExample]] = {}
         self.examples: dict[str, list[EncodedExample]] = {}
         digest = hashlib.sha256()
+        limits = {"train": max_kept if max_train is None else min(max_kept, max_train), "test": max_kept}
         metric: list[NDArray[np.float64]] = []
         for split, n in zip(SPLITS, (n_train, n_test)):
             seen = self.drawn[split] = draw(model, task, split, n, seed)
@@ -91,8 +94,7 @@ class Context:
             self.wrong[split] = [e for e, ok in zip(seen, answers) if not ok]
             turned = _turned(model, right) if keep == "both" else [True] * len(right)
             passing = [e for e, ok in zip(right, turned) if ok]
-            limit = max_kept if split == "test" or max_train is None else min(max_kept, max_train)
-            chosen = _spread(passing, limit)
+            chosen = _spread(passing, limits[split])
             self.examples[split] = chosen
             by_subset = {s: (_of(s, passing), _of(s, right), _of(s, seen)) for s in task.subsets}
             self.kept[split] = Kept(
@@ -104,12 +106,14 @@ class Context:
                 n_eff=_effective(chosen, values := untouched(model, chosen)),
             )
             metric.append(values)
-            for subset, counts in by_subset.items() if keep == "both" else ():
-                _check_subset(model, task, subset, split, *counts)
-            if len(chosen) < min(min_kept, limit):
-                how = f"answers only {len(right)} of {len(seen)} {split} examples of task {task.name!r}"
-                if len(passing) < len(right):
-                    how += f", and the counterfactuals of {len(passing)} of these by their foil"
+        for subset in task.subsets if keep == "both" else ():
+            counts = [kept.by_subset[subset] for kept in self.kept.values()]
+            _check_subset(model, task, subset, *(sum(column) for column in zip(*counts)))
+        for split, kept in self.kept.items():
+            if kept.kept < min(min_kept, limits[split]):
+                how = f"answers only {kept.correct} of {kept.seen} {split} examples of task {task.name!r}"
+                if kept.passing < kept.correct:
+                    how += f", and the counterfactuals of {kept.passing} of these by their foil"
                 raise TaskError(
                     f"{model.name} {how}; at least {min_kept} are needed: draw more examples, choose easier subsets, "
                     f"or another model."
@@ -219,21 +223,23 @@ def _of(subset: str, examples: Sequence[EncodedExample]) -> int:
     return sum(e.example.subset == subset for e in examples)
 
 
-def _check_subset(model: Model, task: Task, subset: str, split: str, passing: int, right: int, seen: int) -> None:
+def _check_subset(model: Model, task: Task, subset: str, passing: int, right: int, seen: int) -> None:
     """Refuses a subset that the model answers too rarely, or whose counterfactuals rarely change its answer.
+
+    That is where its shares are significantly below :data:`MIN_PASSING` and :data:`MIN_TURNED` (exact binomial tests).
 
     Raises:
         TaskError: gives the figures.
     """
-    rare = seen >= FEWEST and passing < MIN_PASSING * seen
-    unmoved = right >= FEWEST and passing < right / 2
-    if not (rare or unmoved):
+    shares = ((passing, seen, MIN_PASSING), (passing, right, MIN_TURNED))
+    if not any(n and binomtest(k, n, least, alternative="less").pvalue < ALPHA for k, n, least in shares):
         return
     named = f"subset {subset!r} of task {task.name!r}" if subset else f"task {task.name!r}"
     raise TaskError(
-        f"{named} is no task for {model.name}: of {seen} {split} examples it answers {right}, and the counterfactuals "
-        f"of {passing} of these by their foil. At least {MIN_PASSING:.0%} must pass both, and half of those answered: "
-        f'choose other subsets or another model, or set keep = "answer", which asks nothing of the counterfactual.'
+        f"{named} is no task for {model.name}: of {seen} examples it answers {right}, and the counterfactuals of "
+        f"{passing} of these by their foil. At least {MIN_PASSING:.0%} should pass both, and {MIN_TURNED:.0%} of those "
+        f'answered: choose other subsets or another model, or set keep = "answer", which asks nothing of the '
+        f"counterfactual."
     )
 
 

@@ -126,6 +126,7 @@ class EditingEvaluation(Evaluation):
 
     name = "editing"
     measurement = Editing
+    version = 2
 
     def measure(self, job: Job) -> Editing:
         options: Editing.Options = job.options

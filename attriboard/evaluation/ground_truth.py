@@ -24,6 +24,7 @@ class GroundTruthEvaluation(Evaluation):
 
     name = "ground_truth"
     measurement = GroundTruth
+    version = 2
 
     def refuses(self, task: Task, level: str, model: str) -> str | None:
         if has_truth(model):

@@ -32,6 +32,7 @@ class LocalizationEvaluation(Evaluation):
 
     name = "localization"
     measurement = Localization
+    version = 2
 
     def measure(self, job: Job) -> Localization:
         level, replacement = cast("InputLevel", job.level), cast(InputReplacement, job.replacement)

@@ -47,6 +47,7 @@ class PruningEvaluation(Evaluation):
 
     name = "pruning"
     measurement = Pruning
+    version = 2
 
     def measure(self, job: Job) -> Pruning:
         options: Pruning.Options = job.options

@@ -42,6 +42,7 @@ class ReliabilityEvaluation(Evaluation):
 
     name = "reliability"
     measurement = Reliability
+    version = 2
 
     def measure(self, job: Job) -> Reliability:
         options: Reliability.Options = job.options

@@ -141,7 +141,8 @@ class Faithfulness(Measurement):
             perfect=0.999,
             version=2,
             text="MIB's circuit performance ratio: linear area under f at 0.1 to 100 % of the components, kept by "
-            "signed score. Same formula; here tokens and modules of other kinds stay untouched.",
+            "signed score. MIB's formula in another setting: what is not of the level scored, such as the tokens and "
+            "the other type of module, stays as it is, while MIB's graph has all of them.",
         ),
         Metric(
             "cmd",
@@ -150,7 +151,8 @@ class Faithfulness(Measurement):
             better="lower",
             version=2,
             text="MIB's circuit-model distance: linear area between f and 1 at 0.1 to 100 % of the components, kept by "
-            "absolute score. Equals 0.999 - CPR whenever f stays at or below 1 and no score is negative.",
+            "absolute score, in the setting of CPR. Equals 0.999 - CPR whenever f stays at or below 1 and no score is "
+            "negative.",
         ),
         Metric(
             "sufficiency_log_area",

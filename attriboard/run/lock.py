@@ -172,8 +172,9 @@ def _targets(file: Path, text: str, package: Path) -> frozenset[Path]:
         place = base.joinpath(*(node.module.split(".") if node.module else []))
         names = [place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names), place / "__init__.py"]
         targets |= {name for name in names if name.is_file()}
-    if file.parent not in (package / "evaluation", package / "stats"):  # measurements derive aggregates by them
-        targets -= {package / name for name in _STATISTICS}
+    statistics = {package / name for name in _STATISTICS}
+    if file.parent != package / "evaluation" and file not in statistics:  # measurements derive aggregates by them
+        targets -= statistics
     return frozenset(targets)
 
 

@@ -24,7 +24,8 @@ from ..components import InputLevel, Level
 from ..errors import ScoresError, SkipCell
 from ..evaluation import speed
 from ..evaluation.context import Context
-from ..evaluation.crossfit import HALVES, RANDOM_DRAWS, Found, merged, seed_of
+from ..evaluation.crossfit import HALVES, RANDOM_DRAWS, Found, seed_of
+from ..evaluation.division import merged
 from ..exchange import precomputed
 from ..measurements.speed import Speed
 from ..method import Method, checked, checked_inputs

@@ -83,6 +83,13 @@ def by_name(*measurements: Measurement) -> dict[str, Measurement]:
     return {measurement.name: measurement for measurement in measurements}
 
 
+def named(given: Sequence[Measurement], items: Sequence[str], frames: Sequence[str] = ()) -> list[Measurement]:
+    """The measurements; those that are cross-fitted with the items and frames of their rows, each example in one."""
+    names = {"base_items": list(items), "base_frames": list(frames)}
+    own = [m.cross_fitted and not m.base_items and m.n == len(items) for m in given]
+    return [m.model_copy(update=names) if fills else m for m, fills in zip(given, own)]
+
+
 def stages(measurements: Mapping[str, Measurement]) -> dict[str, Stage]:
     """The stages of a record that holds these measurements."""
     return {name: Stage(identity=name) for name in ("scores", *measurements)}
@@ -103,10 +110,7 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
     items = changes.get("items", [f"item {i}" for i in range(n)])
     frames = changes.get("frames", [])
     given = changes.get("measurements", (ablation(drops), speed()))
-    own = [m.cross_fitted and not m.base_items and m.n == n for m in given]
-    measurements = by_name(
-        *(m.model_copy(update={"base_items": items, "base_frames": frames}) if o else m for m, o in zip(given, own))
-    )
+    measurements = by_name(*named(given, items, frames))
     cell = Cell(
         task=changes.get("task", "made_up"),
         method=method,

@@ -22,7 +22,7 @@ from attriboard.records.store import Folder
 from attriboard.stats.clusters import Clusters
 from attriboard.stats.ranks import critical_difference
 from attriboard.stats.tests import holm, paired_test, smallest_p
-from tests.bench.boards import COSTS, METRIC, ablation, record, speed
+from tests.bench.boards import COSTS, METRIC, ablation, faithfulness, record, speed
 
 
 def board(path: Path, records: Sequence[Record]) -> Board:
@@ -169,17 +169,18 @@ def test_the_best_is_bold_in_every_format_and_pairs_stand_in_the_json(tmp_path: 
             re.split(r"[^a-z_\\]", line.replace("<tr>", "").replace("<td>", "").strip("| \n"))[0] for line in lines
         )
         assert [m.replace("\\", "") for m in methods] == ["as_good", "good"], (form, lines)
-    (comparison,) = json.loads(render(found, "json"))["comparisons"]
-    assert comparison["metric"] == METRIC and comparison["best"] == ["as_good", "good"]
-    assert len(comparison["pairs"]) == 6
-    assert all(0 < pair["p"] <= pair["p_adjusted"] <= 1 for pair in comparison["pairs"])
+    comparisons = {each["metric"]: each for each in json.loads(render(found, "json"))["comparisons"]}
+    assert comparisons.keys() == {METRIC, "ablation_drop_raw"}
+    for comparison in comparisons.values():  # what random sets cost is the same everywhere, so both say the same
+        assert comparison["best"] == ["as_good", "good"] and len(comparison["pairs"]) == 6
+        assert all(0 < pair["p"] <= pair["p_adjusted"] <= 1 for pair in comparison["pairs"])
 
 
 def test_a_board_that_cannot_tell_says_so_above_the_table(tmp_path: Path) -> None:
     base = draw(0, 8)
     text = render(board(tmp_path, [record(f"m{i}", base - 0.05 * i) for i in range(5)]))
-    said = "n = 8 cannot tell 5 methods apart (drop in p): the smallest p-value of a paired test on so few, 0.0078, "
-    assert said + "times 10 pairs, is above 0.05." in text
+    said = "n = 8 cannot tell 5 methods apart (drop in p, raw drop in p): the smallest p-value of a paired test on so "
+    assert said + "few, 0.0078, times 10 pairs, is above 0.05." in text
     assert "**0" not in text
     assert text.index(said) < text.index("| m0 |", text.index("## Tables"))
 
@@ -194,14 +195,19 @@ def test_the_order_of_records_changes_nothing(tmp_path: Path) -> None:
 # --- ranks over tables ----------------------------------------------------------------------------------------------
 
 
+def judged(method: str, values: np.ndarray, **changes: object) -> Record:
+    """A record whose log-CMD is 0.5 minus the mean of ``values``; necessity ranks too, and is the same for all."""
+    return record(method, values, measurements=(faithfulness(0.5 + values), speed()), **changes)
+
+
 def test_the_rank_test_of_a_level_is_that_of_its_tables(tmp_path: Path) -> None:
     order = {"one": "abc", "two": "abc", "three": "acb", "four": "bac"}
     records = [
-        record(method, draw(0) - 0.02 * place, task=task)
+        judged(method, draw(0) - 0.02 * place, task=task)
         for task, names in order.items()
         for place, method in enumerate(names)
     ]
-    records.append(record("only_here", draw(0), task="one"))
+    records.append(judged("only_here", draw(0), task="one"))
     found = board(tmp_path, records)
     test = found.rank_tests()["heads"]
     assert (test.tables, test.blocks, test.methods) == (4, 4, ("a", "b", "c"))
@@ -215,7 +221,7 @@ def test_the_rank_test_of_a_level_is_that_of_its_tables(tmp_path: Path) -> None:
 
 def test_tables_of_one_task_and_model_are_one_block(tmp_path: Path) -> None:
     records = [
-        record(m, draw(seed) - 0.02 * i, task=task, seed=seed, data=f"{seed}")
+        judged(m, draw(seed) - 0.02 * i, task=task, seed=seed, data=f"{seed}")
         for task in ("one", "two")
         for seed in range(3)
         for i, m in enumerate("abc")
@@ -226,7 +232,7 @@ def test_tables_of_one_task_and_model_are_one_block(tmp_path: Path) -> None:
 
 
 def test_a_single_task_has_no_rank_test(tmp_path: Path) -> None:
-    found = board(tmp_path, planted())
+    found = board(tmp_path, [judged(m, draw(0) - 0.02 * i) for i, m in enumerate("abc")])
     assert found.rank_tests()["heads"].result is None
     assert "No test of the ranks" in render(found)
 

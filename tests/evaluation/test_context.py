@@ -9,7 +9,7 @@ import torch
 
 from attriboard.components import get_level
 from attriboard.errors import TaskError
-from attriboard.evaluation.context import Context, _spread
+from attriboard.evaluation.context import Context, _check_subset, _spread
 from attriboard.loading import load_model
 from attriboard.model import EncodedExample
 from attriboard.task import Example, Task, tasks
@@ -112,9 +112,30 @@ def test_an_example_is_kept_only_if_its_counterfactual_is_answered_by_the_foil(t
 
 
 def test_a_subset_whose_counterfactuals_rarely_turn_is_refused_with_the_figures(toy: dict) -> None:
-    with pytest.raises(TaskError, match=r"'turned' is no task for .*: of 24 train examples it answers \d+, .* of 0"):
+    with pytest.raises(TaskError, match=r"'turned' is no task for .*: of 48 examples it answers \d+, .* of 0"):
         _turned(toy, 1, "both")
     assert _turned(toy, 1, "answer").kept["train"].kept == 8
+
+
+@pytest.mark.parametrize(
+    ("passing", "right", "seen", "refused"),
+    [
+        (4, 10, 16, False),  # 4 or fewer of 10 at even odds: 38 %
+        (1, 10, 16, True),  # 1 or fewer: 1 %
+        (2, 10, 16, False),  # 2 or fewer: 5.5 %
+        (16, 48, 60, True),  # 16 or fewer of 48: 1.5 %
+        (30, 48, 60, False),
+        (3, 3, 96, True),  # 3 or fewer of 96 where 10 % pass: 1.7 %
+        (0, 0, 8, False),  # none of 8 where 10 % pass: 43 %
+        (0, 0, 32, True),  # none of 32: 3 %
+    ],
+)
+def test_a_subset_is_refused_on_evidence(context: Context, passing: int, right: int, seen: int, refused: bool) -> None:
+    if refused:
+        with pytest.raises(TaskError, match=f"of {seen} examples it answers {right}, .* of {passing} of these"):
+            _check_subset(context.model, context.task, "short", passing, right, seen)
+    else:
+        _check_subset(context.model, context.task, "short", passing, right, seen)
 
 
 def test_examples_of_other_items_and_frames_are_preferred() -> None:

@@ -19,11 +19,10 @@ from attriboard.evaluation.crossfit import (
     RANDOM_DRAWS,
     Found,
     Trial,
-    divided,
-    merged,
     seed_of,
     trials,
 )
+from attriboard.evaluation.division import divided, merged
 from attriboard.measurements.base import Measure
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample

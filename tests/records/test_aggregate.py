@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -22,6 +22,13 @@ DROPS = [0.1, 0.2, 0.4, -0.1]
 ITEMS = ["one", "one", "two", "three"]
 
 
+class OverKept(Ablation):
+    """Rows are the test examples kept, once or several times over."""
+
+    over_kept = True
+    cross_fitted = False
+
+
 class Undeclared(Ablation):
     def statistics(self) -> dict[str, Statistic]:
         return {**super().statistics(), "ablation_dorp": lambda index: index.mean(-1)}
@@ -37,9 +44,14 @@ class Lacking(Ablation):
         return {METRIC: super().statistics()[METRIC]}
 
 
+def over_kept(drops: Sequence[float], **names: list[str]) -> OverKept:
+    """Drops on test examples kept, whose base items and frames the record has."""
+    return OverKept(**ablation(drops).model_dump() | names)
+
+
 def test_a_statistic_has_its_interval_over_base_items_and_a_scalar_its_own() -> None:
-    derived = aggregates([ablation(DROPS), speed()], ITEMS)
-    _, statistic = record("a", DROPS).statistics[METRIC]
+    derived = aggregates([over_kept(DROPS), speed()], ITEMS)
+    statistic = over_kept(DROPS).statistics()[METRIC]
     assert derived[METRIC].value == pytest.approx(np.mean(DROPS))
     interval = bootstrap_interval(len(DROPS), statistic, items=ITEMS)
     assert (derived[METRIC].low, derived[METRIC].high) == interval
@@ -47,7 +59,16 @@ def test_a_statistic_has_its_interval_over_base_items_and_a_scalar_its_own() -> 
     seconds = derived["seconds_per_example"]
     assert (seconds.value, seconds.low, seconds.high) == (pytest.approx(0.15), 0.1, 0.2)
     assert all(aggregate.version == METRICS[name].version for name, aggregate in derived.items())
-    assert aggregates([ablation(DROPS[:1])], ITEMS[:1])[METRIC].low is None, "one base item has no interval"
+    assert aggregates([over_kept(DROPS[:1])], ITEMS[:1])[METRIC].low is None, "one base item has no interval"
+
+
+def test_rows_of_examples_of_both_halves_have_items_of_their_own() -> None:
+    judged = ablation(DROPS).model_copy(update={"base_items": ITEMS})
+    statistic = judged.statistics()[METRIC]
+    found = aggregates([judged], ["of", "other", "test", "examples"])[METRIC]
+    assert (found.low, found.high) == bootstrap_interval(len(DROPS), statistic, items=ITEMS)
+    unknown = aggregates([ablation(DROPS)], ITEMS)[METRIC]
+    assert (unknown.low, unknown.high) == bootstrap_interval(len(DROPS), statistic) != (found.low, found.high)
 
 
 def test_base_items_of_other_examples_are_the_measurements_own() -> None:
@@ -72,7 +93,7 @@ def test_base_items_of_other_examples_are_the_measurements_own() -> None:
 def test_rows_of_repetitions_have_the_items_and_frames_of_their_examples_and_their_own_train_groups() -> None:
     items, frames = ["one", "", "", "two"], ["x", "x", "y", "y"]
     groups = [f"group {i % 3}" for i in range(8)]
-    twice = ablation([*DROPS, *(d / 2 for d in DROPS)]).model_copy(update={"train_groups": groups})
+    twice = over_kept([*DROPS, *(d / 2 for d in DROPS)], train_groups=groups)
     of = twice.clusters(items, frames)
     assert of.labels["item"].tolist() == [0, 1, 2, 3] * 2, "an example without an item is itself in every repetition"
     assert of.labels["frame"].tolist() == [0, 0, 1, 1] * 2 and of.labels["train"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
@@ -87,10 +108,10 @@ def test_rows_of_repetitions_have_the_items_and_frames_of_their_examples_and_the
 def test_examples_of_several_frames_have_the_interval_over_both_ways() -> None:
     drops, frames = [0.1, 0.2, 0.4, -0.1, 0.3, 0.0], list("xyxyxy")
     items = ["a", "a", "b", "b", "c", "c"]
-    derived = aggregates([ablation(drops)], items, frames)[METRIC]
+    derived = aggregates([over_kept(drops)], items, frames)[METRIC]
     both = Clusters(6, {"item": items, "frame": frames})
     assert (derived.low, derived.high) == bootstrap_interval(6, ablation(drops).statistics()[METRIC], items=both)
-    assert derived != aggregates([ablation(drops)], items)[METRIC]
+    assert derived != aggregates([over_kept(drops)], items)[METRIC]
 
 
 @pytest.mark.parametrize("field", ["base_items", "base_frames", "train_groups"])
@@ -110,7 +131,7 @@ def test_a_metric_that_is_not_declared_is_one_sentence(kind: type[Ablation]) -> 
 def test_a_metric_that_must_be_there_and_is_not_is_one_sentence() -> None:
     with pytest.raises(ConfigurationError) as caught:
         aggregates([Lacking(**ablation(DROPS).model_dump())])
-    lacking = "ablation_drop_logprob, ablation_drop_accuracy"
+    lacking = "ablation_drop_raw, ablation_drop_logprob, ablation_drop_accuracy"
     assert str(caught.value) == f"ablation lacks {lacking}, which it declares."
 
 
