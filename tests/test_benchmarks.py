@@ -38,11 +38,10 @@ def test_every_forward_only_method_is_timed_on_the_shape_of_a_model_that_sees(tm
         assert len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median_seconds"] <= max(row["seconds"])
     cost = {(row["level"], row["method"]): row["forward_equivalents"] for row in stored["methods"]}
     assert cost["patches", "mean_attention"] == cost["heads", "activation_norm"] == 1
-    # beside one pass, rows through the unembedding. Heads: 3 layers' inputs and each with the output of one of 4 heads.
-    # Patches: the slope at the inputs of 2 layers, there and back; the 8 heads ranked, each with its input; and what
-    # the best head reads from 4 patches, with its input
-    heads, patches = cost["heads", "log_prob_increase"] - 1, cost["patches", "patch_log_prob_increase"] - 1
-    assert heads / patches == pytest.approx((3 + 3 * 4) / (2 * 2 + 2 * 8 + 1 + 4)) and heads > 0
+    # rows through the unembedding behind a pass: of heads, the inputs of 3 layers and 12 heads; of patches, the inputs
+    # of 2 layers there and back, their 8 heads each with its layer's input, then 4 patches with theirs
+    beyond = [cost[which] - 1 for which in (("heads", "log_prob_increase"), ("patches", "patch_log_prob_increase"))]
+    assert beyond[0] > 0 and beyond[0] / beyond[1] == pytest.approx((3 + 12) / (2 * 2 + 2 * 8 + 1 + 4))
     assert cost["heads", "weight_norm"] == 0
 
 

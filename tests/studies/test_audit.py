@@ -396,24 +396,10 @@ def test_the_page_is_what_the_stored_audits_say() -> None:
 
 # our tasks
 
-ABSENT = "the foil is a color that the text does not have"
-CHEATS: dict[str, str] = {
-    "arithmetic": "products stand in the prompt as operands",
-    "color_tqa": ABSENT,
-    "color_tqa_scenes": ABSENT,
-}
-"""Tasks that have a shortcut, and which one."""
 ON_MODEL = ("arithmetic", "color_tqa", "icl_sentiment", "ioi", "gender_bias")
 
 
-def ours(*names: str) -> list[Any]:
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=CHEATS[name]) if name in CHEATS else ())
-        for name in names
-    ]
-
-
-@pytest.mark.parametrize("name", ours(*(name for name in tasks.names() if name != "mib")))  # its data do not ship
+@pytest.mark.parametrize("name", [name for name in tasks.names() if name != "mib"])  # its data do not ship
 def test_our_tasks_have_no_shortcut_that_needs_no_model(name: str) -> None:
     def write(candidate: Any, limit: int) -> str:
         return caption(candidate.scene.left_to_right)
@@ -423,6 +409,6 @@ def test_our_tasks_have_no_shortcut_that_needs_no_model(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ours(*ON_MODEL))
+@pytest.mark.parametrize("name", ON_MODEL)
 def test_our_tasks_pass_on_smollm2(name: str) -> None:
     assert problems(measure(tasks.make(name), load_model("smollm2-135m"), examples=96)) == []
