@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from attriboard.measurements.registry import METRICS
 from attriboard.method import methods
 from attriboard.records.record import Aggregate, Record
+from attriboard.run.suite import Suite, suites
 from tests.bench.boards import record
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -41,6 +43,23 @@ def test_every_forward_only_method_is_timed_on_the_shape_of_a_model_that_sees(tm
     beyond = [cost[which] - 1 for which in (("heads", "log_prob_increase"), ("patches", "patch_log_prob_increase"))]
     assert beyond[0] > 0 and beyond[0] / beyond[1] == pytest.approx((3 + 12) / (2 * 2 + 2 * 8 + 1 + 4))
     assert cost["heads", "weight_norm"] == 0
+
+
+RULES = {"first_layers", "last_layers", "difference_norm"}
+"""What anyone could write down without attribution, and a method must be better than."""
+
+
+@pytest.mark.parametrize("name", sorted(suites()))
+def test_where_methods_are_held_against_random_they_are_held_against_rules_too(name: str) -> None:
+    assert all(methods.get(rule).control_kind == "trivial" for rule in RULES)
+    tables: dict[str, set[str]] = defaultdict(set)
+    for cell, settings in Suite.load(Path(name)).plan():
+        if cell.level in ("heads", "neurons", "nodes") and "faithfulness" in settings.measured(cell.level):
+            table = cell.model_copy(update={"method": "any", "method_options": {}})
+            tables[str(table)].add(cell.method)
+    against_random = {table: found for table, found in tables.items() if "random" in found}
+    assert {table: RULES - found for table, found in against_random.items() if RULES - found} == {}
+    assert against_random or name not in ("quick", "full")
 
 
 BOARD = """# Leaderboard

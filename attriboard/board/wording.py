@@ -12,7 +12,7 @@ from ..levels import INPUTS
 from ..measurements.base import Metric
 from ..measurements.bias import Bias
 from ..measurements.pruning import Pruning
-from ..measurements.registry import METRICS
+from ..measurements.registry import MEASUREMENTS, METRICS
 from ..measurements.reliability import Reliability
 from ..measurements.speed import Speed
 from ..records.record import Aggregate, Record
@@ -170,7 +170,7 @@ def _underpowered(table: Table) -> str:
     alike: dict[tuple[int, int, int], list[ColumnTest]] = defaultdict(list)
     for test in table.comparisons.values():
         if test.examples > 1 and not test.has_power:  # one value has no spread to tell anything from
-            alike[test.examples, test.items, test.methods].append(test)
+            alike[test.examples // _times(table, test.metric), test.items, test.methods].append(test)
     sentences = ""
     for (n, items, methods), columns in alike.items():
         of = "" if items == n else f" ({items} base items)"
@@ -182,6 +182,13 @@ def _underpowered(table: Table) -> str:
             f"few, {first.smallest:.2g}, {times} is above {ALPHA:g}."
         )
     return sentences
+
+
+def _times(table: Table, metric: str) -> int:
+    """How many rows of a metric each example has."""
+    settings = next((r.settings for r in table.records if r.cross_fitted), None)
+    crossed = settings is not None and MEASUREMENTS[METRICS[metric].measurement].cross_fitted
+    return settings.repetitions if settings and crossed else 1
 
 
 def examples_line(table: Table) -> str:
@@ -339,6 +346,8 @@ def legend(board: Board) -> str:
     columns = "; ".join(f"**{m.title}**{ARROWS[m.better]} ({m.unit})" for m in shown)
     outside = any(r.cell.precomputed for table in board.tables for r in table.records)
     precomputed = " (precomputed): scores from a file; no method was run, so its cost is empty." if outside else ""
+    several = any(r.cross_fitted for table in board.tables for r in table.records)
+    crossed = ", and so those of one frame, and over the examples that scores were found on" if several else ""
     halved = any(m.measurement == Reliability.name for m in shown)
     halves = "; for halves: the middle 95 % of the halvings" if halved else ""
     sees = (
@@ -349,11 +358,12 @@ def legend(board: Board) -> str:
         else ""
     )
     draws = "one draw for each seed" if len({t.seed for t in board.tables}) > 1 else "one draw"
+    draws += ", and where examples are cross-fitted the mean over many" if several else ""
     return (
-        f"{columns}{'. ' if columns else ''}{sees}Brackets: 95 % bootstrap interval over the test examples; those "
-        "that share a base item are resampled together (for seconds: smallest and largest repeat, where there were "
+        f"{columns}{'. ' if columns else ''}{sees}Brackets: 95 % interval over the examples judged, those that "
+        f"share a base item taken together{crossed} (for seconds: smallest and largest repeat, where there were "
         f"several{halves}). **Bold** in a table: the best value of the column, and all that are not significantly "
-        "worse on the same examples (paired permutation tests, Holm-corrected over all pairs of the column, p > "
+        "worse on the same examples (paired tests, Holm-corrected over all pairs of the column, p > "
         f"{ALPHA:g}); where examples are too few to tell any two apart, nothing is bold, and the line above the table "
         "says so. Nor is anything bold where a value goes beyond the untouched model's: components that work against "
         "the answer were dropped, which is no better attribution. **n_eff**: how many independent examples the n "

@@ -16,6 +16,7 @@ from attriboard.board.agreement import TOP, between_methods, between_seeds, betw
 from attriboard.board.board import Board
 from attriboard.board.formats import FORMATS, render
 from attriboard.board.significance import ColumnTest
+from attriboard.measurements.base import Kept
 from attriboard.measurements.registry import METRICS
 from attriboard.records.record import Record
 from attriboard.records.store import Folder
@@ -183,6 +184,30 @@ def test_a_board_that_cannot_tell_says_so_above_the_table(tmp_path: Path) -> Non
     assert said + "few, 0.0078, times 10 pairs, is above 0.05." in text
     assert "**0" not in text
     assert text.index(said) < text.index("| m0 |", text.index("## Tables"))
+
+
+def test_a_table_of_repetitions_counts_examples_and_the_legend_says_what_brackets_hold(tmp_path: Path) -> None:
+    def in_halves(method: str, drops: np.ndarray) -> Record:
+        """Two examples of each half, each judged twice."""
+        names = {"base_items": list("abcd") * 2, "train_groups": [f"group {i // 2}" for i in range(8)]}
+        one = record(method, drops, measurements=[ablation(drops).model_copy(update=names), speed()])
+        kept = Kept(seen=3, correct=3, passing=2, kept=2, by_subset={"": (2, 3, 3)})
+        halves = {"train": kept, "test": kept}
+        settings = one.settings.model_copy(update={"folds": 2, "repetitions": 2})
+        return one.model_copy(update={"kept": halves, "settings": settings, "items": ["c", "d"], "subsets": [""] * 2})
+
+    text = render(board(tmp_path / "crossed", [in_halves("a", draw(0, 8)), in_halves("b", draw(1, 8))]))
+    assert "### made_up, heads, no_model, n = 4\n" in text
+    assert "Of 6 examples 6 are answered, and the counterfactuals of 4 of these by their foil." in text
+    assert (
+        "4 of them, in two halves of 2 groups, are judged 2 times, each time by the scores of a group of the other"
+        in text
+    )
+    few = "n = 4 cannot tell 2 methods apart (drop in p, raw drop in p): the smallest p-value of a paired test on so "
+    assert few + "few, 0.12, which is above 0.05." in text  # of four base items: 2 / 2^4
+    plain = render(board(tmp_path / "plain", planted()))
+    for said in ("over the examples that scores were found on", "the mean over many"):
+        assert said in text and said not in plain
 
 
 def test_the_order_of_records_changes_nothing(tmp_path: Path) -> None:
