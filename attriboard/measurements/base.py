@@ -94,6 +94,7 @@ class Metric:
         exact: one value by definition, which equal data make comparable without a test.
         perfect: what the untouched model has, where a value can go beyond that. More is not better attribution then,
             so a column whose best value goes beyond it has no best.
+        bounds: what a value cannot be below and above, where there is such a thing; intervals end there.
         line: what is said before its value above the table, for metrics that describe the examples.
         measurement: the name of the measurement that declares it; filled in there.
     """
@@ -114,6 +115,7 @@ class Metric:
     tested: bool = True
     exact: bool = False
     perfect: float | None = None
+    bounds: tuple[float | None, float | None] = (None, None)
     line: str = ""
     measurement: str = ""
 

@@ -73,6 +73,7 @@ class Faithfulness(Measurement):
             ranks=True,
             sorts=True,
             headline=True,
+            bounds=(0.0, None),
             text="Circuit-model distance over a logarithmic axis: area between f and 1, |1 − f|, over log(k/n), where "
             "the top k components by absolute score are kept and the rest is replaced. 0 means that the first "
             "component alone already acts as the model does; a set that exceeds the model is as far from it as one "
@@ -84,6 +85,7 @@ class Faithfulness(Measurement):
             unit="share",
             better="higher",
             ranks=True,
+            bounds=(0.0, 1.0),
             text="Area under 1 − f over log(k/n), f clipped to 0 … 1, where the top k components by signed score are "
             "replaced and the rest is kept: how early the metric is lost. 1 would mean that replacing the first "
             "component alone already destroys it.",
@@ -93,6 +95,7 @@ class Faithfulness(Measurement):
             title="performance",
             unit="share",
             better="higher",
+            bounds=(None, 1.0),
             text="Area under f over log(k/n), f clipped at 1, where the top k components by signed score are kept: "
             "how early the metric is restored. Components that work against the answer come last, so a set can do "
             "better than the model; that earns nothing here and stands under overshoot.",
@@ -102,6 +105,7 @@ class Faithfulness(Measurement):
             title="overshoot",
             unit="f above 1",
             better="neither",
+            bounds=(0.0, None),
             text="Area of f above 1 over log(k/n) on the curve of performance: how far sets without what works "
             "against the answer exceed the model.",
         ),
@@ -110,6 +114,7 @@ class Faithfulness(Measurement):
             title="accuracy area",
             unit="share",
             better="higher",
+            bounds=(0.0, 1.0),
             text="Area over log(k/n) under the share of examples whose answer beats its foil (without a foil: is the "
             "top token) where the top k components by absolute score are kept.",
         ),
@@ -122,16 +127,16 @@ class Faithfulness(Measurement):
             "log-CMD: what it knows beyond which layers matter. 0 or less means nothing.",
         ),
         Metric(
-            "train_share",
-            title="train share",
+            "stability",
+            title="stability",
             unit="share of variance",
             better="neither",
             digits=2,
             optional=True,
             tested=False,
-            text="Stability: the share of the variance of log-CMD that comes from the examples on which the scores "
-            "were found; the rest comes from those on which they are judged. Near 0 the method says the same whatever "
-            "examples it is given.",
+            text="1 minus the share of the variance of log-CMD that comes from the examples on which the scores were "
+            "found; the rest comes from those on which they are judged. Near 1 the method says the same whatever "
+            "examples it is given. Rough, since it rests on few groups of train examples.",
         ),
         Metric(
             "cpr",
@@ -150,6 +155,7 @@ class Faithfulness(Measurement):
             unit="0 = perfect",
             better="lower",
             version=2,
+            bounds=(0.0, None),
             text="MIB's circuit-model distance: linear area between f and 1 at 0.1 to 100 % of the components, kept by "
             "absolute score, in the setting of CPR. Equals 0.999 - CPR whenever f stays at or below 1 and no score is "
             "negative.",
@@ -219,11 +225,11 @@ class Faithfulness(Measurement):
         }
 
     def scalars(self) -> dict[str, Scalar]:
-        """The share of variance from the train side, where there is one."""
+        """Stability, where the scores were found on several groups of examples and log-CMD varies at all."""
         if not any(self.train_groups):
             return {}
-        values = pseudo_values(self.n, self.statistics()["log_cmd"])
-        return {"train_share": (train_share(values, self.clusters()), None, None)}
+        share = train_share(pseudo_values(self.n, self.statistics()["log_cmd"]), self.clusters())
+        return {} if np.isnan(share) else {"stability": (1 - share, None, None)}
 
     def curve(self, values: list[list[float]], index: NDArray[np.intp]) -> Array:
         """``[K, ...]``: f at each size for row indices ``[..., N]``."""

@@ -33,7 +33,7 @@ __all__ = [
 
 LEVEL = 0.95
 RESAMPLES = 1000
-VERSION = 2
+VERSION = 3
 """Of the statistics: raised when intervals of the same measurements change."""
 ALPHA = 0.05
 """Differences whose (adjusted) p-value is above this are not told apart."""

@@ -32,7 +32,7 @@ from tests.bench.boards import COSTS, METRIC, ablation, faithfulness, record, sp
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "quick"
-COLUMNS = tuple(name for name in main_columns("heads") if name != "train_share")
+COLUMNS = tuple(name for name in main_columns("heads") if name != "stability")
 """What records show whose rows are all judged by the same scores."""
 DROPS = np.clip(np.random.default_rng(0).normal(0.1, 0.05, size=6), -0.3, 0.4)
 
@@ -211,11 +211,11 @@ def test_a_metric_that_only_some_have_is_a_column_that_is_empty_elsewhere(tmp_pa
     board = written(tmp_path, crossed, whole("plain", 0.1, measurements=(faithfulness(0.5 + DROPS), speed())))
     (table,) = board.tables
     own = [name for name in main_columns("heads") if METRICS[name].measurement == "faithfulness"]
-    assert table.metrics == (*own, *COSTS) and "train_share" in own
+    assert table.metrics == (*own, *COSTS) and "stability" in own
     rows = {r["method"]: r for r in json.loads(render(board, "json"))["rows"]}
-    share = crossed.aggregates["train_share"].value
-    assert 0 <= share <= 1 and rows["crossed"]["train_share"] == share and rows["plain"]["train_share"] is None
-    place = 1 + own.index("train_share")
+    share = crossed.aggregates["stability"].value
+    assert 0 <= share <= 1 and rows["crossed"]["stability"] == share and rows["plain"]["stability"] is None
+    place = 1 + own.index("stability")
     for name, shown in (("crossed", f"{share:.2f}"), ("plain", "")):
         (line,) = [line for line in render(board).splitlines() if line.startswith(f"| {name} |") and "[" in line]
         assert line.strip("|").split("|")[place].strip() == shown

@@ -632,7 +632,7 @@ def mixed(toy: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FAITHFUL = (
-    *("log_cmd", "necessity", "performance", "overshoot", "accuracy_area", "within_layers", "train_share"),
+    *("log_cmd", "necessity", "performance", "overshoot", "accuracy_area", "within_layers", "stability"),
     *("cpr", "cmd", "ablation_drop_p", "ablation_drop_raw"),
 )
 

@@ -16,7 +16,7 @@ from attriboard.records.aggregate import aggregates, derived_again, is_current, 
 from attriboard.records.record import Aggregate, Record
 from attriboard.stats.clusters import Clusters
 from attriboard.stats.intervals import VERSION, bootstrap_interval
-from tests.bench.boards import METRIC, ablation, record, speed
+from tests.bench.boards import METRIC, ablation, faithfulness, record, speed
 
 DROPS = [0.1, 0.2, 0.4, -0.1]
 ITEMS = ["one", "one", "two", "three"]
@@ -186,3 +186,15 @@ def test_a_record_without_measurements_has_nothing_to_derive() -> None:
         update={"status": "failed", "measurements": {}, "aggregates": {}, "statistics_version": 0}
     )
     assert is_current(failed) and up_to_date(failed) is failed
+
+
+def test_an_interval_ends_where_its_metric_does() -> None:
+    measured = faithfulness([0.99, 0.2, 1.0, 0.98]).model_copy(
+        update={"base_items": list("aabb"), "base_frames": list("xyxy"), "removed": [[0.0, 0.4, 0.0, 0.0]] * 2}
+    )
+    derived = aggregates([measured])
+    need, distance = derived["necessity"], derived["log_cmd"]
+    assert need.value == pytest.approx(0.9) and need.high == 1.0 and need.low is not None and need.low < 0.9
+    assert distance.value == pytest.approx(1 - 0.7925) and distance.low == 0.0 and distance.high is not None
+    free = derived["necessity_log_area"]  # which has no ends
+    assert free.high is not None and free.high > 1.0 and free.value == need.value
