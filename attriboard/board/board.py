@@ -423,7 +423,7 @@ class Board:
                     "sees": None if r.sees is None else ", ".join(r.sees) or "nothing",
                     "n": r.judged[0],
                     "n_eff": r.judged[1],
-                    "kept_share": r.kept["test"].share,
+                    "kept_share": r.passing_share,
                     "ties": r.scores.ties if r.scores else None,
                     "noise": r.scores.noise if r.scores else None,
                     "informative": table.informative,

@@ -378,12 +378,19 @@ def _change(asked: _Asked, whole_now: _Side, whole_before: _Side, tests: int) ->
         high=high,
         paired=shared is not None,
         same=same,
-        n_old=b.n,
-        n_new=a.n,
+        n_old=_examples(before, asked.metric, b.n),
+        n_new=_examples(now, asked.metric, a.n),
         p=p,
         smallest_p=smallest,
     )
-    return change, lost
+    return change, _examples(now, asked.metric, lost)
+
+
+def _examples(record: Record, metric: str, rows: int) -> int:
+    """How many examples so many rows of a metric are; a cross-fitted one has a row for each repetition."""
+    measurement = record.measurements.get(METRICS[metric].measurement)
+    repeated = measurement is not None and bool(measurement.train_groups)
+    return math.ceil(rows / record.settings.repetitions) if repeated else rows
 
 
 def _finer(p_value: Callable[[int], float], tests: int, random: bool = True) -> float:

@@ -203,10 +203,10 @@ def examples_line(table: Table) -> str:
     described = [_described(metric, table.records) for metric in METRICS.values() if metric.line]
     everyone = f" (pruning and bias: all {record.kept['test'].seen} of the test half)" if _uses_all_drawn(table) else ""
     drawn = "" if record.cross_fitted else "test "
+    turned = f", and the counterfactuals of {passing} of these by their foil" if record.settings.keep == "both" else ""
     return (
-        f"Of {seen} {drawn}examples {correct} are answered, and the counterfactuals of {passing} of these by their "
-        f"foil{subsets}. {_judged(table, record, kept)}{everyone}.{chance}"
-        f"{''.join(described)}{_underpowered(table)}"
+        f"Of {seen} {drawn}examples {correct} are answered{turned}{subsets}. {_judged(table, record, kept)}{everyone}."
+        f"{chance}{''.join(described)}{_underpowered(table)}"
     )
 
 
@@ -217,13 +217,22 @@ def _judged(table: Table, record: Record, kept: int) -> str:
     train = record.kept["train"].kept
     if not record.cross_fitted:
         return f"{kept} of them are judged by the scores of {train} train examples"
-    groups, times = record.settings.folds, record.settings.repetitions
+    groups, times = min(record.settings.folds, train), record.settings.repetitions
     often = "once" if times == 1 else f"{times} times, each time"
     rest = "; what is not cross-fitted is measured on the test half alone" if _measures_more(table) else ""
+    size = f"{kept / (2 * groups):.0f} examples" if kept >= 3 * groups else "1 example"
     return (
         f"{kept} of them, in two halves of {groups} groups, are judged {often} by the scores of a group of the other "
-        f"half{rest}"
+        f"half (about {size}){rest}{_larger_groups(table)}"
     )
+
+
+def _larger_groups(table: Table) -> str:
+    """Which methods cannot score so few examples, and so have fewer and larger groups."""
+    crossed = [r for r in table.records if r.cross_fitted and r.train_groups]
+    most = max((r.train_groups for r in crossed), default=0)
+    fewer = sorted({f"{r.cell.method_label} on {r.train_groups}" for r in crossed if r.train_groups < most})
+    return f". Scores of {', '.join(fewer)} larger groups, since fewer examples do not do for them" if fewer else ""
 
 
 def _measures_more(table: Table) -> bool:
@@ -347,7 +356,7 @@ def legend(board: Board) -> str:
     outside = any(r.cell.precomputed for table in board.tables for r in table.records)
     precomputed = " (precomputed): scores from a file; no method was run, so its cost is empty." if outside else ""
     several = any(r.cross_fitted for table in board.tables for r in table.records)
-    crossed = ", and so those of one frame, and over the examples that scores were found on" if several else ""
+    crossed = " (cross-fitted: also those of one frame, and those judged by the scores of one group)" if several else ""
     halved = any(m.measurement == Reliability.name for m in shown)
     halves = "; for halves: the middle 95 % of the halvings" if halved else ""
     sees = (
@@ -358,7 +367,7 @@ def legend(board: Board) -> str:
         else ""
     )
     draws = "one draw for each seed" if len({t.seed for t in board.tables}) > 1 else "one draw"
-    draws += ", and where examples are cross-fitted the mean over many" if several else ""
+    draws += "; where examples are cross-fitted another for every group, with f that of all rows" if several else ""
     return (
         f"{columns}{'. ' if columns else ''}{sees}Brackets: 95 % interval over the examples judged, those that "
         f"share a base item taken together{crossed} (for seconds: smallest and largest repeat, where there were "

@@ -3,8 +3,8 @@
 The kept examples stand in two halves that share no base item and no frame. Each half is divided into groups; the
 examples of a group are judged with the scores that were found on a group of the other half, and in each further
 repetition with those of another group. So every example is judged once per repetition, by scores that never saw its
-item or its wording, and how far scores depend on the examples they are found on is part of what is measured (two-way
-cross-fitting: Chiang, Kato, Ma & Sasaki 2022).
+item or, where the task declares frames, its wording, and how far scores depend on the examples they are found on is
+part of what is measured (after the two-way cross-fitting of Chiang, Kato, Ma & Sasaki 2022).
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ class Trial:
         train: names the group on which the scores were found; empty where there is no such side.
         values: ``[draws, n]``: the scores, one row but for controls at random.
         seed: of what is drawn at random in judging them.
-        share: how many trials there are, among which draws are divided.
+        trials: how many there are, among which draws are divided.
     """
 
     members: tuple[int, ...]
     train: str
     values: Tensor
     seed: int
-    share: int
+    trials: int
 
     def draws(self, wanted: int) -> int:
         """How many draws this trial makes, so that all together make at least ``wanted``."""
-        return math.ceil(wanted / self.share)
+        return math.ceil(wanted / self.trials)
 
     def orders(self, wanted: int, key: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Rankings ``[n]`` of components, highest first by ``key`` of the scores.
@@ -88,15 +88,16 @@ def trials(
 
     Args:
         scores: ``[n]``: of all train examples, or precomputed.
-        found: those of the groups; None where there are none: precomputed scores, or without cross-fitting.
-        folds: into how many groups each half is divided; 0 to judge the test half by ``scores``.
+        found: those of the groups; None where there are none: the test half is then judged by ``scores``, as without
+            cross-fitting. Precomputed scores may have been found on the train half.
+        folds: into how many groups each half is divided; 0 for none.
         repetitions: how often every example is judged.
         key: names the cell; what is drawn at random follows from it.
 
     Returns:
         By repetition, half and group.
     """
-    if not folds:
+    if not folds or found is None:
         members = tuple(context.test_half)
         return (Trial(members, "", scores.reshape(1, -1), seed_of(*key), 1),)
     made = []
@@ -104,14 +105,12 @@ def trials(
         for half, name in enumerate(HALVES):
             start = 0 if name == HALVES[0] else len(context.train)
             for place, group in enumerate(context.groups(name, folds)):
-                values, train = scores.reshape(1, -1), ""
-                if found is not None:
-                    index = (place + repetition) % found.groups
-                    own = found.values[1 - half, index].flatten(1)
-                    # a control at random has other draws in every repetition
-                    values = own[repetition % len(own) :: repetitions] if len(own) > 1 else own
-                    train = f"{HALVES[1 - half]} {index}"
+                index = (place + repetition) % found.groups
+                own = found.values[1 - half, index].flatten(1)
+                # a control at random has other draws in every repetition
+                values = own[repetition % len(own) :: repetitions] if len(own) > 1 else own
                 members = tuple(start + i for i in group)
+                train = f"{HALVES[1 - half]} {index}"
                 made.append((members, train, values, seed_of(*key, repetition, half, place)))
     return tuple(Trial(*trial, len(made)) for trial in made)
 

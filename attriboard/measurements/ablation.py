@@ -61,8 +61,8 @@ class Ablation(Measurement):
             version=2,
             text="Drop in p(answer) when the top k components by signed score are replaced, minus the drop for as many "
             "components drawn at random from the same layers, averaged over k = 1, 2, 5, 10, 20, 50, 100, 300 as far "
-            "as k is at most half of the level. Every group of examples meets other random sets, so the interval "
-            "includes the error of the draws.",
+            "as k is at most half of the level. Where examples are cross-fitted, every group meets other random sets, "
+            "and the interval includes the error of the draws.",
         ),
         Metric(
             "ablation_drop_raw",

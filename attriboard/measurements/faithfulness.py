@@ -77,7 +77,8 @@ class Faithfulness(Measurement):
             text="Circuit-model distance over a logarithmic axis: area between f and 1, |1 − f|, over log(k/n), where "
             "the top k components by absolute score are kept and the rest is replaced. 0 means that the first "
             "component alone already acts as the model does; a set that exceeds the model is as far from it as one "
-            "that falls short.",
+            "that falls short. f is that of all rows together, each judged by the scores of its own group: where f "
+            "stays at or below 1 that is the mean over the groups' circuits.",
         ),
         Metric(
             "necessity",
@@ -135,8 +136,9 @@ class Faithfulness(Measurement):
             optional=True,
             tested=False,
             text="1 minus the share of the variance of log-CMD that comes from the examples on which the scores were "
-            "found; the rest comes from those on which they are judged. Near 1 the method says the same whatever "
-            "examples it is given. Rough, since it rests on few groups of train examples.",
+            "found; the rest comes from those on which they are judged. It is about this number's uncertainty; whether "
+            "a method gives the same scores is the question of reliability. Rough: it rests on few groups of train "
+            "examples, and where there are four it is below 1 even for scores that depend on none.",
         ),
         Metric(
             "cpr",

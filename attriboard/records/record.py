@@ -270,7 +270,19 @@ class Record(Strict):
     @property
     def cross_fitted(self) -> bool:
         """Whether examples of both halves were judged."""
-        return self.settings.folds > 0 and any(m.cross_fitted for m in self.measurements.values())
+        divided = self.settings.folds > 0 and self.cell.precomputed is None
+        return divided and any(m.cross_fitted for m in self.measurements.values())
+
+    @property
+    def passing_share(self) -> float:
+        """Of the examples drawn in the halves that are judged, the share that passes."""
+        halves = [half for split, half in self.kept.items() if self.cross_fitted or split == "test"]
+        return sum(half.passing for half in halves) / sum(half.seen for half in halves)
+
+    @property
+    def train_groups(self) -> int:
+        """On how many groups of examples scores were found by which others are judged; 0 where none are."""
+        return max((len(set(m.train_groups)) for m in self.measurements.values() if m.train_groups), default=0)
 
     @property
     def judged(self) -> tuple[int, float | None]:

@@ -75,6 +75,16 @@ class Settings(Strict):
             plain["options"] = {**given, **tables}
         return plain
 
+    @model_validator(mode="after")
+    def _enough_groups(self) -> Settings:
+        if 0 < self.folds < self.repetitions:
+            raise PydanticCustomError(
+                "repetitions",
+                "repetitions is {repetitions}, expected at most folds, {folds}: each repetition takes another group",
+                {"repetitions": self.repetitions, "folds": self.folds},
+            )
+        return self
+
     @field_validator("evaluations")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -206,7 +206,7 @@ def test_a_table_of_repetitions_counts_examples_and_the_legend_says_what_bracket
     few = "n = 4 cannot tell 2 methods apart (drop in p, raw drop in p): the smallest p-value of a paired test on so "
     assert few + "few, 0.12, which is above 0.05." in text  # of four base items: 2 / 2^4
     plain = render(board(tmp_path / "plain", planted()))
-    for said in ("over the examples that scores were found on", "the mean over many"):
+    for said in ("those judged by the scores of one group", "another for every group"):
         assert said in text and said not in plain
 
 

@@ -98,13 +98,11 @@ def test_without_folds_the_test_half_is_judged_by_the_scores_of_the_train_half(c
     )
 
 
-def test_precomputed_scores_judge_both_halves_and_have_no_train_side(context: Context) -> None:
-    scores = torch.arange(12.0).view(3, 4)
-    made = trials(context, scores, None, 4, 2, ("cell",))
-    for repetition in (made[:8], made[8:]):
-        assert sorted(i for trial in repetition for i in trial.members) == list(range(len(context.both)))
-    assert all(trial.train == "" and torch.equal(trial.values, scores.view(1, 12)) for trial in made)
-    assert len({trial.seed for trial in made}) == len(made) == 16
+def test_precomputed_scores_are_judged_on_the_test_half_alone(context: Context) -> None:
+    scores = torch.arange(12.0).view(3, 4)  # which may have been found on the train half
+    (trial,) = trials(context, scores, None, 4, 2, ("cell",))
+    assert trial.members == tuple(context.test_half) and trial.train == ""
+    assert torch.equal(trial.values, scores.view(1, 12))
 
 
 def test_no_group_is_judged_by_examples_that_share_an_item(context: Context) -> None:
