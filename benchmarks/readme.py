@@ -22,17 +22,18 @@ QUICK, DOWNSTREAM, SPEED = (ROOT / "results" / name for name in ("quick", "downs
 
 RANKING = {level: tuple(METRICS[name].title for name in ranking_columns(level)) for level in ("heads", "patches")}
 """The columns by which a level is ranked."""
-SMALL = ("arithmetic, heads", tuple(dict.fromkeys((*RANKING["heads"], "drop in p", "forwards"))))
+ARITHMETIC = "arithmetic(subsets=addition,multiplication)"
+SMALL = (f"{ARITHMETIC}, heads", tuple(dict.fromkeys((*RANKING["heads"], "drop in p", "forwards"))))
 """The README's table: the beginning of its title, and the columns that are shown, behind what methods see."""
 BEST = 3
 """How many methods that are no controls it shows."""
 OVERALL = {"heads": "Attention heads", "neurons": "FFN neurons", "patches": "Image patches"}
-WHOLE = (("arithmetic, heads", RANKING["heads"]), ("color_vqa, patches", RANKING["patches"]))
+WHOLE = ((f"{ARITHMETIC}, heads", RANKING["heads"]), ("color_vqa, patches", RANKING["patches"]))
 """What ``docs/board.md`` shows in full: the beginning of a table's title, and columns of which it has one."""
 USES = (
-    ("Pruning", "arithmetic, neurons", ("accuracy area",)),
+    ("Pruning", f"{ARITHMETIC}, neurons", ("accuracy area",)),
     ("Bias", "gender_bias, neurons", ("bias removed",)),
-    ("Editing", "arithmetic, neurons", ("suppress: locality", "boost: locality", "rewrite: locality")),
+    ("Editing", f"{ARITHMETIC}, neurons", ("suppress: locality", "boost: locality", "rewrite: locality")),
 )
 """The same for ``docs/downstream.md``; each kind of edit is a table of its own below the same title."""
 CONTROL = "random_same_layer"

@@ -112,7 +112,7 @@ class Faithfulness(Measurement):
         ),
         Metric(
             "accuracy_area",
-            title="accuracy area",
+            title="circuit accuracy",
             unit="share",
             better="higher",
             bounds=(0.0, 1.0),
