@@ -14,15 +14,16 @@ from attriboard.model import Batch, Model
 
 @dataclass
 class FirstLayers(Method):
-    """Minus the layer's number: the whole of an earlier layer before a later one, and equal scores within a layer.
+    """How many layers there are from a component's own to the last: earlier layers first, equal scores within a layer.
 
+    Scores are positive, so that the order is the same by signed and by absolute score.
     It looks at nothing. Where activations are exchanged for those of the counterfactual, what is near the input carries
     the whole difference between the two prompts, so this order can do well without knowing anything of the answer.
     """
 
     name = "first_layers"
     paper = "control"
-    description = "minus the number of the layer: first layers first"
+    description = "how many layers are left: first layers first"
     levels = ("heads", "neurons", "nodes")
     needs = frozenset()
     control = True
@@ -30,4 +31,4 @@ class FirstLayers(Method):
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         layers = level.layer_of(model).view(level.shape(model)).to(torch.float32)
-        return (-layers).expand(len(batch), *level.shape(model))
+        return (model.n_layers - layers).expand(len(batch), *level.shape(model))
