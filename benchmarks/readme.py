@@ -124,7 +124,7 @@ def small(board: str) -> str:
     section = fullest(board, title, columns)
     rows = section.tables[0]
     controls = sum(cells(row)[0].startswith("*") for row in rows[2:])
-    line = f"*{section.title}*: the best {BEST} of {len(rows) - 2 - controls} methods, and the {controls} controls."
+    line = f"*{section.title}*: best {BEST} of {len(rows) - 2 - controls}, all controls."
     sees = [column for column in ("sees",) if column in cells(rows[0])]
     return "\n".join([line, "", *selected(rows, (*sees, *columns), BEST)]) + "\n"
 

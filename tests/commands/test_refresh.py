@@ -137,7 +137,8 @@ def test_files_that_are_no_records_are_named_and_left_alone(
         ),
         (
             {},
-            "ablation lacks ablation_drop_p, ablation_drop_raw, ablation_drop_logprob, ablation_drop_accuracy, which it declares.",
+            "ablation lacks ablation_drop_p, ablation_drop_raw, ablation_drop_logprob, "
+            "ablation_drop_accuracy, which it declares.",
         ),
     ],
 )
