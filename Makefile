@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint lock full downstream planted sanity speed board compare docs clean
+.PHONY: install quick test test-slow lint lock full downstream planted sanity speed audit board compare docs clean
 
 install: $(INSTALLED)
 
@@ -53,6 +53,20 @@ planted: install
 speed: install
 	$(BIN)/python benchmarks/speed.py --out results/speed.json
 
+# what of each task can be answered without its question, on the model that its suites use
+TEXT_TASKS := arithmetic color_tqa color_tqa_scenes gender_bias icl_sentiment ioi misinformation_affect
+SEEN_TASKS := captioning_neurons color_vqa
+PLANTED := arithmetic copy redundant suppressor
+
+audit: install
+	set -e; for task in $(TEXT_TASKS); do \
+		$(BIN)/attriboard audit $$task --model smollm2-135m --json results/audit/$$task.smollm2-135m.json; done
+	set -e; for task in $(SEEN_TASKS) color_tqa_scenes; do \
+		$(BIN)/attriboard audit $$task --model llava-smollm2-135m --json results/audit/$$task.llava-smollm2-135m.json; done
+	set -e; for name in $(PLANTED); do \
+		$(BIN)/attriboard audit planted_$$name --model planted-$$name --json results/audit/planted_$$name.planted-$$name.json; done
+	$(BIN)/python -m attriboard.studies.audit_report results/audit > docs/audit.md
+
 board: install
 	$(BIN)/attriboard leaderboard results/quick --out leaderboard.md
 	$(BIN)/python benchmarks/readme.py
@@ -65,6 +79,7 @@ compare: install
 docs: install
 	$(BIN)/python -m attriboard.measurements.registry > docs/metrics.md
 	$(BIN)/python -m attriboard.selftest > docs/selftests.md
+	$(BIN)/python -m attriboard.studies.audit_report results/audit > docs/audit.md
 	$(BIN)/attriboard leaderboard results/quick --figures build/figures --out leaderboard.md
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png
 

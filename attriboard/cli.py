@@ -1,4 +1,4 @@
-"""The command line: list, validate, selftest, run, attribute, leaderboard, refresh, check, two studies, exports.
+"""The command line: list, validate, selftest, audit, run, attribute, leaderboard, refresh, check, studies, exports.
 
 Exit codes: 0 success; 1 some cells or self-tests failed (after everything else ran), or a check found something worse,
 slower or missing; 2 a name, option or input that cannot be used.
@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from .commands.attribute import attribute
+from .commands.audit import audit
 from .commands.check import check
 from .commands.compare_forms import compare_forms
 from .commands.export import export_lm_eval, export_mib
@@ -30,7 +31,18 @@ from .errors import AttriboardError
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 app.command("list")(list_names)
-for command in (validate, selftest, run, attribute, compare_forms, scale_questions, leaderboard, refresh, check):
+for command in (
+    validate,
+    selftest,
+    audit,
+    run,
+    attribute,
+    compare_forms,
+    scale_questions,
+    leaderboard,
+    refresh,
+    check,
+):
     app.command()(command)
 app.command()(export_lm_eval)
 app.command()(export_mib)

@@ -439,7 +439,13 @@ class Intervention:
                     resid = torch.where(from_empty[chunk].to(resid.device)[:, None, None], other, resid)
                 slices = self.level.slices(model, masks[chunk])
                 ahead = {name: mask for name, mask in slices.items() if int(name.split(".")[1]) >= at}
-                logits = model.run(batch, edits=replacing(self.values, ahead, example), start=(at, resid)).logits
+                run = model.run(
+                    batch,
+                    edits=replacing(self.values, ahead, example),
+                    start=(at, resid),
+                    needed=start[chunk].tolist(),
+                )
+                logits = run.logits
             results.append(measure(logits, batch).float().cpu())
         out = torch.cat(results)
         return out[torch.argsort(order)]
@@ -518,4 +524,4 @@ def _blurred(model: Model, encoded: EncodedExample, patches: Tensor) -> Tensor:
     where = grid.resize(picture.size, Image.Resampling.NEAREST)
     mixed = Image.composite(picture.filter(ImageFilter.GaussianBlur(deviation)), picture, where)
     with torch.no_grad():
-        return model.vision.features(model.vision.inputs(IMAGE, mixed)).cpu()
+        return model.features(model.vision.inputs(IMAGE, mixed)).cpu()

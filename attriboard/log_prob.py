@@ -41,7 +41,7 @@ class FrozenUnembedding:
     """
 
     def __init__(self, model: Model, resid: Tensor, published: bool = False) -> None:
-        self.centered = not model.architecture.rms
+        self.centered, self.model = not model.architecture.rms, model
         self.scale = model.final_norm_scale(resid)
         self.gamma = model.final_norm_weight
         self.W_U = model.W_U.float()
@@ -63,7 +63,11 @@ class FrozenUnembedding:
         vectors = vectors.float()
         if self.centered:
             vectors = vectors - vectors.mean(-1, keepdim=True)
+        self._count(vectors)
         return (vectors * self.gamma) @ self.W_U.T
+
+    def _count(self, rows: Tensor) -> None:
+        self.model.cost.product(rows[..., 0].numel(), *self.W_U.shape)
 
     def logits(self, z: Tensor) -> Tensor:
         """``U(z)``: ``[B, ..., V]`` for ``z`` ``[B, ..., d_model]``."""
@@ -99,6 +103,7 @@ class FrozenUnembedding:
 
     def pull_back(self, weights: Tensor) -> Tensor:
         """``[B, ..., d_model]``: the residual direction of a weighting of the vocabulary ``[B, ..., V]``."""
+        self._count(weights)
         direction = (weights @ self.W_U) * self.gamma
         if self.centered:
             direction = direction - direction.mean(-1, keepdim=True)
@@ -227,6 +232,7 @@ class Candidates:
             slope = slope * self.gain
         out = torch.empty_like(self.coefficient, dtype=torch.float32)
         for g, weight in enumerate(self.weights):
+            unembedding.model.cost.product(len(slope), *weight.shape)
             index = torch.nonzero(self.group == g)[:, 0]
             out[:, index] = (slope[:, g] @ weight.float().T)[:, self.row[index]]
         return out * self.coefficient

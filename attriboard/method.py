@@ -14,6 +14,7 @@ from .errors import ConfigurationError, MethodError, SkipCell
 from .interventions import means_for, replacement_kind, replacement_values, shared_prefix
 from .levels import REPLACEMENTS, USUAL_REPLACEMENT, Replacement
 from .registry import Registry
+from .roles import SIGHTS, ControlKind, Sight
 from .scores import Scores
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class Method:
         modality: "any", or "vision" if it can score only examples with an image.
         uses: names of other methods it calls; a change to their files makes its records stale too.
         control: True for floors that use no knowledge of the answer.
+        random: True if scores are drawn with the option ``seed``; the harness gives every group of train examples
+            another draw, so that such a control is judged as the mean over many.
+        control_kind: of a control, what methods are held against it for; see :data:`attriboard.roles.ControlKind`.
+        reads: what of an example its scores depend on, beside the prompt and what its options make it see: the answer,
+            the foil, labels. Through the metric or its gradient, that is the answer and the foil.
         default_for: studies that use this method unless others are named: "compare-forms".
         properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md. Names that
             do not exist are refused there and by ``attriboard validate``.
@@ -57,9 +63,28 @@ class Method:
     modality: ClassVar[str] = "any"
     uses: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    control_kind: ClassVar[ControlKind] = "trivial"
+    reads: ClassVar[tuple[Sight, ...]] = ()
     default_for: ClassVar[tuple[str, ...]] = ()
     properties: ClassVar[tuple[str, ...]] = ()
     rounding: ClassVar[float] = 1e-4
+
+    @property
+    def sees(self) -> tuple[Sight, ...]:
+        """What of an example its scores can depend on beside the prompt, with these options."""
+        return self.reads
+
+    def seen(self, examples: Sequence[EncodedExample]) -> list[Sight]:
+        """What it sees of these examples, in the order of :data:`attriboard.roles.SIGHTS`.
+
+        Without the foil where none of them has one, and without the counterfactual likewise.
+        """
+        has = {
+            "foil": any(e.foil is not None for e in examples),
+            "counterfactual": any(e.counterfactual is not None for e in examples),
+        }
+        return [sight for sight in SIGHTS if sight in self.sees and has.get(sight, True)]
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         """The scores of each example of a batch, which must not depend on the other rows or on padding.
@@ -124,6 +149,11 @@ class Method:
         """Wraps values shaped as the level."""
         return Scores(values.detach().float().cpu().contiguous(), level.name, level.names(model), metadata)
 
+    @property
+    def averages(self) -> bool:
+        """Whether the scores of several examples are the mean of each one's own, whatever the others are."""
+        return type(self).attribute is Method.attribute
+
     def check_level(self, level: Level) -> None:
         if level.name not in self.levels:
             raise MethodError(f"{self.name} scores {', '.join(self.levels)}, not {level.name}.")
@@ -164,6 +194,16 @@ class ReplacingMethod(Method):
         self.check_level(level)
         self._means = means_for(model, examples, level, self.replacement)
         return super().attribute(model, examples, level)
+
+    @property
+    def averages(self) -> bool:
+        """As of every method; means over the examples given make each one's scores depend on the others."""
+        own = type(self).attribute in (Method.attribute, ReplacingMethod.attribute)
+        return own and not replacement_kind(self.replacement).needs_means
+
+    @property
+    def sees(self) -> tuple[Sight, ...]:
+        return (*self.reads, "counterfactual") if self.paired else self.reads
 
     @property
     def paired(self) -> bool:

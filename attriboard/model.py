@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .models.batch import Batch, EncodedExample
-from .models.hooks import Cost, Edit, Run
+from .models.cost import Cost
+from .models.hooks import Edit, Run
 from .models.model import Model
 from .models.names import hook_name
 

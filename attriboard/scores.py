@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .errors import MethodError
 
 SKETCH = 1024
 """The most scores that a sketch holds."""
+ORDERS = 8
+"""Over how many random orders of equal scores is averaged."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,19 @@ class Scores:
     metadata: dict[str, Any] = field(default_factory=dict)
     each: list[Tensor] | None = field(default=None, repr=False, compare=False)
 
-    def ranking(self, absolute: bool = False) -> Tensor:
-        """``[n]``: component indices from the highest (absolute, if asked) score to the lowest; ties in order."""
-        flat = self.values.flatten()
-        return torch.argsort(flat.abs() if absolute else flat, descending=True, stable=True)
+    def ranking(self, absolute: bool = False, seed: int | None = None) -> Tensor:
+        """``[n]``: component indices from the highest (absolute, if asked) score to the lowest.
+
+        Args:
+            absolute: by the size of scores.
+            seed: of the random order of equal scores. None leaves them in row-major order, which favours early
+                layers: good for lists, not for judging.
+        """
+        return ordered(self.values.flatten(), absolute, seed)
+
+    def ties(self, absolute: bool = False) -> float:
+        """The share of components whose score (or its size) equals another component's."""
+        return ties(self.values.flatten(), absolute)
 
     def top(self, k: int) -> list[tuple[str, float]]:
         """The ``k`` best components with their scores."""
@@ -85,6 +97,43 @@ class Scores:
             values = file.get_tensor("scores")
         details = json.loads(metadata.get("details", "{}"))
         return cls(values, metadata.get("level", ""), json.loads(metadata["names"]), details)
+
+
+def ordered(values: Tensor, absolute: bool = False, seed: int | None = None) -> Tensor:
+    """``[n]``: indices of values ``[n]`` from the highest (absolute, if asked) to the lowest.
+
+    Args:
+        seed: of the random order in which equal values stand, all of whose orders are equally likely; None leaves them
+            in the order they have. Values that differ stand in one order whatever the seed.
+    """
+    if absolute:
+        values = values.abs()
+    if seed is None:
+        return torch.argsort(values, descending=True, stable=True)
+    shuffled = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed)).to(values.device)
+    return shuffled[torch.argsort(values[shuffled], descending=True, stable=True)]
+
+
+def tied_orders(values: Tensor, absolute: bool = False, seeds: Iterable[int] = range(ORDERS)) -> list[Tensor]:
+    """The orders of values ``[n]`` to average over, each ``[n]``: one for each seed, or a single one without ties."""
+    if ties(values, absolute) == 0:
+        return [ordered(values, absolute)]
+    return [ordered(values, absolute, seed) for seed in seeds]
+
+
+def ties(values: Tensor, absolute: bool = False) -> float:
+    """The share of values ``[n]`` (or of their sizes) that equal another one; 0 of none."""
+    _, counts = (values.abs() if absolute else values).unique(return_counts=True)
+    return int(counts[counts > 1].sum()) / max(1, len(values))
+
+
+def top_chances(values: Tensor, k: int) -> Tensor:
+    """``[n]`` float64: how likely each of values ``[n]`` is among the ``k`` highest, equal ones in random order."""
+    if not 0 < k <= len(values):
+        raise ValueError(f"the {k} highest of {len(values)} values: k must be from 1 to their number.")
+    border = values.sort(descending=True).values[k - 1]
+    above, level = values > border, values == border
+    return above.double() + level.double() * (k - int(above.sum())) / int(level.sum())
 
 
 def top_mask(ranking: Tensor, k: int) -> Tensor:

@@ -1,9 +1,10 @@
 """How often `attriboard check` cries wolf, and how many examples it needs to see a method that became 20 % worse.
 
 Heads found by attribution patching on arithmetic are judged on a pool of test examples, three times: with scores from
-some train examples, with scores from others, and with the first scores mixed with noise until S (the headline) is about
-20 % lower. All three are measured, example by example; then samples of the pool become records, and pairs of records go
-through the very function behind the command. Every rerun's pair is drawn at random, 100 of each kind and size:
+some train examples, with scores from others, and with the first scores mixed with noise until they keep about 20 % less
+of what they are worth, 1 - log-CMD (the headline). All three are measured, example by example; then samples of the pool
+become records, and pairs of records go through the very function behind the command. Every rerun's pair is drawn at
+random, 100 of each kind and size:
 
 - ``false_alarms_other_examples``: the same scores on two samples of base items (unpaired);
 - ``false_alarms_other_train``: the same with scores from other train examples, which really differ a little (unpaired);
@@ -35,9 +36,10 @@ from attriboard.board.check import check_records, headlines
 from attriboard.components import get_level
 from attriboard.evaluation import faithfulness
 from attriboard.evaluation.context import Context
+from attriboard.evaluation.crossfit import trials
 from attriboard.loading import load_model
 from attriboard.measurements.base import Kept, Strict
-from attriboard.measurements.faithfulness import Faithfulness, sizes
+from attriboard.measurements.faithfulness import Faithfulness
 from attriboard.measurements.registry import METRICS
 from attriboard.measurements.speed import Speed
 from attriboard.method import methods
@@ -50,7 +52,8 @@ from attriboard.stats.intervals import clusters_of
 from attriboard.task import tasks
 
 MODEL, TASK, METHOD, LEVEL = "smollm2-135m", "arithmetic", "attribution_patching", "heads"
-HEADLINE = "sufficiency_log_area"
+HEADLINE = "log_cmd"
+CURVES = ("absolute", "signed", "answered", "removed", "shuffled", "mib_signed", "mib_absolute")
 DROP = 0.2
 PAIRS = 100
 Index = NDArray[np.intp]
@@ -71,21 +74,15 @@ class Pool(Strict):
 
 
 def some(measured: Faithfulness, index: Index) -> Faithfulness:
-    """The measurements of some examples."""
-    rows = {
-        name: [[row[i] for i in index] for row in getattr(measured, name)]
-        for name in ("sufficiency", "necessity", "mib_signed", "mib_absolute")
-    }
-    columns = {name: [getattr(measured, name)[i] for i in index] for name in ("full", "empty")}
-    return measured.model_copy(update={**rows, **columns})
+    """The measurements of some examples; each example is one row."""
+    rows = {name: [[row[i] for i in index] for row in getattr(measured, name)] for name in CURVES}
+    columns = {name: [getattr(measured, name)[i] for i in index] for name in ("full", "empty", "base_items")}
+    return measured.model_copy(update={**rows, **columns, "examples": list(range(len(index)))})
 
 
 def exchanged(a: Faithfulness, b: Faithfulness, swap: NDArray[np.bool_]) -> Faithfulness:
     """``a``, with the examples of ``b`` where ``swap`` ``[N]`` says so; both are of the same examples."""
-    rows = {
-        name: np.where(swap, getattr(b, name), getattr(a, name)).tolist()
-        for name in ("sufficiency", "necessity", "mib_signed", "mib_absolute")
-    }
+    rows = {name: np.where(swap, getattr(b, name), getattr(a, name)).tolist() for name in CURVES}
     return a.model_copy(update=rows)
 
 
@@ -99,10 +96,13 @@ def record(pool: Pool, measured: Faithfulness, index: Index, seed: int, items: S
     Args:
         items: the base item of each example, where one that was drawn twice counts as two.
     """
+    items = list(items) or [pool.items[i] for i in index]
+    measured = measured.model_copy(update={"base_items": items})
     values = {name: float(statistic(np.arange(measured.n))) for name, statistic in measured.statistics().items()}
     values |= {
         "seconds_per_example": pool.speed.seconds[0] / pool.speed.examples,
         "forward_equivalents": pool.speed.forward_equivalents,
+        "flops_per_example": pool.speed.flops / 1e9,
         "peak_memory_mib": pool.speed.peak_memory_mib,
     }
     return Record(
@@ -114,8 +114,8 @@ def record(pool: Pool, measured: Faithfulness, index: Index, seed: int, items: S
         task_version=pool.task_version,
         model=pool.facts,
         data_sha256=digest([seed, index.tolist()]),
-        kept={"test": Kept(seen=len(index), correct=len(index), kept=len(index), by_subset={})},
-        items=list(items) or [pool.items[i] for i in index],
+        kept={"test": Kept(seen=len(index), correct=len(index), passing=len(index), kept=len(index), by_subset={})},
+        items=items,
         subsets=[pool.subsets[i] for i in index],
         scores=StoredScores(identity="", file="", sha256="", values_sha256=""),
         measurements={"faithfulness": measured, "speed": pool.speed},
@@ -132,28 +132,20 @@ def degraded(scores: Scores, share: float) -> Scores:
     return replace(scores, values=mixed)
 
 
-def sufficiency(context: Context, scores: Scores) -> float:
-    """S alone, which needs fewer passes than the whole measurement."""
-    level = get_level(LEVEL)
-    n = level.size(context.model)
-    ks, ranking = sizes(n), scores.ranking()
-    masks = torch.ones(2 + len(ks), n, dtype=torch.bool)
-    masks[0] = False
-    for row, k in enumerate(ks):
-        masks[2 + row, ranking[:k]] = False
-    metric = context.measure(level, "counterfactual", masks)[:, :, 0].tolist()
-    rows = dict.fromkeys(("necessity", "mib_signed", "mib_absolute"), metric[2:])
-    return value(Faithfulness(sizes=ks, full=metric[0], empty=metric[1], sufficiency=metric[2:], mib_sizes=ks, **rows))
+def judged(context: Context, scores: Scores) -> Faithfulness:
+    """The test half judged by scores from elsewhere."""
+    whole = trials(context, scores.values, None, 0, 1, (TASK, MODEL, LEVEL))
+    return faithfulness.evaluate(context, whole, get_level(LEVEL), "counterfactual")
 
 
 def share_of_noise(context: Context, scores: Scores, steps: int = 6) -> float:
-    """The share of noise at which S is lower by :data:`DROP`, by bisection."""
-    aim = (1 - DROP) * sufficiency(context, scores)
+    """The share of noise at which 1 - log-CMD is lower by :data:`DROP`, by bisection."""
+    aim = (1 - DROP) * (1 - value(judged(context, scores)))
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2
-        reached = sufficiency(context, degraded(scores, middle))
-        print(f"noise {middle:.3f}: S {reached:.3f}, wanted {aim:.3f}", flush=True)
+        reached = 1 - value(judged(context, degraded(scores, middle)))
+        print(f"noise {middle:.3f}: {reached:.3f}, wanted {aim:.3f}", flush=True)
         low, high = (middle, high) if reached > aim else (low, middle)
     return (low + high) / 2
 
@@ -170,7 +162,9 @@ def measure_pool(size: int, train: int, calibration: int) -> Pool:
     speed = Speed(
         examples=len(small.train[::2]),
         seconds=[time.perf_counter() - began],
-        forward_equivalents=model.cost.total / len(small.train[::2]),
+        scored=len(small.train[::2]),
+        flops=model.cost.flops / len(small.train[::2]),
+        forward_equivalents=model.forward_equivalents(small.train[::2]),
         peak_memory_mib=0.0,
     )
     other = method.attribute(model, small.train[1::2], level)
@@ -178,8 +172,8 @@ def measure_pool(size: int, train: int, calibration: int) -> Pool:
     context = Context(model, task, 0, 4 * train, 3 * size // 2, size, size, 2 * train)
     measurements = []
     for scores in (good, other, degraded(good, share)):
-        measurements.append(faithfulness.evaluate(context, scores, level, "counterfactual"))
-        print(f"pool measured after {time.perf_counter() - start:.0f} s: S {value(measurements[-1]):.3f}", flush=True)
+        measurements.append(judged(context, scores))
+        print(f"pool measured after {time.perf_counter() - start:.0f} s: {value(measurements[-1]):.3f}", flush=True)
     good_values, *_, bad_values = ({m: value(f, m) for m in f.statistics()} for f in measurements)
     return Pool(
         good=measurements[0],

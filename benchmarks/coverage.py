@@ -3,15 +3,18 @@
 The data look like what records hold: means of skewed differences, shares of right answers, f(k) at one size and its
 area, of 24, 48 or 96 examples that stand alone or share a base item by twos and threes, with correlated values. The
 truth is known because the data are drawn; intervals and p-values come from :mod:`attriboard.stats`, statistics of f
-from the measurement that records store.
+from the measurement that records store. Data that share items, frames and train groups are drawn by
+``coverage_crossed.py``, which stands beside this file.
 
     python benchmarks/coverage.py --out results/coverage.json
+    python benchmarks/coverage.py --out results/coverage.json --only crossed
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,10 +94,14 @@ def _faithfulness(latent: Latent, spread: float, full: Array, empty: Array) -> F
     kept[-1] = full.tolist()
     return Faithfulness(
         sizes=sizes(COMPONENTS),
+        examples=list(range(len(full))),
         full=full.tolist(),
         empty=empty.tolist(),
-        sufficiency=kept,
-        necessity=kept,
+        absolute=kept,
+        signed=kept,
+        answered=[],
+        removed=[],
+        shuffled=[],
         mib_sizes=mib_sizes(COMPONENTS),
         mib_signed=[],
         mib_absolute=[],
@@ -112,7 +119,7 @@ def _two_curves(latent: Latent) -> tuple[Faithfulness, Faithfulness]:
 def ratio(latent: Latent) -> Pair:
     """f at one size: a ratio of differences of means."""
     at = 2
-    first, second = ((lambda index, m=m: m.curve([m.sufficiency[at]], index)[0]) for m in _two_curves(latent))
+    first, second = ((lambda index, m=m: m.curve([m.signed[at]], index)[0]) for m in _two_curves(latent))
     return Pair(first, second, CURVE[at])
 
 
@@ -191,32 +198,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--simulations", type=int, default=2000)
+    parser.add_argument("--crossed", type=int, default=400, help="data sets of each kind that shares train groups")
+    parser.add_argument("--tables", type=int, default=200, help="tables of equal methods")
+    parser.add_argument("--only", choices=["one_way", "crossed"], help="leave the other part of --out as it is")
     args = parser.parse_args()
+    stored = json.loads(args.out.read_text(encoding="utf-8")) if args.only else {}
+    if args.only != "crossed":
+        stored |= one_way(args.simulations)
+    if args.only != "one_way":
+        start, crossed = time.perf_counter(), runpy.run_path(str(Path(__file__).with_name("coverage_crossed.py")))
+        stored["crossed"] = crossed["measured"](args.crossed, args.tables)
+        stored["crossed"]["seconds"] = round(time.perf_counter() - start, 1)
+        print(crossed["table"](stored["crossed"]), crossed["bold_table"](stored["crossed"]), sep="\n")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {args.out}")
+
+
+def one_way(simulations: int) -> dict[str, Any]:
+    """Examples that stand alone or share base items, as it is stored."""
     start = time.perf_counter()
     rows = []
     for clustered in (False, True):
         for case in CASES:
             for n in EXAMPLES:
-                rows.append(simulate(case, n, clustered, args.simulations))
+                rows.append(simulate(case, n, clustered, simulations))
                 row = rows[-1]
                 print(
                     f"{case}, n = {n} of {row['base_items']:.1f} items: coverage {row['coverage']:.4f}, "
                     f"false alarms {row['false_alarms']:.4f}",
                     flush=True,
                 )
-    stored = {
+    print(table(rows))
+    return {
         "level": LEVEL,
         "resamples": RESAMPLES,
-        "simulations": args.simulations,
-        "standard_error_at_level": float(np.sqrt(LEVEL * (1 - LEVEL) / args.simulations)),
+        "simulations": simulations,
+        "standard_error_at_level": float(np.sqrt(LEVEL * (1 - LEVEL) / simulations)),
         "limits": LIMITS,
         "seconds": round(time.perf_counter() - start, 1),
         "cases": rows,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    print(table(rows))
-    print(f"wrote {args.out}: {sum(row['within'] for row in rows)} of {len(rows)} within {LIMITS}")
 
 
 if __name__ == "__main__":

@@ -13,23 +13,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attriboard import Board, Folder, render
+from attriboard import METRICS, Board, Folder, render
+from attriboard.board.columns import ranking_columns
 from attriboard.records.aggregate import up_to_date
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK, DOWNSTREAM, SPEED = (ROOT / "results" / name for name in ("quick", "downstream", "speed.json"))
 
-SMALL = ("arithmetic, heads", ("S", "N", "drop in p", "forwards"))
-"""The README's table: the beginning of its title, and the columns that are shown."""
-BEST = 3
+RANKING = {level: tuple(METRICS[name].title for name in ranking_columns(level)) for level in ("heads", "patches")}
+"""The columns by which a level is ranked."""
+ARITHMETIC = "arithmetic(subsets=addition,multiplication)"
+SMALL = (f"{ARITHMETIC}, heads", tuple(dict.fromkeys((*RANKING["heads"], "drop in p", "forwards"))))
+"""The README's table: the beginning of its title, and the columns that are shown, behind what methods see."""
+BEST = 2
 """How many methods that are no controls it shows."""
 OVERALL = {"heads": "Attention heads", "neurons": "FFN neurons", "patches": "Image patches"}
-WHOLE = (("arithmetic, heads", ("S",)), ("color_vqa, patches", ("insertion",)))
+WHOLE = ((f"{ARITHMETIC}, heads", RANKING["heads"]), ("color_vqa, patches", RANKING["patches"]))
 """What ``docs/board.md`` shows in full: the beginning of a table's title, and columns of which it has one."""
 USES = (
-    ("Pruning", "arithmetic, neurons", ("accuracy area",)),
+    ("Pruning", f"{ARITHMETIC}, neurons", ("accuracy area",)),
     ("Bias", "gender_bias, neurons", ("bias removed",)),
-    ("Editing", "arithmetic, neurons", ("suppress: locality", "boost: locality", "rewrite: locality")),
+    ("Editing", f"{ARITHMETIC}, neurons", ("suppress: locality", "boost: locality", "rewrite: locality")),
 )
 """The same for ``docs/downstream.md``; each kind of edit is a table of its own below the same title."""
 CONTROL = "random_same_layer"
@@ -120,8 +124,9 @@ def small(board: str) -> str:
     section = fullest(board, title, columns)
     rows = section.tables[0]
     controls = sum(cells(row)[0].startswith("*") for row in rows[2:])
-    line = f"*{section.title}*: the best {BEST} of {len(rows) - 2 - controls} methods, and the {controls} controls."
-    return "\n".join([line, "", *selected(rows, columns, BEST)]) + "\n"
+    line = f"*{section.title}*: best {BEST} of {len(rows) - 2 - controls}, all controls."
+    sees = [column for column in ("sees",) if column in cells(rows[0])]
+    return "\n".join([line, "", *selected(rows, (*sees, *columns), BEST)]) + "\n"
 
 
 def ranks(board: str) -> str:
@@ -134,7 +139,7 @@ def ranks(board: str) -> str:
 
 def tables(board: str) -> str:
     """Two whole tables."""
-    count = len(re.findall(r"^### .*, n = \d+$", board, flags=re.MULTILINE))
+    count = len(re.findall(r"^### .*, n = \d+(?: \(n_eff \d+\))?$", board, flags=re.MULTILINE))
     lines = [f"Two of the {count} tables in full:", ""]
     for title, columns in WHOLE:
         lines += in_full(fullest(board, title, columns))
@@ -149,12 +154,24 @@ def uses(board: str) -> str:
 
 
 def speed_rows(stored: dict) -> str:
-    """The pairs of ``benchmarks/speed.py``."""
+    """The pairs of ``benchmarks/speed.py``, and what of them was measured on a part alone."""
     rows = ["| pair | fast side | slow side | slow / fast |", "| --- | ---: | ---: | ---: |"]
+    parts = []
     for pair in stored["pairs"]:
         fast, slow = pair["median"]["fast"], pair["median"]["slow"]
-        rows.append(f"| {pair['name']} | {fast:.3g} s | {slow:.3g} s | {pair['ratio_slow_to_fast']:.3g} |")
-    return "\n".join(rows) + "\n"
+        ratios = [repeat["slow"] / repeat["fast"] for repeat in pair["repeats"]]
+        spread = f"{pair['ratio_slow_to_fast']:.3g} ({min(ratios):.3g} to {max(ratios):.3g})"
+        rows.append(f"| {pair['name']} | {fast:.3g} s | {slow:.3g} s | {spread} |")
+        if (times := pair["slow_side_scaled_by"]) != 1:
+            parts.append(
+                f"Of *{pair['name']}*, the slow side was measured on {pair['copies_measured']} of {pair['heads']} "
+                f"({slow / times:.3g} s), and multiplied by {times:g}."
+            )
+    about = (
+        "Times are medians over repeats. The last column is the median of the ratios of the repeats, with the smallest "
+        "and the largest, and so need not be the ratio of the two medians."
+    )
+    return "\n".join([*rows, "", " ".join([about, *parts])]) + "\n"
 
 
 # --- the best method against the random control, in pairs ---------------------------------------------------------
@@ -176,6 +193,8 @@ def difference(best: Any, control: Any, evaluation: str, *how: Any) -> str:
     value, *ends = compare(measured(best, evaluation), measured(control, evaluation), *how)
     low, high = ends if len(ends) == 2 else ends[0] or (None, None)
     text = f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    if low is not None and high is not None and low <= 0 <= high:
+        text += ", so none is shown"
     return text.replace("-", "−")  # as on the board
 
 
@@ -194,19 +213,20 @@ def paired(records: Sequence[Any]) -> str:
         metric = f"pruning_accuracy_half{'_absolute' if absolute else ''}"
         best, control = best_and_control(curves, metric)
         kept, left = (r.aggregates[metric].value for r in (best, control))
+        guessed = "" if best.chance is None else f", and guessing among the labels gives {best.chance:.2f}"
         lines.append(
-            f"- Half of each layer's neurons removed, {order}: the best method, `{best.cell.method_label}`, keeps an "
-            f"accuracy of {kept:.3f}, same-layer random {left:.3f}; difference "
-            f"{difference(best, control, 'pruning', 0.5, absolute)}."
+            f"- Half of each layer's neurons removed, {order}: the best method that is no control, "
+            f"`{best.cell.method_label}`, keeps an accuracy of {kept:.3f}, same-layer random {left:.3f}; difference "
+            f"{difference(best, control, 'pruning', 0.5, absolute)}. {best_control(curves, metric)}{guessed}."
         )
     for factor, how in ((0.0, "removed"), (0.5, "weakened to one half")):
         biased = [r for r in records if measured(r, "bias") and options(r, "bias").factor == factor]
         best, control = best_and_control(biased, "bias_removed")
         gone, by_chance = (r.aggregates["bias_removed"].value for r in (best, control))
         lines.append(
-            f"- Bias removed at a perplexity rise of at most 2 %, neurons {how}: the best method, "
+            f"- Bias removed at a perplexity rise of at most 2 %, neurons {how}: the best method that is no control, "
             f"`{best.cell.method_label}`, removes {gone:.3f} of it, same-layer random {by_chance:.3f}; difference "
-            f"{difference(best, control, 'bias')}."
+            f"{difference(best, control, 'bias')}. {best_control(biased, 'bias_removed')}."
         )
     return "\n".join(
         [
@@ -223,6 +243,13 @@ def best_and_control(records: Sequence[Any], metric: str) -> tuple[Any, Any]:
     (control,) = (r for r in records if r.cell.method == CONTROL)
     own = sorted((r for r in records if not r.control), key=lambda r: r.cell.method_label)
     return max(own, key=lambda r: r.aggregates[metric].value), control
+
+
+def best_control(records: Sequence[Any], metric: str) -> str:
+    """The control with the highest value, in words."""
+    controls = sorted((r for r in records if r.control), key=lambda r: r.cell.method_label)
+    best = max(controls, key=lambda r: r.aggregates[metric].value)
+    return f"The best control, `{best.cell.method_label}`, has {best.aggregates[metric].value:.3f}"
 
 
 # --- filling the pages --------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def measure(model: Model, example: EncodedExample, repeats: int) -> list[dict[st
                 continue
             model.cost = Cost()
             score(model, [example], level)  # warm
-            work = model.cost.total
+            work = model.forward_equivalents([example])
             with PeakMemory(model.device) as memory:
                 seconds = [timed(lambda: score(model, [example], level), model.device) for _ in range(repeats)]  # noqa: B023
             row = {

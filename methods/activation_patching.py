@@ -31,6 +31,7 @@ class ActivationPatching(ReplacingMethod):
     description = "metric lost when the component alone takes its counterfactual activation; exact"
     levels = ("heads", "nodes", "neurons")
     needs = frozenset({"forward", "counterfactual"})
+    reads = ("answer", "foil")
     properties = ("exact_effect", "exact_on_linear_model", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     direction: str = "noising"

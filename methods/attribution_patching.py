@@ -27,6 +27,7 @@ class AttributionPatching(ReplacingMethod):
     description = "first-order estimate of activation patching: activation difference times gradient"
     levels = ("heads", "neurons", "nodes")
     needs = frozenset({"forward", "gradients", "counterfactual"})
+    reads = ("answer", "foil")
     properties = ("finite_differences", "exact_on_linear_model", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:

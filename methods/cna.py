@@ -21,7 +21,8 @@ class ComparativeNeuronAnalysis(Method):
     """``I_0 - I_1``: a neuron's log-probability increase in the model as it is, minus that with heads zeroed.
 
     Both increases use the original run's frozen final norm and the answer. The heads are those that
-    ``head_ablation`` (zeroing) ranks highest on the first ``head_examples`` examples. Neurons in layers that the heads
+    ``head_ablation`` (zeroing) ranks highest on the first ``head_examples`` examples, equal ones in a random order that
+    is always the same. Neurons in layers that the heads
     cannot reach score 0. The difference of two concave functions has no tangent bound: the ``candidates`` neurons with
     the largest first-order difference (averaged over examples) are evaluated exactly, the rest carry the first-order
     difference, so the top of the ranking is exact where it was evaluated but not proven complete.
@@ -38,6 +39,7 @@ class ComparativeNeuronAnalysis(Method):
     description = "log-probability increase lost when the most important head is zeroed"
     levels = ("neurons",)
     needs = frozenset({"forward", "weights"})
+    reads = ("answer", "foil")
     uses = ("head_ablation",)
     properties = ("zero_for_idle", "zero_for_dead", "uses_answer")
 
@@ -51,7 +53,7 @@ class ComparativeNeuronAnalysis(Method):
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)
         ranking = methods.make("head_ablation").attribute(model, examples[: self.head_examples], get_level("heads"))
-        heads = ranking.ranking()[: self.n_heads]
+        heads = ranking.ranking(seed=0)[: self.n_heads]
         zeroed = _zero_heads(model, heads)
         base: tuple[list[Tensor], list[Tensor]] = ([], [])
         coefficient: tuple[list[Tensor], list[Tensor]] = ([], [])

@@ -28,6 +28,7 @@ class DirectLogitAttribution(Method):
     description = "the component's own share of the answer-minus-foil logit, final norm frozen"
     levels = ("heads", "neurons", "nodes")
     needs = frozenset({"forward", "weights"})
+    reads = ("answer", "foil")
     properties = ("shares_add_up", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:

@@ -32,6 +32,7 @@ class DomainEntropy(Method):
     description = "how specific to one subset of the task the neuron's activity is, however seldom it is active"
     levels = ("neurons",)
     needs = frozenset({"forward", "subsets"})
+    reads = ("labels",)
     uses = ("lape",)
     properties = ("symmetric_in_subsets", "zero_for_dead", "ignores_answer")
 

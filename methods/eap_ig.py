@@ -31,6 +31,7 @@ class EapIg(ReplacingMethod):
     description = "activation difference times the gradient averaged along the path from corrupted to clean embeddings"
     levels = ("heads", "neurons", "nodes")
     needs = frozenset({"forward", "gradients", "counterfactual"})
+    reads = ("answer", "foil")
     properties = ("path_finite_differences", "exact_on_linear_model", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     steps: int = 5

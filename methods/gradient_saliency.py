@@ -28,6 +28,7 @@ class GradientSaliency(Method):
     description = "length of the gradient at the position's embedding, or its product with the embedding"
     levels = ("patches", "tokens")
     needs = frozenset({"forward", "gradients"})
+    reads = ("answer", "foil")
     properties = ("gradient_norm", "zero_for_idle", "uses_answer")
 
     kind: str = "norm"

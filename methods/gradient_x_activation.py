@@ -21,6 +21,7 @@ class GradientXActivation(Method):
     description = "activation times gradient: first-order effect of zeroing the component"
     levels = ("heads", "neurons")
     needs = frozenset({"forward", "gradients"})
+    reads = ("answer", "foil")
     properties = ("finite_differences", "exact_on_linear_model", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:

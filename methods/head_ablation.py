@@ -29,6 +29,7 @@ class HeadAblation(ReplacingMethod):
     description = "metric lost when the component alone is zeroed (or replaced) at all positions; exact"
     levels = ("heads", "nodes")
     needs = frozenset({"forward"})
+    reads = ("answer", "foil")
     properties = ("exact_effect", "exact_on_linear_model", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     replacement: Replacement = "zero"

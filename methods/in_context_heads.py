@@ -26,6 +26,7 @@ class InContextHeads(Method):
     description = "log p(answer) gained through the head from the demonstrations' label positions"
     levels = ("heads",)
     needs = frozenset({"forward", "weights", "marks:label"})
+    reads = ("answer", "labels")
     properties = ("adds_over_marks", "zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:

@@ -37,6 +37,7 @@ class IntegratedGradients(ReplacingMethod):
     description = "gradients integrated while activations or embeddings move from the replacement to their value"
     levels = ("heads", "neurons", "patches", "tokens")
     needs = frozenset({"forward", "gradients", "counterfactual"})
+    reads = ("answer", "foil")
     properties = ("completeness", "exact_on_linear_model", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     steps: int = 5

@@ -41,6 +41,7 @@ class Lape(Method):
     description = "how specific to one subset of the task the neuron's activity is, among the often active ones"
     levels = ("neurons",)
     needs = frozenset({"forward", "subsets"})
+    reads = ("labels",)
     properties = ("symmetric_in_subsets", "zero_for_dead", "ignores_answer")
 
     filter_rate: float = 0.95

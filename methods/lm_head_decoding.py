@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from attriboard.components import Level
 from attriboard.method import Method, true_or_false
-from attriboard.model import Batch, Model
+from attriboard.model import Batch, EncodedExample, Model
+from attriboard.scores import Scores
 
 
 @dataclass
@@ -38,25 +40,47 @@ class LmHeadDecoding(Method):
     description = "z-score of the answer's logit when the neuron's output vector alone is unembedded"
     levels = ("neurons",)
     needs = frozenset({"weights"})
+    reads = ("answer",)
     properties = ("ignores_output_scale", "zero_for_idle", "uses_answer", "ignores_foil")
 
     signed: bool = False
+    _spreads: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         true_or_false(self, "signed")
 
+    def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
+        """As :meth:`.Method.attribute`; what weights alone decide is computed once for all batches."""
+        self._spreads = _spreads(model)
+        try:
+            return super().attribute(model, examples, level)
+        finally:
+            self._spreads = None  # the next call may be of a model whose weights have changed
+
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         answers, place = batch.answer.unique(return_inverse=True)
-        rows = model.W_U.float()
-        rows = rows - rows.mean(0)
-        covariance = rows.T @ rows / len(rows)
+        spreads = _spreads(model) if self._spreads is None else self._spreads
+        directions = model.W_U[answers].float() - model.W_U.float().mean(0)
         per_layer = []
-        for layer in range(model.n_layers):
+        for layer, spread in enumerate(spreads):
             x = _read_by_unembedding(model, layer)
-            spread = ((x @ covariance) * x).sum(-1).clamp(min=0).sqrt()
-            per_layer.append(torch.where(spread > 0, rows[answers] @ x.T / spread, 0.0))
+            per_layer.append(torch.where(spread > 0, directions @ x.T / spread, 0.0))
         z = torch.stack(per_layer, dim=1)[place]  # [B, L, d_mlp]
         return z if self.signed else z.abs()
+
+
+def _spreads(model: Model) -> list[Tensor]:
+    """By layer ``[d_mlp]``: the standard deviation over the vocabulary of each output vector's logits."""
+    rows = model.W_U.float()
+    rows = rows - rows.mean(0)
+    covariance = rows.T @ rows / len(rows)
+    model.cost.product(model.d_model, model.d_vocab, model.d_model)
+    spreads = []
+    for layer in range(model.n_layers):
+        x = _read_by_unembedding(model, layer)
+        spreads.append(((x @ covariance) * x).sum(-1).clamp(min=0).sqrt())
+        model.cost.product(model.d_mlp, model.d_model, model.d_model)
+    return spreads
 
 
 def _read_by_unembedding(model: Model, layer: int) -> Tensor:

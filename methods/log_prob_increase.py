@@ -36,6 +36,7 @@ class LogProbIncrease(Method):
     description = "log p(answer) gained by adding the component's output alone, final norm frozen"
     levels = ("heads", "neurons", "attn_neurons")
     needs = frozenset({"forward", "weights"})
+    reads = ("answer",)
     default_for = ("compare-forms",)
     properties = ("telescoping", "zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
 

@@ -37,6 +37,7 @@ class MultimodalNeurons(Method):
     description = "activation times the answer's logit in the neuron's output vector, without norms"
     levels = ("neurons",)
     needs = frozenset({"forward", "weights"})
+    reads = ("answer",)
     properties = ("scales_with_output", "zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
 
     activation: str = "gate"

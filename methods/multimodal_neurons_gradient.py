@@ -27,6 +27,7 @@ class MultimodalNeuronsGradient(Method):
     description = "activation times gradient of the answer's logit, at the picture's positions alone"
     levels = ("neurons",)
     needs = frozenset({"forward", "gradients"})
+    reads = ("answer",)
     modality = "vision"
     properties = ("picture_finite_differences", "zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
 

@@ -34,6 +34,7 @@ class Occlusion(ReplacingMethod):
     description = "metric lost when the position's embedding is replaced"
     levels = ("patches", "tokens")
     needs = frozenset({"forward"})
+    reads = ("answer", "foil")
     properties = ("exact_effect", "exact_on_linear_model", "zero_for_idle", "uses_answer")
 
     replacement: Replacement = "mean"

@@ -39,6 +39,7 @@ class PatchLogProbIncrease(Method):
     description = "log p(answer) gained from each position through the best head, final norm frozen"
     levels = ("patches", "tokens")
     needs = frozenset({"forward", "weights"})
+    reads = ("answer",)
     properties = ("zero_for_idle", "uses_answer", "ignores_foil")
 
     heads: int | str = 1

@@ -32,6 +32,7 @@ class QueryNeurons(Method):
     description = "share in activating the attention value-neurons that write the answer"
     levels = ("neurons",)
     needs = frozenset({"forward", "weights"})
+    reads = ("answer",)
     properties = ("zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
     rounding = 1e-3  # x . k_a can be small beside its terms, which magnifies their rounding
 

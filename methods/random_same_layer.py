@@ -11,6 +11,7 @@ from attriboard.components import Level
 from attriboard.errors import ConfigurationError
 from attriboard.method import Method, methods, whole_number
 from attriboard.model import EncodedExample, Model
+from attriboard.roles import Sight
 from attriboard.scores import Scores
 
 
@@ -33,6 +34,8 @@ class RandomSameLayer(Method):
     needs = frozenset({"forward", "gradients", "counterfactual"})
     uses = ("attribution_patching",)
     control = True
+    random = True
+    control_kind = "matched"
     properties = ("permutes_reference", "uses_answer")
 
     reference: str = "attribution_patching"
@@ -43,6 +46,10 @@ class RandomSameLayer(Method):
             raise ConfigurationError(f"reference of {self.name} is {self.reference!r}, expected a method's name.")
         methods.get(self.reference)
         whole_number(self, "seed")
+
+    @property
+    def sees(self) -> tuple[Sight, ...]:
+        return methods.make(self.reference).sees
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)

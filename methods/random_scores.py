@@ -28,6 +28,8 @@ class RandomScores(Method):
     levels = tuple(LEVELS)
     needs = frozenset()
     control = True
+    random = True
+    control_kind = "random"
     properties = ("standard_normal", "ignores_weights", "ignores_answer")
 
     seed: int = 0

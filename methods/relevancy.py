@@ -37,6 +37,7 @@ class Relevancy(Method):
     description = "positive attention times gradient, followed through the layers"
     levels = ("patches", "tokens")
     needs = frozenset({"forward", "gradients"})
+    reads = ("answer", "foil")
     properties = ("sums_to_one", "zero_for_idle", "uses_answer")
 
     through: str = "language_model"
@@ -80,7 +81,7 @@ class Relevancy(Method):
             raise SkipCell(f"{self.name} through the vision tower needs examples with an image.")
         inputs = model.vision.inputs(encoded.example.prompt, encoded.example.image)
         with torch.enable_grad(), model.vision.patterns() as patterns:
-            features = model.vision.features(inputs)
+            features = model.features(inputs)
         n = len(block) + 1
         if any(pattern.shape[-2:] != (n, n) for pattern in patterns):
             raise SkipCell(
@@ -88,6 +89,7 @@ class Relevancy(Method):
                 f"{model.name} does not have."
             )
         slopes = torch.autograd.grad(features, patterns, gradient.to(features.dtype), allow_unused=True)
+        model.cost.back(model.vision.flops)
         identity = torch.eye(n, device=block.device)
         relevancy = identity.clone()
         relevancy[1:, 1:] = block

@@ -35,6 +35,7 @@ class Shap(ReplacingMethod):
     description = "Shapley values of text tokens, sampled"
     levels = ("tokens",)
     needs = frozenset({"forward"})
+    reads = ("answer", "foil")
     properties = ("completeness", "exact_on_linear_model", "zero_for_idle", "uses_answer")
 
     replacement: Replacement = "mean"

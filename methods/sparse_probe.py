@@ -49,6 +49,7 @@ class SparseProbe(Method):
     description = "coefficient in a k-sparse logistic probe that reads the answer from the activations"
     levels = ("neurons",)
     needs = frozenset({"forward", "answers"})
+    reads = ("answer",)
     properties = ("zero_for_dead", "uses_answer", "ignores_foil")
 
     k: int = 64

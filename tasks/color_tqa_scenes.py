@@ -18,9 +18,9 @@ PARAPHRASES = (
 )
 
 
-def tell(drawn: Question, scene: Scene) -> str:
-    """The question with a scene in words: ``There is a red circle, a blue star and a gray moon.``, left to right."""
-    return question(drawn.thing.kind).replace(IMAGE, f"There is{caption(scene.left_to_right)}")
+def tell(kind: str, scene: Scene) -> str:
+    """The question for a kind after a scene in words: ``There is a red circle and a gray moon.``, left to right."""
+    return question(kind).replace(IMAGE, f"There is{caption(scene.left_to_right)}")
 
 
 @dataclass
@@ -31,12 +31,13 @@ class ColorTqaScenes(ColorVqa):
     what differs between the two tasks on one model is how it gets to know the colors. A model can refuse different
     ones (a picture's counterfactual has the same text), so the two are matched by :attr:`Example.twin`.
 
-    In the counterfactual the asked object's color word is another one. The objects are told from left to right, and
-    the asked one may be any of them.
+    In the counterfactual the asked object and another one have exchanged their color words (with the foil
+    ``absent_color`` the asked one's word alone is another). The objects are told from left to right, and the asked one
+    may be any of them.
     """
 
     name: ClassVar[str] = "color_tqa_scenes"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     description: ClassVar[str] = "Read what the picture of color_vqa shows and name the color of one object."
     marks: ClassVar[tuple[str, ...]] = ("color", "other_color", "object")
     evidence: ClassVar[tuple[str, ...]] = ("color",)
@@ -46,7 +47,7 @@ class ColorTqaScenes(ColorVqa):
     modality: ClassVar[str] = Task.modality
 
     def ask(self, drawn: Question, subset: str) -> Example:
-        prompt = tell(drawn, drawn.scene)
+        prompt = tell(drawn.thing.kind, drawn.scene)
         told = [match.span(1) for match in re.finditer(r"\ba (\w+) \w+", prompt)]  # every color begins with a consonant
         color = told[drawn.scene.left_to_right.index(drawn.thing)]
         others = tuple(span for span in told if span != color)
@@ -54,7 +55,7 @@ class ColorTqaScenes(ColorVqa):
             prompt=prompt,
             answer=f" {drawn.thing.color}",
             foil=f" {drawn.foil}",
-            counterfactual=tell(drawn, drawn.recolored),
+            counterfactual=tell(drawn.thing.kind, drawn.counterfactual),
             marks={
                 "color": (color,),
                 "object": mentions(drawn.thing.kind, prompt),
@@ -66,4 +67,5 @@ class ColorTqaScenes(ColorVqa):
             paraphrases=tuple(
                 frame.format(told=caption(drawn.scene.left_to_right), kind=drawn.thing.kind) for frame in PARAPHRASES
             ),
+            other_question=tell(drawn.other_kind, drawn.scene),
         )

@@ -9,16 +9,18 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from attriboard.errors import ConfigurationError, TaskError
-from attriboard.task import Example, Span, Task, split_of
+from attriboard.task import SPLITS, Example, Span, Task, split_of, split_of_frame
+
+Thing = TypeVar("Thing")
 
 POSITIVE, NEGATIVE = 0, 1
 HUB_NAME = "stanfordnlp/sst2"
 MOST_WORDS = 14  # of an SST-2 sentence, which is then about as long as one of ours
-PARAPHRASED_ARROWS = (" =>", " This is")  # between a sentence and its label, in the place of " ->"
 PARTNERS = 8  # sentences offered as counterfactual of one query, where none is paired with it
 
 
@@ -31,9 +33,28 @@ class Review:
     item: str
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What stands before a sentence, between it and its label, and between two labelled sentences."""
+
+    lead: str
+    arrow: str
+    separator: str
+
+    def __str__(self) -> str:
+        return f"{self.lead}_{self.arrow} _{self.separator}"
+
+
+LEADS = ("", "Review: ", "Text: ", "Comment: ", "> ")
+ARROWS = (" ->", " =>", " -->", " ==>", " →", " |", " =", " :", " -", " --")
+SEPARATORS = ("\n", "\n\n")
+FRAMES = tuple(Frame(*parts) for parts in product(LEADS, ARROWS, SEPARATORS))
+PARAPHRASED = (Frame("", " Sentiment:", "\n"), Frame("", " It is", "\n"))
+
+
 @dataclass
 class IclSentiment(Task):
-    """``We fought over the last dumpling on the plate. -> positive⏎`` ... ``Poor sound, ... front seats. ->``
+    """``Very dirty bathroom and a terrible view. -> negative⏎`` ... ``I adore this song, it makes me happy. ->``
 
     The counterfactual exchanges the query for the opposite sentence about the same matter. Everything before the
     query, and the number of its tokens, stay the same, so all that differs is what the answer has to be read from.
@@ -41,7 +62,10 @@ class IclSentiment(Task):
     its labels from them; with words it already understands a small model mostly does not, and the answer stays.
 
     A demonstration comes from the query's split and never from the query's pair, so no sentence of a training prompt
-    stands in a test prompt. Paraphrases ask about the same sentence after other demonstrations, with another arrow.
+    stands in a test prompt. The frame is what stands before each sentence, between it and its label, and after the
+    label; arrows and dashes are followed best by a model of 135 M parameters. Paraphrases ask about the same sentence
+    after other demonstrations, with other words before the label. The other question puts a sentence that judges
+    nothing (a shop's opening hours) in the place of the query.
 
     Attributes:
         shots: how many demonstrations, an even number. ``balanced``: as many of each label, mixed; ``imbalanced``:
@@ -53,7 +77,7 @@ class IclSentiment(Task):
     """
 
     name: ClassVar[str] = "icl_sentiment"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     description: ClassVar[str] = "Label a short review after a few labelled ones."
     paper: ClassVar[str] = "arXiv:2402.02872"
     labels: ClassVar[tuple[str, ...]] = (" positive", " negative")
@@ -80,30 +104,39 @@ class IclSentiment(Task):
 
     def candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
         reviews = own_reviews() if self.source == "own" else sst2_reviews(self.source)
-        pools = {(split, label): pool(reviews, split, label) for split in ("train", "test") for label in (0, 1)}
+        pools = {(split, label): pool(reviews, split, label) for split in SPLITS for label in (0, 1)}
         smallest = min(len(texts) for texts in pools.values())
         if smallest <= self.shots:
             raise TaskError(
                 f"source {self.source!r} has only {smallest} short sentences of one label in one split, "
                 f"too few for {self.shots} shots."
             )
+        said = {split: {(r.item, r.label): r for r in reviews if split_of(r.item) == split} for split in SPLITS}
+        items: dict[str, list[str]] = {split: [] for split in SPLITS}
+        frames: dict[str, list[Frame]] = {split: [] for split in SPLITS}
+        wanted = {split: rng.randrange(2) for split in SPLITS}
         while True:
-            label = rng.randrange(2)
-            query = rng.choice(pools[rng.choice(("train", "test")), label])
-            split = split_of(query.item)
-            by_label = [pools[split, wanted] for wanted in (POSITIVE, NEGATIVE)]
+            split = rng.choice(SPLITS)
+            # from shuffled decks, so that every item and every frame comes before any comes again; labels alternate
+            items[split] = items[split] or shuffled(list(dict.fromkeys(item for item, _ in said[split])), rng)
+            frames[split] = frames[split] or shuffled([f for f in FRAMES if split_of_frame(str(f)) == split], rng)
+            item, frame, label = items[split].pop(), frames[split].pop(), wanted[split]
+            label = label if (item, label) in said[split] else 1 - label
+            query, wanted[split] = said[split][item, label], 1 - label
+            by_label = [pools[split, POSITIVE], pools[split, NEGATIVE]]
             shown = demonstrations(by_label, pattern(subset, self.shots, rng), query, rng)
-            prompt, marks = write(shown, query, self.labels)
+            prompt, marks = write(shown, query, self.labels, frame)
             again = random.Random(f"paraphrases of {prompt}")  # its own, so that rng draws what it drew without them
             paraphrases = []
-            for arrow in PARAPHRASED_ARROWS:
+            for other_frame in PARAPHRASED:
                 others_shown = demonstrations(by_label, pattern(subset, self.shots, again), query, again)
-                paraphrases.append(write(others_shown, query, self.labels, arrow)[0])
+                paraphrases.append(write(others_shown, query, self.labels, other_frame)[0])
+            neutral = Review(again.choice(alike(query, neutral_sentences())), label, "")
             if self.counterfactual == "labels":
-                others = [write(shown, query, self.labels[::-1])[0]]
+                others = [write(shown, query, self.labels[::-1], frame)[0]]
             else:
                 opposite = [review for review in pools[split, 1 - label] if review not in shown]
-                others = [write(shown, other, self.labels)[0] for other in partners(query, opposite, rng)]
+                others = [write(shown, other, self.labels, frame)[0] for other in partners(query, opposite, rng)]
             for other in others:
                 yield Example(
                     prompt=prompt,
@@ -112,9 +145,17 @@ class IclSentiment(Task):
                     counterfactual=other,
                     marks=marks,
                     item=query.item,
+                    frame=str(frame),
+                    demonstrations=tuple(review.item for review in shown),
                     subset=subset,
                     paraphrases=tuple(paraphrases),
+                    other_question=write(shown, neutral, self.labels, frame)[0],
                 )
+
+
+def shuffled(things: Sequence[Thing], rng: random.Random) -> list[Thing]:
+    """The things in random order."""
+    return rng.sample(list(things), len(things))
 
 
 def demonstrations(
@@ -150,20 +191,28 @@ def partners(query: Review, opposite: Sequence[Review], rng: random.Random) -> l
 
 
 def write(
-    shown: list[Review], query: Review, labels: tuple[str, ...], arrow: str = " ->"
+    shown: Sequence[Review], query: Review, labels: Sequence[str], frame: Frame
 ) -> tuple[str, dict[str, tuple[Span, ...]]]:
-    """The prompt and its marks; ``arrow`` stands between a sentence and its label."""
+    """The prompt and its marks."""
     text = ""
     words: list[Span] = []
     for review in shown:
-        text += f"{review.text}{arrow}"
+        text += f"{frame.lead}{review.text}{frame.arrow}"
         words.append((len(text) + 1, len(text) + len(labels[review.label])))
-        text += f"{labels[review.label]}\n"
+        text += f"{labels[review.label]}{frame.separator}"
+    text += frame.lead
     marks: dict[str, tuple[Span, ...]] = {
         "label": tuple(words),
         "query": ((len(text), len(text) + len(query.text)),),
     }
-    return f"{text}{query.text}{arrow}", marks
+    return f"{text}{query.text}{frame.arrow}", marks
+
+
+def alike(query: Review, sentences: Sequence[str]) -> list[str]:
+    """Those that come closest to the query in the number of their words."""
+    wanted = len(query.text.split())
+    nearest = min(abs(len(sentence.split()) - wanted) for sentence in sentences)
+    return [sentence for sentence in sentences if abs(len(sentence.split()) - wanted) == nearest]
 
 
 def pool(reviews: Sequence[Review], split: str, label: int) -> list[Review]:
@@ -179,6 +228,13 @@ def own_reviews() -> tuple[Review, ...]:
         for row in csv.DictReader(io.StringIO(text), delimiter="\t")
         for label, column in ((POSITIVE, "positive"), (NEGATIVE, "negative"))
     )
+
+
+@functools.cache
+def neutral_sentences() -> tuple[str, ...]:
+    """Sentences that judge nothing, in ``data/neutral.tsv``."""
+    text = files("attriboard.tasks.data").joinpath("neutral.tsv").read_text(encoding="utf-8")
+    return tuple(text.splitlines()[1:])
 
 
 @functools.cache

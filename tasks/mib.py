@@ -27,8 +27,10 @@ class Mib(Task):
     """MIB's sets, each a subset; a row's counterfactual is the one that MIB exchanges activations with.
 
     Rows keep MIB's division: its ``train`` part is the train split, its ``test`` part (``validation`` where there is
-    none) the test split; a set in one part is divided by row. As everywhere here, answer and foil must be one token and
-    a counterfactual as long as its prompt; other rows are left out. (MIB takes the first token of longer answers.)
+    none) the test split; a set in one part is divided by row. A row is a base item. Where MIB names a row's template
+    (indirect objects) it is the frame, and stands in both splits where MIB's division has it in both. As everywhere
+    here, answer and foil must be one token and a counterfactual as long as its prompt; other rows are left out. (MIB
+    takes the first token of longer answers.)
 
     Attributes:
         source: "hub", or a folder that holds a folder for each set, saved by ``datasets`` or of its files. There is no
@@ -36,7 +38,7 @@ class Mib(Task):
     """
 
     name: ClassVar[str] = "mib"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     description: ClassVar[str] = "MIB's data sets: indirect objects, multiple choice, sums and differences."
     paper: ClassVar[str] = "arXiv:2504.13151"
     all_subsets: ClassVar[tuple[str, ...]] = (
@@ -62,7 +64,16 @@ class Mib(Task):
             if example is not None:
                 prompt, answer, foil, counterfactual = example
                 item = f"{split}:{subset}:{place.partition(' in ')[0]}"  # wherever the copy stands
-                yield Example(prompt, answer, foil, counterfactual, item=item, subset=subset)
+                frame = row.get("template")
+                yield Example(
+                    prompt,
+                    answer,
+                    foil,
+                    counterfactual,
+                    item=item,
+                    frame=frame if isinstance(frame, str) else "",
+                    subset=subset,
+                )
 
     def split(self, candidate: Example) -> str:
         named = candidate.item.partition(":")[0]

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from attriboard.errors import ConfigurationError, TaskError
 from attriboard.instructions import Instruction, chat, read_instructions
-from attriboard.task import SPLITS, Example, Span, Task, split_of
+from attriboard.task import SPLITS, Example, Span, Task, split_of, split_of_frame
 
 OWN = "own"
+PARAPHRASES = 2
 PARTNERS = 8  # questions offered as counterfactual of one that has no pair
 
 LABELS: dict[str, tuple[str, ...]] = {
@@ -31,6 +32,9 @@ LABELS: dict[str, tuple[str, ...]] = {
 }
 """The labels of our own texts."""
 
+USUAL = ("emotion", "polarity")
+"""The subsets asked where none is named."""
+
 FEW_SHOT_WORDS: dict[str, tuple[str, ...]] = {
     "emotion": (" anger", " fear", " joy", " sadness"),
     "polarity": (" positive", " negative"),
@@ -40,35 +44,156 @@ FEW_SHOT_WORDS: dict[str, tuple[str, ...]] = {
 }
 """What stands for each label in a few-shot prompt; "NEI" is not one token."""
 
-FRAMES: dict[str, tuple[tuple[str, str], ...]] = {
+HEADS: dict[str, tuple[str, ...]] = {
     "emotion": (
-        ("Label each post with anger, fear, joy or sadness.\n", "{text} Emotion:"),
-        ("Is it anger, fear, joy or sadness?\n", "Post: {text} Answer:"),
-        ("Choose anger, fear, joy or sadness for every text.\n", "{text} ->"),
+        "Label each post with anger, fear, joy or sadness.\n",
+        "Is it anger, fear, joy or sadness?\n",
+        "Choose anger, fear, joy or sadness for every text.\n",
+        "Every post shows anger, fear, joy or sadness.\n",
+        "Sort the posts into anger, fear, joy and sadness.\n",
+        "Posts and their emotions: anger, fear, joy, sadness.\n",
+        "Name the emotion of each message: anger, fear, joy or sadness.\n",
+        "Which of anger, fear, joy and sadness does the writer feel?\n",
+        "Below, each text is followed by its emotion.\n",
+        "Some of these people feel anger, some fear, some joy, some sadness.\n",
+        "Short texts, with anger, fear, joy or sadness behind them.\n",
+        "What do people feel: anger, fear, joy or sadness?\n",
+        "The following texts were marked with one emotion each.\n",
+        "Answer with anger, fear, joy or sadness.\n",
+        "Anger, fear, joy or sadness?\n",
+        "Read the text and name its main emotion.\n",
+        "These are the words of people who feel something strongly.\n",
+        "Pick the emotion that fits: anger, fear, joy or sadness.\n",
     ),
     "polarity": (
-        ("", "{text} ->"),
-        ("", "{text} Sentiment:"),
-        ("Label each post as positive or negative.\n", "{text} Label:"),
+        "",
+        "Label each post as positive or negative.\n",
+        "Positive or negative?\n",
+        "Is the opinion positive or negative?\n",
+        "Sort these texts into positive and negative.\n",
+        "Some judgments are positive, others negative.\n",
+        "Posts and their sentiment, positive or negative.\n",
+        "Decide whether the writer is positive or negative about it.\n",
+        "Each text is followed by its sentiment.\n",
+        "Answer with positive or negative.\n",
+        "Read the text and say if it is positive or negative.\n",
+        "Mark the posts as positive or negative.\n",
+        "What is the tone, positive or negative?\n",
+        "The posts below were sorted by tone.\n",
+        "Choose positive or negative for each message.\n",
+        "Short texts with the opinion of their writers.\n",
     ),
     "intensity": (
-        ("", "{text} {affect}: "),
-        ("Rate each post from 0 (none) to 3 (most).\n", "{text} {affect} = "),
-        ("", "How much {affect}? {text} -> "),
+        "",
+        "Rate each post from 0 (none) to 3 (most).\n",
+        "How strong is the emotion, from 0 to 3?\n",
+        "0 is none, 1 a little, 2 some, 3 very much.\n",
+        "Give every post a number from 0 to 3.\n",
+        "Levels of emotion, from 0 to 3.\n",
+        "From 0 (not at all) to 3 (extremely):\n",
+        "Posts and how strongly their writers feel, 0 to 3.\n",
     ),
     "conspiracy": (
-        ("Label each post as unrelated, related or conspiracy.\n", "{text} Label:"),
-        ("", "{text} ->"),
-        ("Is it unrelated, related or conspiracy?\n", "Post: {text} Answer:"),
+        "Label each post as unrelated, related or conspiracy.\n",
+        "",
+        "Is it unrelated, related or conspiracy?\n",
+        "Sort the posts into unrelated, related and conspiracy.\n",
+        "Unrelated, related or conspiracy?\n",
+        "Choose unrelated, related or conspiracy for every text.\n",
+        "What has the post to do with a conspiracy theory?\n",
+        "Answer with unrelated, related or conspiracy.\n",
     ),
     "claim": (
-        ("", "{context} {text} ->"),
-        ("", "{context} Claim: {text} Answer:"),
-        ("True, False or Unknown?\n", "{context} {text} Verdict:"),
+        "",
+        "True, False or Unknown?\n",
+        "Check each claim.\n",
+        "Is the claim True, False or Unknown?\n",
+        "Answer with True, False or Unknown.\n",
+        "Say whether the claim follows: True, False or Unknown.\n",
+        "Claims after what is known about them.\n",
+        "Decide between True, False and Unknown.\n",
     ),
 }
-"""By subset the line above few-shot prompts and the form of every text in them; the first is the prompt's, the others
-those of its paraphrases."""
+"""By subset the lines that can stand above a few-shot prompt."""
+
+FORMS: dict[str, tuple[str, ...]] = {
+    "emotion": (
+        "{text} Emotion:",
+        "Post: {text} Answer:",
+        "{text} ->",
+        "{text} Feeling:",
+        "{text} =>",
+        "Text: {text} Emotion:",
+        "Post: {text} Feeling:",
+        "{text} Label:",
+        "Message: {text} Emotion:",
+        "{text} The emotion is",
+        "{text} The writer feels",
+        "Q: {text} A:",
+        "{text} Main emotion:",
+        "{text} Mood:",
+        "Tweet: {text} Emotion:",
+        "{text} This is",
+        "{text} |",
+        "Text: {text} Label:",
+    ),
+    "polarity": (
+        "{text} ->",
+        "{text} Sentiment:",
+        "{text} Label:",
+        "{text} Opinion:",
+        "Post: {text} Answer:",
+        "{text} =>",
+        "{text} Verdict:",
+        "{text} Rating:",
+        "{text} The tone is",
+        "{text} Overall:",
+        "Text: {text} Sentiment:",
+        "{text} This is",
+        "Q: {text} A:",
+        "Message: {text} Tone:",
+        "{text} |",
+        "{text} The opinion is",
+    ),
+    "intensity": (
+        "{text} {affect}: ",
+        "{text} {affect} = ",
+        "How much {affect}? {text} -> ",
+        "{text} Level of {affect}: ",
+        "{text} {affect}, 0 to 3: ",
+        "Post: {text} {affect}: ",
+        "{text} Amount of {affect}: ",
+        "{text} | {affect}: ",
+    ),
+    "conspiracy": (
+        "{text} Label:",
+        "{text} ->",
+        "Post: {text} Answer:",
+        "{text} Class:",
+        "{text} =>",
+        "Text: {text} Label:",
+        "{text} This is",
+        "{text} |",
+    ),
+    "claim": (
+        "{context} {text} ->",
+        "{context} Claim: {text} Answer:",
+        "{context} {text} Verdict:",
+        "Known: {context} Claim: {text} Verdict:",
+        "{context} So: {text} Answer:",
+        "{context} Claim: {text} ->",
+        "Fact: {context} Claim: {text} Answer:",
+        "{context} {text} =>",
+    ),
+}
+"""By subset the forms that every text of a few-shot prompt can take. A line and a form make a frame."""
+
+OTHER_FRAMES = {
+    "veracity": ("Is each post reliable or misleading?\n", "{text} Veracity:"),
+    "tone": ("Is the tone of each post positive or negative?\n", "{text} Tone:"),
+    "tone of a claim": ("Is the tone of each claim positive or negative?\n", "{context} {text} Tone:"),
+}
+"""The frames of the other question, which is about what is balanced against the label: see :attr:`Post.group`."""
 
 PUBLISHED_WORDS: dict[str, tuple[str, ...]] = {
     "emotion": (" anger", " fear", " joy", " sadness"),
@@ -183,10 +308,17 @@ class MisinformationAffect(Task):
 
     Posts and claims, reliable and misleading, whose affect has nothing to do with their veracity: every label is
     equally frequent in both. The counterfactual exchanges the affect words of the query (the key words of a
-    conspiracy theory or claim) for those that make the foil right. How many of its questions a small model can answer
-    differs between the subsets: see the board.
+    conspiracy theory or claim) for those that make the foil right. Emotion and polarity are asked unless others are
+    asked for: SmolLM2-135M answers hardly any question about intensity, conspiracy or a claim together with its
+    counterfactual, so these are for larger models.
 
-    Demonstrations come from the query's split, never from the query's pair, and as many from each label.
+    Demonstrations come from the query's split, never from the query's pair, and as many from each label. Few-shot
+    frames are made of a line above and a form of the texts, and no line, form or frame of one split stands in the
+    other. The other question asks, with the same texts and demonstrations labelled for it, for the veracity of a post
+    (of a conspiracy theory or claim, for its tone), which the label says nothing about. SmolLM2-135M
+    keeps a tenth of emotion's logit difference there, and all of polarity's: it prefers the word that the writer's
+    judgment suggests whatever it is asked. The published form has a few
+    wordings of its own, which both splits share, so it declares no frame and asks no other question.
 
     Attributes:
         form: "few_shot" (short), or "published" (the instruction formats of EmoLLMs, ConspEmoLLM and FMD in words of
@@ -200,7 +332,7 @@ class MisinformationAffect(Task):
     """
 
     name: ClassVar[str] = "misinformation_affect"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     description: ClassVar[str] = "Name what a post feels and how much, spot a conspiracy theory, judge a claim."
     paper: ClassVar[str] = "arXiv:2401.08508, arXiv:2403.06765, arXiv:2409.16452"
     labels: ClassVar[tuple[str, ...]] = tuple(word for words in FEW_SHOT_WORDS.values() for word in words)
@@ -215,6 +347,7 @@ class MisinformationAffect(Task):
     counterfactual: str = "text"
 
     def __post_init__(self) -> None:
+        self.subsets = tuple(self.subsets) or USUAL
         super().__post_init__()
         if self.form not in ("few_shot", "published"):
             raise ConfigurationError(f"form is {self.form!r}, expected 'few_shot' or 'published'.")
@@ -255,16 +388,31 @@ class MisinformationAffect(Task):
             }
             for split in SPLITS
         }
+        decks = {split: _deck([post for post in posts if split_of(post.item) == split], rng) for split in SPLITS}
+        frame_decks = {split: _rounds(frames_of(subset, split), rng) for split in SPLITS}
         while True:
-            pool = pools[rng.choice(SPLITS)]
-            label = rng.choice(tuple(words))
-            group = rng.choice(sorted({post.group for post in pool[label]}))
-            query = rng.choice([post for post in pool[label] if post.group == group])
-            (other,) = (post for post in posts if post.item == query.item and post.label != label)
-            numbers = [0, 1, 2]
+            split = rng.choice(SPLITS)
+            pool = pools[split]
+            query, other = next(decks[split])
+            label = query.label
             if self.form == "published":
-                rng.shuffle(numbers)
-            written = [self._write(query, other, number, words, pool, rng) for number in numbers]
+                number = rng.randrange(len(PUBLISHED[subset]))
+                wordings = [*PUBLISHED[subset][number:], *PUBLISHED[subset][:number]]
+                written = [_published_prompt(wording, query, other) for wording in wordings]
+                frame, shown, other_question = "", [], None
+            else:
+                own = next(frame_decks[split])
+                others = [frame for frame in frames_of(subset, split) if frame != own]
+                frames = [own, *rng.sample(others, PARAPHRASES)]
+                shown, *shown_too = [self._shown(query, pool, rng) for _ in frames]
+                written = [
+                    _few_shot(frame, [(post, words[post.label]) for post in posts_shown], query, other)
+                    for frame, posts_shown in zip(frames, (shown, *shown_too))
+                ]
+                frame = "".join(frames[0])
+                about = "tone of a claim" if subset == "claim" else "tone" if subset == "conspiracy" else "veracity"
+                grouped = [(post, f" {post.group}") for post in shown]
+                other_question = _few_shot(OTHER_FRAMES[about], grouped, query, other)[0]
             prompt, counterfactual, spans = written[0]
             yield Example(
                 prompt=prompt,
@@ -273,32 +421,12 @@ class MisinformationAffect(Task):
                 counterfactual=counterfactual,
                 marks={"affect": spans},
                 item=query.item,
+                frame=frame,
+                demonstrations=tuple(post.item for post in shown),
                 subset=subset,
                 paraphrases=tuple(paraphrase for paraphrase, _, _ in written[1:]),
+                other_question=other_question,
             )
-
-    def _write(
-        self,
-        query: Post,
-        other: Post,
-        number: int,
-        words: Mapping[str, str],
-        pool: Mapping[str, Sequence[Post]],
-        rng: random.Random,
-    ) -> tuple[str, str, tuple[Span, ...]]:
-        """The prompt in the frame of that number, the same with the query's other wording, and its affect words."""
-        if self.form == "published":
-            frame = PUBLISHED[query.subset][number]
-            before, after = chat("{}").split("{}")
-            after += ANSWER_OPENS.get(query.subset, "")
-        else:
-            before, frame = FRAMES[query.subset][number]
-            after = ""
-            for post in self._shown(query, pool, rng):
-                before += f"{fill(frame, post)[0]}{words[post.label]}\n"
-        asked, spans = fill(frame, query)
-        spans = tuple((len(before) + start, len(before) + end) for start, end in spans)
-        return before + asked + after, before + fill(frame, other)[0] + after, spans
 
     def _shown(self, query: Post, pool: Mapping[str, Sequence[Post]], rng: random.Random) -> list[Post]:
         """The demonstrations: as many of each label, mixed, no two of one pair.
@@ -337,6 +465,58 @@ class MisinformationAffect(Task):
                     item=question.prompt,
                     subset=subset,
                 )
+
+
+T = TypeVar("T")
+
+
+def _rounds(things: Sequence[T], rng: random.Random) -> Iterator[T]:
+    """All things in random order, again and again, so that none comes twice before all have come."""
+    while True:
+        yield from rng.sample(things, len(things))
+
+
+def _deck(posts: Sequence[Post], rng: random.Random) -> Iterator[tuple[Post, Post]]:
+    """The pairs in random order, again and again: the wording asked about and the other one, in turn."""
+    by_item: dict[str, list[Post]] = {}
+    for post in posts:
+        by_item.setdefault(post.item, []).append(post)
+    turned = {item: rng.random() < 0.5 for item in by_item}
+    for item in _rounds(list(by_item), rng):
+        one, two = by_item[item]
+        yield (two, one) if turned[item] else (one, two)
+        turned[item] = not turned[item]
+
+
+Written = tuple[str, str, tuple[Span, ...]]
+"""A prompt, the same with the query's other wording, and where its affect words stand."""
+
+
+def _few_shot(frame: tuple[str, str], shown: Sequence[tuple[Post, str]], query: Post, other: Post) -> Written:
+    head, form = frame
+    lines = [f"{fill(form, post)[0]}{word}\n" for post, word in shown]
+    return _around(head + "".join(lines), form, "", query, other)
+
+
+def _published_prompt(wording: str, query: Post, other: Post) -> Written:
+    before, after = chat("{}").split("{}")
+    return _around(before, wording, after + ANSWER_OPENS.get(query.subset, ""), query, other)
+
+
+def _around(before: str, form: str, after: str, query: Post, other: Post) -> Written:
+    asked, spans = fill(form, query)
+    spans = tuple((len(before) + start, len(before) + end) for start, end in spans)
+    return before + asked + after, before + fill(form, other)[0] + after, spans
+
+
+@functools.cache
+def frames_of(subset: str, split: str) -> list[tuple[str, str]]:
+    """The line above and the form of the texts of every few-shot frame of a split.
+
+    Lines and forms belong to the splits in turn, as they stand in the lists.
+    """
+    heads, forms = (parts[subset][SPLITS.index(split) :: len(SPLITS)] for parts in (HEADS, FORMS))
+    return [(head, form) for head in heads for form in forms if split_of_frame(head + form) == split]
 
 
 def first_token(subset: str, label: str) -> str:

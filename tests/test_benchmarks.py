@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from attriboard.measurements.registry import METRICS
 from attriboard.method import methods
 from attriboard.records.record import Aggregate, Record
+from attriboard.run.suite import Suite, suites
 from tests.bench.boards import record
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -35,8 +37,29 @@ def test_every_forward_only_method_is_timed_on_the_shape_of_a_model_that_sees(tm
     for row in stored["methods"]:
         assert len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median_seconds"] <= max(row["seconds"])
     cost = {(row["level"], row["method"]): row["forward_equivalents"] for row in stored["methods"]}
-    assert cost["patches", "patch_log_prob_increase"] == cost["heads", "log_prob_increase"] == 1
+    assert cost["patches", "mean_attention"] == cost["heads", "activation_norm"] == 1
+    # rows through the unembedding behind a pass: of heads, the inputs of 3 layers and 12 heads; of patches, the inputs
+    # of 2 layers there and back, their 8 heads each with its layer's input, then 4 patches with theirs
+    beyond = [cost[which] - 1 for which in (("heads", "log_prob_increase"), ("patches", "patch_log_prob_increase"))]
+    assert beyond[0] > 0 and beyond[0] / beyond[1] == pytest.approx((3 + 12) / (2 * 2 + 2 * 8 + 1 + 4))
     assert cost["heads", "weight_norm"] == 0
+
+
+RULES = {"first_layers", "last_layers", "difference_norm"}
+"""What anyone could write down without attribution, and a method must be better than."""
+
+
+@pytest.mark.parametrize("name", sorted(suites()))
+def test_where_methods_are_held_against_random_they_are_held_against_rules_too(name: str) -> None:
+    assert all(methods.get(rule).control_kind == "trivial" for rule in RULES)
+    tables: dict[str, set[str]] = defaultdict(set)
+    for cell, settings in Suite.load(Path(name)).plan():
+        if cell.level in ("heads", "neurons", "nodes") and "faithfulness" in settings.measured(cell.level):
+            table = cell.model_copy(update={"method": "any", "method_options": {}})
+            tables[str(table)].add(cell.method)
+    against_random = {table: found for table, found in tables.items() if "random" in found}
+    assert {table: RULES - found for table, found in against_random.items() if RULES - found} == {}
+    assert against_random or name not in ("quick", "full")
 
 
 BOARD = """# Leaderboard
@@ -188,6 +211,7 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
         return SimpleNamespace(
             cell=SimpleNamespace(method=method, method_label=method, level="neurons"),
             control=control,
+            chance=0.1 if evaluation == "pruning" else None,
             aggregates={name: SimpleNamespace(value=value) for name in names},
             measurements={evaluation: value},
             settings=SimpleNamespace(
@@ -210,9 +234,17 @@ def test_the_best_method_is_compared_with_the_random_control_on_the_same_example
         records += [cell("a", 0.5 + factor, False, "bias", factor), cell("b", 0.75, False, "bias", factor)]
         records.append(cell("random_same_layer", 0.25, True, "bias", factor))
     lines = readme["paired"](records).splitlines()[2:]
-    assert [re.findall(r"`(\w+)`", line) for line in lines] == [["b"], ["b"], ["b"], ["a"]]
-    assert lines[0].endswith("keeps an accuracy of 0.750, same-layer random 0.250; difference −0.500.")
-    assert lines[3].endswith("removes 1.000 of it, same-layer random 0.250; difference 0.750 [0.000, 0.500].")
+    chance = "random_same_layer"
+    named = [["b", "wanda"], ["b", "wanda"], ["b", chance], ["a", chance]]
+    assert [re.findall(r"`(\w+)`", line) for line in lines] == named
+    assert lines[0].endswith(
+        "keeps an accuracy of 0.750, same-layer random 0.250; difference −0.500. The best control, `wanda`, has 0.900, "
+        "and guessing among the labels gives 0.10."
+    )
+    assert lines[3].endswith(
+        "removes 1.000 of it, same-layer random 0.250; difference 0.750 [0.000, 0.500], so none is shown. The best "
+        "control, `random_same_layer`, has 0.250."
+    )
 
 
 def test_what_is_known_of_planted_models_is_one_table_for_each_level() -> None:

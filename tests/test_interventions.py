@@ -250,17 +250,6 @@ def test_a_component_whose_activation_is_the_same_in_both_prompts_has_no_effect(
     assert float(effects.abs().max()) < 1e-5
 
 
-# --- cost -------------------------------------------------------------------------------------------------------------
-
-
-def test_single_effects_run_each_layer_only_from_where_it_differs() -> None:
-    """4 heads a layer: rows of layer ``l`` run ``3 - l`` of 3 layers, beside the one pass that they restart from."""
-    model = hooked("llama", batch_size=4)
-    batch = model.batch(EXAMPLES[:1])
-    single_effects(Intervention(model, batch, LEVELS["heads"], "zero"))
-    assert model.cost.forward == pytest.approx(1 + 4 * (3 + 2 + 1) / 3)
-
-
 # --- levels -----------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from attriboard.components import InputLevel, Level, get_level, summed
 from attriboard.errors import ConfigurationError
 from attriboard.evaluation import ablation, faithfulness
 from attriboard.evaluation.context import Context
+from attriboard.evaluation.crossfit import trials
 from attriboard.exchange.mib import check_level
 from attriboard.exchange.precomputed import read
 from attriboard.interventions import REPLACEMENT_KINDS, Intervention, ReplacementKind, component_means, single_effects
@@ -255,9 +256,10 @@ def test_a_new_level_is_evaluated_and_goes_through_files(
     values = torch.randn(layers.shape(model), generator=torch.Generator().manual_seed(3))
     scores = Scores(values, "layers", layers.names(model))
     check_replacement("mean", "layers")
-    faithful = faithfulness.evaluate(context, scores, layers, "mean")
-    assert faithful.sizes == list(range(1, model.n_layers + 1)) and len(faithful.sufficiency) == model.n_layers
-    assert ablation.evaluate(context, scores, layers, "counterfactual", 2).sizes
+    whole = trials(context, scores.values, None, 0, 1, ())
+    faithful = faithfulness.evaluate(context, whole, layers, "mean")
+    assert faithful.sizes == list(range(1, model.n_layers + 1)) and len(faithful.absolute) == model.n_layers
+    assert ablation.evaluate(context, whole, layers, "counterfactual", 2).sizes
     with pytest.raises(Exception, match="scores of layers cannot be written for MIB: MIB's nodes are attention heads"):
         check_level("layers")
     scores.save(tmp_path / "mine.safetensors", model=str(toy["model"]))

@@ -29,7 +29,7 @@ class {name}(AttributionPatching):
 
 TESTS = """
 def test_mine(attriboard_check):
-    metric = "sufficiency_log_area"
+    metric = "performance"
     report = attriboard_check("methods/mine.py", suite="toy.toml", include="toy_task.py", metric=metric)
     assert report.cells == 1
 """
@@ -47,7 +47,7 @@ def project(toy: dict, tmp_path: Path) -> Path:
     (tmp_path / "toy_task.py").write_text(toy["task"].read_text())
     suite = toy["suite"].read_text()
     (tmp_path / "toy.toml").write_text(
-        suite.replace("test_examples = 12", "test_examples = 160").replace("max_kept = 6", "max_kept = 80")
+        suite.replace("_examples = 12", "_examples = 160").replace("max_kept = 6", "max_kept = 80")
     )
     (tmp_path / "test_mine.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

@@ -33,7 +33,7 @@ from attriboard.zoo import planted
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-GENERATED = {"metrics.md", "selftests.md"}
+GENERATED = {"audit.md", "metrics.md", "selftests.md"}
 """Pages that are made from the code."""
 SPACE = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
 
@@ -284,11 +284,14 @@ def test_the_speed_figures_are_those_of_the_stored_run() -> None:
     for row, pair in zip(rows, stored["pairs"]):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[0] == pair["name"]
+        ratios = [repeat["slow"] / repeat["fast"] for repeat in pair["repeats"]]
         assert cells[1:] == [
             f"{pair['median']['fast']:.3g} s",
             f"{pair['median']['slow']:.3g} s",
-            f"{pair['ratio_slow_to_fast']:.3g}",
+            f"{pair['ratio_slow_to_fast']:.3g} ({min(ratios):.3g} to {max(ratios):.3g})",
         ]
+    (swept,) = (pair for pair in stored["pairs"] if pair["slow_side_scaled_by"] != 1)
+    assert f"measured on {swept['copies_measured']} of {swept['heads']} " in between("docs/architecture.md", "speed")
 
 
 # --- what there is ------------------------------------------------------------------------------------------------

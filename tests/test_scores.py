@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from attriboard.records.record import Planned, Record
 from attriboard.records.store import Folder
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
-from attriboard.scores import SKETCH, Scores
+from attriboard.scores import ORDERS, SKETCH, Scores, tied_orders, ties, top_chances
 from attriboard.task import tasks
 
 
@@ -47,6 +50,7 @@ def test_the_runner_keeps_a_sketch_of_components_and_none_of_inputs(toy: dict, t
     suite = Suite.load(toy["suite"])
     outcome = run_cells("toy", suite.plan(method=["random", "attribution_patching"]), Folder(tmp_path))
     for record in outcome.made:
+        assert record.status == "ok", record.reason
         assert record.scores is not None and len(record.scores.sketch) == 3 * 4
         best = dict(record.scores.top)
         for i, value in enumerate(record.scores.sketch):
@@ -77,3 +81,45 @@ def test_a_group_may_have_seeds_of_its_own(toy: dict, tmp_path: Path) -> None:
     assert [c.seed for c, _ in suite.plan() if c.method == "weight_norm"] == [3, 1]
     assert {c.seed for c, _ in suite.plan() if c.method != "weight_norm"} == {0}
     assert {c.seed for c, _ in suite.plan(seed=7)} == {7}
+
+
+# --- equal scores -----------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_orders_equal_scores_at_random_and_others_as_they_are() -> None:
+    given = scores(torch.tensor([[2.0, 0.0, 0.0], [0.0, -3.0, 0.0]]))
+    assert given.ranking().tolist() == [0, 1, 2, 3, 5, 4]
+    seen = [given.ranking(seed=seed).tolist() for seed in range(2400)]
+    assert seen[:50] == [given.ranking(seed=seed).tolist() for seed in range(50)]
+    assert all(order[0] == 0 and order[-1] == 4 for order in seen)
+    counts = Counter(tuple(order[1:-1]) for order in seen)
+    assert len(counts) == 24 and max(abs(count - 100) for count in counts.values()) < 45  # 4.5 standard deviations
+    absolute = [given.ranking(absolute=True, seed=seed).tolist() for seed in range(20)]
+    assert all(order[:2] == [4, 0] for order in absolute) and len({tuple(order) for order in absolute}) > 5
+
+
+def test_the_share_of_ties_counts_every_score_that_another_one_equals() -> None:
+    given = scores(torch.tensor([1.0, 1.0, -1.0, 0.0, 2.0]))
+    assert (given.ties(), given.ties(absolute=True)) == (0.4, 0.6)
+    assert scores(torch.randn(100)).ties() == 0 and scores(torch.zeros(7)).ties() == 1 and ties(torch.zeros(0)) == 0
+    assert scores(torch.tensor([0.0, -0.0])).ties() == 1
+
+
+def test_there_is_one_order_without_ties_and_one_for_each_seed_with_them() -> None:
+    values = torch.tensor([1.0, -1.0, 3.0])
+    assert [order.tolist() for order in tied_orders(values)] == [[2, 0, 1]]
+    orders = tied_orders(values, absolute=True)
+    assert len(orders) == ORDERS and all(order[0] == 2 for order in orders)
+    assert {tuple(order.tolist()) for order in orders} == {(2, 0, 1), (2, 1, 0)}
+    assert len(tied_orders(values, absolute=True, seeds=(3, 4))) == 2
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0, 0], [1, 0, 1, 1], [3, 2, 1, 0], [1, 1, 0, 0]])
+def test_the_chance_to_be_at_the_top_is_the_share_of_the_orders_in_which_one_is(values: list[int]) -> None:
+    n = len(values)
+    orders = [p for p in itertools.permutations(range(n)) if all(values[a] >= values[b] for a, b in pairwise(p))]
+    for k in range(1, n + 1):
+        expected = [sum(i in order[:k] for order in orders) / len(orders) for i in range(n)]
+        assert top_chances(torch.tensor(values), k).tolist() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="k must be from 1"):
+        top_chances(torch.zeros(3), 4)

@@ -1,6 +1,6 @@
 """Records to tables: what stands beside what, ranks over tables, and seeds; from stored records and nothing else.
 
-The same records give the same board: nothing is drawn at random here.
+The same records give the same board: what is resampled here has a fixed seed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from ..measurements.registry import METRICS
 from ..records.aggregate import up_to_date
 from ..records.record import Record, digest
 from ..records.store import Folder, newest
-from ..stats.ranks import RankTest, rank_test
+from ..stats.intervals import RESAMPLES
+from ..stats.ranks import RankTest, Resampled, rank_test, win_shares, wins_of
 from .agreement import Overlap, between_tasks
 from .columns import best_first, costs, further_columns, main_columns, ranking_columns, standings
 from .significance import ColumnTest, compare_columns
+from .standing import Informative, Standing, informative, standing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +63,9 @@ class Table:
         how = "".join(
             f", {value}" for value, usual in ((settings.dtype, "float32"), (settings.device, "cpu")) if value != usual
         )
-        return f"{self.task}, {self.level}, {self.model}{self.conditions}{seed}{how}, n = {len(self.records[0].items)}"
+        judged, effective = self.records[0].judged
+        n = f"n = {judged}" + ("" if effective is None else f" (n_eff {effective:.0f})")
+        return f"{self.task}, {self.level}, {self.model}{self.conditions}{seed}{how}, {n}"
 
     @property
     def conditions(self) -> str:
@@ -105,8 +109,45 @@ class Table:
         }
 
     def bold(self, record: Record) -> set[str]:
-        """The metrics in which a record is the best, or not significantly worse than it."""
-        return {metric for metric, test in self.comparisons.items() if record.filename in test.best}
+        """The metrics in which a record is the best, or not significantly worse than it.
+
+        Without those of :attr:`beyond_perfect`: there the best is not known by its value.
+        """
+        best = {metric for metric, test in self.comparisons.items() if record.filename in test.best}
+        return best - set(self.beyond_perfect)
+
+    @cached_property
+    def beyond_perfect(self) -> tuple[str, ...]:
+        """The metrics shown whose best value goes beyond what the untouched model has."""
+        beyond = []
+        for name in self.metrics:
+            metric = METRICS[name]
+            if metric.perfect is not None and metric.better != "neither":
+                sign = 1 if metric.better == "higher" else -1
+                values = [sign * r.aggregates[name].value for r in self.records if name in r.aggregates]
+                # what rounding adds to a perfect value is not beyond it
+                beyond += [name] if any(value > sign * metric.perfect + 1e-6 for value in values) else []
+        return tuple(beyond)
+
+    @cached_property
+    def against_random(self) -> Standing | None:
+        """The published methods against scores drawn at random, by the headline's metric; None where not known."""
+        return standing(self.records, self.comparisons, "random")
+
+    @cached_property
+    def against_trivial(self) -> Standing | None:
+        """The published methods against the best control that is a fixed rule; None where not known."""
+        return standing(self.records, self.comparisons, "trivial")
+
+    @property
+    def informative(self) -> Informative:
+        """Whether it tells any published method from random scores. Where it does not, it enters no ranks."""
+        return informative(self.against_random)
+
+    @property
+    def says_what_is_seen(self) -> bool:
+        """Whether it is known of any of its methods what they see of an example."""
+        return any(r.sees is not None for r in self.records)
 
     def ranks(self, metric: str) -> dict[str, float]:
         """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean.
@@ -123,6 +164,10 @@ class Table:
         ranks[known] = scipy.stats.rankdata(ordered[known])
         relative = (ranks - 1) / (len(values) - 1)
         return {r.cell.method_label: float(x) for r, x in zip(having, relative)}
+
+
+Ranking = list[tuple[Table, dict[str, dict[str, float]]]]
+"""Tables with the relative ranks of their methods, by metric and method."""
 
 
 @dataclass(frozen=True)
@@ -144,21 +189,46 @@ class LevelTest:
 
 @dataclass(frozen=True)
 class OverallRank:
-    """A method's place at a level, over all tables.
+    """A method's place at a level, over all tables that enter the ranks.
 
     Attributes:
         control: whether it is one in any table.
-        tables: in how many of how many tables it was ranked by the level's first ranking metric.
-        mean_rank: the mean over the metrics.
-        by_metric: its mean relative rank by each metric that ranks the level, as far as it was measured.
+        tables, of: in how many of how many tables it has any of the metrics that rank the level.
+        wins: its modelled share of wins against the other methods that are ranked; see
+            :func:`attriboard.stats.ranks.win_shares`. None for a method that stands in fewer than half of the tables,
+            which is not ranked among the others.
+        low, high: the ends of its 95 % interval; None where nothing could be resampled.
+        by_metric: the same share by each metric that ranks the level, as far as it was measured.
     """
 
     level: str
     method: str
     control: bool
-    tables: str
-    mean_rank: float
+    tables: int
+    of: int
+    wins: float | None
+    low: float | None
+    high: float | None
     by_metric: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LevelRanks:
+    """The overall ranks of one level.
+
+    Attributes:
+        ranks: of every method: the ranked ones, best first; then the thinly covered ones by name.
+        tables, blocks: how many tables enter, and how many tasks and models they are of.
+        left_out: titles of the tables that are uninformative and do not enter.
+        resampled: what was drawn for the intervals; see :class:`attriboard.stats.ranks.WinShares`.
+    """
+
+    level: str
+    ranks: tuple[OverallRank, ...]
+    tables: int
+    blocks: int
+    left_out: tuple[str, ...]
+    resampled: Resampled
 
 
 @dataclass(frozen=True)
@@ -237,27 +307,54 @@ class Board:
         )
 
     def overall(self) -> list[OverallRank]:
-        """Per level and method: in how many tables it stands and its mean relative rank over them; best first."""
-        ranks: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        totals: dict[str, int] = defaultdict(int)
-        controls: set[str] = set()
+        """The overall ranks of every level, one after the other."""
+        return [rank for level in self.levels for rank in level.ranks]
+
+    @cached_property
+    def levels(self) -> tuple[LevelRanks, ...]:
+        """The overall ranks of each level with tables that rank at least two methods, sorted by level."""
+        names = sorted({t.level for t in self.tables})
+        return tuple(ranks for name in names if (ranks := self._ranks_of(name)) is not None)
+
+    def _ranking(self, level: str) -> Ranking:
+        """The tables behind a level's ranks, each with the methods' relative ranks by metric; no uninformative ones."""
+        ranking = []
         for table in self.tables:
-            by_metric = {metric: table.ranks(metric) for metric in ranking_columns(table.level)}
-            if not any(by_metric.values()):
-                continue
-            totals[table.level] += 1
-            controls.update(r.cell.method_label for r in table.records if r.control)
-            for metric, by_method in by_metric.items():
-                for method, rank in by_method.items():
-                    ranks[table.level, method][metric].append(rank)
-        rows = []
-        for (level, method), own in ranks.items():
-            means = {metric: float(np.mean(values)) for metric, values in own.items()}
-            tables = f"{len(own[ranking_columns(level)[0]])} of {totals[level]}"
-            rows.append(
-                OverallRank(level, method, method in controls, tables, float(np.mean(list(means.values()))), means)
+            if table.level == level and table.informative != "no":
+                by_metric = {metric: own for metric in ranking_columns(level) if (own := table.ranks(metric))}
+                ranking += [(table, by_metric)] if by_metric else []
+        return ranking
+
+    def _ranks_of(self, level: str) -> LevelRanks | None:
+        ranking = self._ranking(level)
+        standing_in: dict[str, int] = {}
+        for _, by_metric in ranking:
+            for method in sorted({m for own in by_metric.values() for m in own}):
+                known = any(np.isfinite(own.get(method, np.nan)) for own in by_metric.values())
+                standing_in[method] = standing_in.get(method, 0) + known
+        if not standing_in:
+            return None
+        ranked = [method for method, count in standing_in.items() if 2 * count >= len(ranking)]
+        metrics = [m for m in ranking_columns(level) if any(m in by_metric for _, by_metric in ranking)]
+        overall, resampled = _shares(ranking, ranked, metrics)
+        alone = {metric: _shares(ranking, ranked, [metric], 0)[0] for metric in metrics}
+        controls = {r.cell.method_label for table, _ in ranking for r in table.records if r.control}
+        ranks = [
+            OverallRank(
+                level=level,
+                method=method,
+                control=method in controls,
+                tables=count,
+                of=len(ranking),
+                by_metric={metric: own[method].wins or 0.0 for metric, own in alone.items() if method in own},
+                **overall.get(method, _Share(None, None, None))._asdict(),
             )
-        return sorted(rows, key=lambda r: (r.level, np.isnan(r.mean_rank), r.mean_rank, r.method))
+            for method, count in standing_in.items()
+        ]
+        ranks.sort(key=lambda r: (r.wins is None, -(r.wins or 0.0), r.method))
+        blocks = {(table.task, table.model) for table, _ in ranking}
+        left_out = tuple(t.title for t in self.tables if t.level == level and t.informative == "no")
+        return LevelRanks(level, tuple(ranks), len(ranking), len(blocks), left_out, resampled)
 
     def rank_tests(self) -> dict[str, LevelTest]:
         """By level, the rank test of the methods that stand in all of the tables behind its overall ranks.
@@ -267,9 +364,8 @@ class Board:
         tests = {}
         for level in dict.fromkeys(t.level for t in self.tables):
             ranked = []
-            for table in self.tables:
-                by_metric = [table.ranks(m) for m in ranking_columns(level)] if table.level == level else []
-                finite = [ranks for ranks in by_metric if ranks and np.isfinite(list(ranks.values())).all()]
+            for table, by_name in self._ranking(level):
+                finite = [ranks for ranks in by_name.values() if np.isfinite(list(ranks.values())).all()]
                 ranked += [(table, finite)] if finite else []
             if not ranked:
                 continue
@@ -323,8 +419,14 @@ class Board:
                     "seed": table.seed,
                     "method": r.cell.method_label,
                     "control": r.control,
-                    "n": len(r.items),
-                    "kept_share": r.kept["test"].share,
+                    "control_kind": r.control_kind,
+                    "sees": None if r.sees is None else ", ".join(r.sees) or "nothing",
+                    "n": r.judged[0],
+                    "n_eff": r.judged[1],
+                    "kept_share": r.passing_share,
+                    "ties": r.scores.ties if r.scores else None,
+                    "noise": r.scores.noise if r.scores else None,
+                    "informative": table.informative,
                 }
                 for name in (m for m in METRICS if m in present):
                     a = r.aggregates.get(name)
@@ -338,6 +440,37 @@ class Board:
         import pandas as pd
 
         return pd.DataFrame(self.rows())
+
+
+class _Share(NamedTuple):
+    """A modelled share of wins and the ends of its interval, each as far as it is known."""
+
+    wins: float | None
+    low: float | None
+    high: float | None
+
+
+def _shares(
+    ranking: Ranking, methods: Sequence[str], metrics: Sequence[str], resamples: int = RESAMPLES
+) -> tuple[dict[str, _Share], Resampled]:
+    """The shares of wins of methods by the mean over these metrics, and what was resampled for the intervals.
+
+    On a table a method wins against another the share of the metrics by which it is better, of those that both have.
+    Methods that have none of the metrics are left out; nothing where fewer than two are left.
+    """
+    values = np.array(
+        [[[by.get(metric, {}).get(m, np.nan) for m in methods] for metric in metrics] for _, by in ranking]
+    ).reshape(len(ranking), len(metrics), len(methods))
+    having = [at for at in range(len(methods)) if np.isfinite(values[:, :, at]).any()]
+    if len(having) < 2:
+        return {}, "nothing"
+    won = np.array([[wins_of(own[having]) for own in table] for table in values])
+    met = np.isfinite(won).sum(1)
+    outcomes = np.where(met > 0, np.nansum(won, axis=1) / np.maximum(met, 1), np.nan)
+    found = win_shares(outcomes, [(table.task, table.model) for table, _ in ranking], resamples=resamples)
+    numbers = zip(*(column.tolist() for column in found[:3]))
+    shares = {methods[at]: _Share(*(x if np.isfinite(x) else None for x in own)) for at, own in zip(having, numbers)}
+    return shares, found.resampled
 
 
 def options_of(record: Record) -> Options:

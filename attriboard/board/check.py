@@ -2,8 +2,9 @@
 
 A cell matches a cell of equal task, method, model, level, replacement, variant and options that was run on examples
 drawn alike, in the same precision; first of the same seed, then, for seeds that only one side has, one of another
-seed. Its statistics over examples are compared by permutation: paired where both sides measured the same examples,
-unpaired where they did not. A statistic that is no mean is taken apart into its examples' shares (jackknife
+seed. Its statistics over examples are compared, paired where both sides measured the same examples, unpaired where they
+did not: by permutation, or by t tests where scores come from several train groups (:mod:`attriboard.stats.tests`). A
+statistic that is no mean is taken apart into its examples' shares (jackknife
 pseudo-values). The p-values of the whole check are adjusted together, by Holm's procedure over the tests that could
 reject anything at all (Tarone 1990): a test of four examples, whose smallest p-value is 0.125, costs the others
 nothing, and is reported as one that could not have detected anything. A quantity without a spread over examples (how
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,14 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, UnknownNameError
-from ..measurements.base import Statistic
+from ..measurements.base import Kept, Statistic
 from ..measurements.registry import METRICS
 from ..measurements.speed import Speed
 from ..records.record import Record, digest
 from ..records.store import Folder, newest
-from ..stats.intervals import (
-    ALPHA,
-    LEVEL,
-    RESAMPLES,
-    Array,
-    bootstrap_interval,
-    clusters_of,
-    defined_examples,
-    pseudo_values,
-)
-from ..stats.tests import FLIPS, holm, paired_test, unpaired_test
+from ..stats.clusters import FRAME, ITEM, Clusters, cluster_sums
+from ..stats.intervals import ALPHA, LEVEL, RESAMPLES, Array, bootstrap_interval, defined_examples, pseudo_values
+from ..stats.tests import FLIPS, at_random, gap_of_means, holm, paired_test, smallest_p, unpaired_test
 from .check_report import REPEATS, MetricChange, Report, Times
 from .columns import is_cost
 
@@ -273,21 +266,30 @@ def _refuse(now: Record, before: Record) -> None:
 
 @dataclass(frozen=True)
 class _Side:
-    """A statistic over ``n`` examples, and the base item of each (none where they are not known)."""
+    """A statistic over ``n`` rows, and how these depend on each other."""
 
     statistic: Statistic
     n: int
-    items: Sequence[str]
+    clusters: Clusters
 
     @classmethod
     def of(cls, record: Record, metric: str) -> _Side:
         measurement, statistic = record.statistics[metric]
-        return cls(statistic, measurement.n, measurement.clusters(record.items))
+        return cls(statistic, measurement.n, record.clusters(metric))
+
+    @property
+    def items(self) -> list[Hashable]:
+        """The base item of each row; none where they are not known."""
+        return list(self.clusters.ways.get(ITEM, ()))
+
+    @property
+    def frames(self) -> list[Hashable]:
+        """The frame of each row; none where they are not known."""
+        return list(self.clusters.ways.get(FRAME, ()))
 
     def at(self, index: NDArray[np.intp]) -> _Side:
-        """Over some of the examples alone."""
-        items = [self.items[i] for i in index] if len(self.items) == self.n else []
-        return _Side(lambda chosen: self.statistic(index[chosen]), len(index), items)
+        """Over some of the rows alone."""
+        return _Side(lambda chosen: self.statistic(index[chosen]), len(index), self.clusters.subset(index))
 
     def value(self) -> float:
         return float(self.statistic(np.arange(self.n)))
@@ -315,17 +317,22 @@ def _shared(now: Record, before: Record, a: _Side, b: _Side) -> tuple[_Side, _Si
     """
     if now.data_sha256 != before.data_sha256:
         return None
-    kept_alike = (now.items, now.kept["test"]) == (before.items, before.kept["test"])
-    if kept_alike and a.n == b.n and list(a.items) == list(b.items):
+    if _kept(now) == _kept(before) and (a.n, a.items, a.frames) == (b.n, b.items, b.frames):
         return a, b
     places = [{item: i for i, item in enumerate(side.items) if item} for side in (a, b)]
-    if any(len(place) != side.n for place, side in zip(places, (a, b))):
+    if any(len(place) != side.n or not place for place, side in zip(places, (a, b))):
         return None
     both = [item for item in places[0] if item in places[1]]
     if not both:
         return None
     first, second = (np.array([place[item] for item in both]) for place in places)
     return a.at(first), b.at(second)
+
+
+def _kept(record: Record) -> tuple[list[str], list[Kept]]:
+    """The items of the test examples kept, and the counts of the halves that are judged; n_eff is no count."""
+    halves = [half for name, half in sorted(record.kept.items()) if name == "test" or record.cross_fitted]
+    return record.items, [half.model_copy(update={"n_eff": None}) for half in halves]
 
 
 def _change(asked: _Asked, whole_now: _Side, whole_before: _Side, tests: int) -> tuple[MetricChange, int]:
@@ -341,14 +348,19 @@ def _change(asked: _Asked, whole_now: _Side, whole_before: _Side, tests: int) ->
     x, y = (pseudo_values(side.n, side.statistic) for side in (a, b))
     if shared:
         differences = x - y
-        sums = np.array([differences[c].sum() for c in clusters_of(a.items, a.n)])
-        p = _finer(lambda seed: paired_test(differences, a.items, seed), tests, 2 ** len(sums) > FLIPS)
-        smallest = _smallest_paired(sums, tests)
+        of = a.clusters.merged_train(b.clusters)
+        p = _finer(lambda seed: paired_test(differences, of, seed), tests, at_random(of))
+        smallest = _smallest_paired(differences, of, tests)
         gap = a.value() - b.value()
-        interval = bootstrap_interval(a.n, lambda i: a.statistic(i) - b.statistic(i), items=a.items)
-        same = bool(np.isfinite(sums).all()) and not differences.any()
+        interval = bootstrap_interval(a.n, lambda i: a.statistic(i) - b.statistic(i), items=of)
+        same = bool(np.isfinite(differences).all()) and not differences.any()
+    elif a.clusters.single is None or b.clusters.single is None:
+        p = unpaired_test(x, y, a.clusters, b.clusters)
+        smallest = max(smallest_p(a.clusters), smallest_p(b.clusters))
+        gap, interval = _gap_of_rows(x, y, a.clusters, b.clusters)
+        same = False
     else:
-        x, y = _of_items(x, a.items), _of_items(y, b.items)
+        x, y = _of_items(x, a.clusters), _of_items(y, b.clusters)
         p = _finer(lambda seed: unpaired_test(x, y, seed=seed), tests)
         smallest = _smallest_unpaired(x, y, tests)
         gap = float(x.mean() - y.mean()) if len(x) and len(y) else math.nan
@@ -366,12 +378,19 @@ def _change(asked: _Asked, whole_now: _Side, whole_before: _Side, tests: int) ->
         high=high,
         paired=shared is not None,
         same=same,
-        n_old=b.n,
-        n_new=a.n,
+        n_old=_examples(before, asked.metric, b.n),
+        n_new=_examples(now, asked.metric, a.n),
         p=p,
         smallest_p=smallest,
     )
-    return change, lost
+    return change, _examples(now, asked.metric, lost)
+
+
+def _examples(record: Record, metric: str, rows: int) -> int:
+    """How many examples so many rows of a metric are; a cross-fitted one has a row for each repetition."""
+    measurement = record.measurements.get(METRICS[metric].measurement)
+    repeated = measurement is not None and bool(measurement.train_groups)
+    return math.ceil(rows / record.settings.repetitions) if repeated else rows
 
 
 def _finer(p_value: Callable[[int], float], tests: int, random: bool = True) -> float:
@@ -393,16 +412,33 @@ def _rounds(tests: int) -> int:
     return max(1, math.ceil(2 * tests / (ALPHA * FLIPS)))
 
 
-def _of_items(values: Array, items: Sequence[str]) -> Array:
-    """The mean of each base item's values."""
-    return np.array([values[c].mean() for c in clusters_of(items, len(values))])
+def _of_items(values: Array, clusters: Clusters) -> Array:
+    """The mean of each cluster's values, of rows that depend on each other in one way."""
+    labels = clusters.single
+    assert labels is not None
+    return cluster_sums(values, labels) / np.bincount(labels) if len(labels) else values
 
 
-def _smallest_paired(sums: Array, tests: int) -> float:
+def _smallest_paired(differences: Array, clusters: Clusters, tests: int) -> float:
     """The smallest p-value that a paired test can give for such sizes of differences, whatever their signs."""
-    if not np.isfinite(sums).all():
+    if not np.isfinite(differences).all() or not differences.any():
         return 1.0
-    return min(1.0, max(2.0 ** (1 - np.count_nonzero(sums)), 1 / (1 + _rounds(tests) * FLIPS)))
+    finest = 1 / (1 + _rounds(tests) * FLIPS)
+    if clusters.single is not None:
+        differing = np.count_nonzero(cluster_sums(differences, clusters.single))
+        return min(1.0, max(2.0 ** (1 - differing), finest))
+    return smallest_p(clusters)
+
+
+def _gap_of_rows(x: Array, y: Array, of_x: Clusters, of_y: Clusters) -> tuple[float, tuple[float, float] | None]:
+    """``mean(x) - mean(y)`` of rows that depend on each other in several ways, and its 95 % t interval."""
+    if min(len(x), len(y)) == 0:
+        return math.nan, None
+    gap, spread = gap_of_means(x, y, of_x, of_y)
+    if not np.isfinite(spread.variance):
+        return gap, None
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, spread.df) * np.sqrt(spread.variance))
+    return gap, (gap - half, gap + half)
 
 
 def _smallest_unpaired(x: Array, y: Array, tests: int) -> float:

@@ -33,14 +33,14 @@ class MetricChange(Strict):
         cell: the cell now; ``seed_before`` is the other side's seed.
         metric: its name in :data:`METRICS`.
         old, new: its values, over the shared examples where the test is paired.
-        difference: what was tested: ``new - old``; where other examples are compared, of the means over base items,
-            each of which counts alike.
-        low, high: its 95 % bootstrap interval; None for fewer than two base items.
+        difference: what was tested: ``new - old``; where other examples are compared that share base items alone, of
+            the means over base items, each of which counts alike.
+        low, high: its 95 % interval; None for fewer than two clusters in any way.
         paired: whether the same examples were compared with each other.
         same: whether no example differs.
         n_old, n_new: examples.
-        p: of the permutation test.
-        smallest_p: the smallest that so many base items could give.
+        p: of the test.
+        smallest_p: the smallest that so many clusters could give.
         adjusted: p after Holm; None for a test that could not reject, whatever the differences.
     """
 
@@ -93,7 +93,7 @@ class MetricChange(Strict):
         values = f"{self.cell}{seed}: {metric.title} ({self.metric}) {self.old:.{d}f} -> {self.new:.{d}f}, difference"
         if self.exact:
             return f"{values} {self.difference:+.{d}f} (one value, no test)"
-        how = "paired" if self.paired else "unpaired, base items alike"
+        how = "paired" if self.paired else "unpaired"
         p = 1.0 if self.adjusted is None else self.adjusted
         return f"{values} {self.difference:+.{d}f}{interval}, p = {p:.2g} after Holm ({how}, {n})"
 

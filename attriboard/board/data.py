@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv as csv_format
 import io
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,25 @@ def as_json(board: Board) -> str:
                 "method": row.method,
                 "control": row.control,
                 "tables": row.tables,
-                "mean_rank": _finite(row.mean_rank),
-                **{metric: rank for metric, rank in row.by_metric.items() if np.isfinite(rank)},
+                "of_tables": row.of,
+                "wins": row.wins,
+                "wins_low": row.low,
+                "wins_high": row.high,
+                **row.by_metric,
             }
             for row in board.overall()
         ],
+        "levels": [
+            {
+                "level": level.level,
+                "tables": level.tables,
+                "tasks_and_models": level.blocks,
+                "resampled": level.resampled,
+                "uninformative": list(level.left_out),
+            }
+            for level in board.levels
+        ],
+        "against_controls": [_standing_fields(table) for table in board.tables],
         "rank_tests": {level: _rank_fields(test) for level, test in board.rank_tests().items()},
         "comparisons": [fields for table in board.tables for fields in _comparison_fields(table)],
         "over_seeds": [_seed_fields(summary) for summary in board.over_seeds()],
@@ -66,11 +81,23 @@ def _finite(value: float) -> float | None:
 
 
 def _metric_fields(metric: Metric) -> dict[str, Any]:
-    return {k: getattr(metric, k) for k in ("title", "version", "unit", "better", "measurement", "text")}
+    return {
+        k: getattr(metric, k)
+        for k in ("title", "version", "unit", "better", "headline", "perfect", "measurement", "text")
+    }
 
 
 def _table_fields(table: Table) -> dict[str, Any]:
     return {k: getattr(table, k) for k in ("task", "level", "model", "replacement", "variant", "seed", "title")}
+
+
+def _standing_fields(table: Table) -> dict[str, Any]:
+    standings = {"random": table.against_random, "trivial": table.against_trivial}
+    return {
+        **_table_fields(table),
+        "informative": table.informative,
+        **{kind: None if found is None else asdict(found) for kind, found in standings.items()},
+    }
 
 
 def _rank_fields(test: LevelTest) -> dict[str, Any]:
@@ -95,7 +122,7 @@ def _comparison_fields(table: Table) -> list[dict[str, Any]]:
             "examples": test.examples,
             "base_items": test.items,
             "has_power": test.has_power,
-            "best": [labels[r.filename] for r in table.records if r.filename in test.best],
+            "best": [labels[r.filename] for r in table.records if metric in table.bold(r)],
             "pairs": [
                 {
                     "first": labels[pair.first],

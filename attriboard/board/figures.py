@@ -27,7 +27,7 @@ from .board import Board, Table
 from .heatmaps import SheetRow, contact_sheet
 from .wording import short
 
-CURVES = ("sufficiency: top k kept", "necessity: top k replaced")
+CURVES = ("top k by absolute score kept", "top k by signed score replaced")
 INPUT_CURVES = ("insertion: top k kept", "deletion: top k replaced")
 
 
@@ -80,7 +80,7 @@ def curves(table: Table) -> Figure | None:
         elif faithfulness is not None:
             index = np.arange(faithfulness.n)
             sizes: Array = np.array(faithfulness.sizes)
-            both = (faithfulness.sufficiency, faithfulness.necessity)
+            both = (faithfulness.absolute, faithfulness.removed)
             lines = [(sizes, faithfulness.curve(values, index)) for values in both]
         else:
             continue

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from .board import Board
-from .wording import SEEDS_LINE, cells, examples_line, head, seed_cells, seed_head
+from .wording import SEEDS_LINE, cells, head, lines_above, seed_cells, seed_head
 
 STYLE = (
     "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse;margin-bottom:2em}"
@@ -23,10 +23,10 @@ def html(board: Board) -> str:
         f"<style>{STYLE}</style></head><body><h1>Leaderboard</h1>",
     ]
     for table in board.tables:
-        parts.append(f"<h2>{escape(table.title)}</h2><p>{escape(examples_line(table))}</p>")
+        parts += [f"<h2>{escape(table.title)}</h2>", *(f"<p>{escape(line)}</p>" for line in lines_above(table))]
         for metrics, records in table.parts:
             rows = [[escape(r.cell.method_label), *cells(table, r, metrics, "<b>{}</b>", escape)] for r in records]
-            parts.append(_table(head(metrics), rows))
+            parts.append(_table(head(table, metrics), rows))
     for summary in board.over_seeds():
         parts.append(f"<h2>{escape(summary.title)}</h2><p>{escape(SEEDS_LINE)}</p>")
         rows = [[escape(c) for c in (label, *seed_cells(records, summary.columns))] for label, records in summary.rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .board import Board
-from .wording import SEEDS_LINE, cells, examples_line, head, seed_cells, seed_head
+from .wording import SEEDS_LINE, cells, head, lines_above, seed_cells, seed_head
 
 SPECIAL = (
     ("\\", r"\textbackslash{}"),
@@ -26,8 +26,8 @@ def latex(board: Board) -> str:
         bodies = []
         for metrics, records in table.parts:
             rows = [[_tex(r.cell.method_label), *cells(table, r, metrics, r"\textbf{{{}}}", _tex)] for r in records]
-            bodies.append(_tabular(head(metrics), rows))
-        caption = _tex(f"{table.title}. {examples_line(table)}")
+            bodies.append(_tabular(head(table, metrics), rows))
+        caption = _tex(" ".join([f"{table.title}.", *lines_above(table)]))
         floats.append(_float(table.title, caption, "\\medskip\n".join(bodies)))
     for summary in board.over_seeds():
         rows = [[_tex(c) for c in (label, *seed_cells(records, summary.columns))] for label, records in summary.rows]

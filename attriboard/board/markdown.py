@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
-import numpy as np
-
-from ..measurements.registry import METRICS
 from .board import Board
 from .columns import ranking_columns
 from .wording import (
     OVERALL_LINE,
     SEEDS_LINE,
     cells,
-    examples_line,
     head,
     how_it_ran,
     legend,
+    level_sentences,
+    lines_above,
     not_run,
+    rank_cells,
+    rank_head,
     rank_sentences,
     seed_cells,
     seed_head,
@@ -32,10 +31,12 @@ def markdown(board: Board) -> str:
         lines += [f"Suite `{board.about.get('suite')}`. {board.about.get('description', '')}".rstrip(), ""]
     lines += [how_it_ran(board), "", legend(board), "", *_overall(board), "## Tables", ""]
     for table in board.tables:
-        lines += [f"### {table.title}", "", examples_line(table), ""]
+        lines += [f"### {table.title}", ""]
+        for line in lines_above(table):
+            lines += [line, ""]
         for metrics, records in table.parts:
             rows = [[_name(r.cell.method_label, r.control), *cells(table, r, metrics, "**{}**")] for r in records]
-            lines += [*_table(head(metrics), rows), ""]
+            lines += [*_table(head(table, metrics), rows), ""]
     if summaries := board.over_seeds():
         lines += ["## Over seeds", "", SEEDS_LINE, ""]
     for summary in summaries:
@@ -48,26 +49,16 @@ def markdown(board: Board) -> str:
 
 
 def _overall(board: Board) -> list[str]:
-    overall, tests = board.overall(), board.rank_tests()
-    if not overall:
+    tests = board.rank_tests()
+    if not board.levels:
         return []
     lines = ["## Overall", "", OVERALL_LINE, ""]
-    for level, group in groupby(overall, lambda row: row.level):
-        ranks = list(group)
-        metrics = [m for m in ranking_columns(level) if any(not np.isnan(r.by_metric.get(m, np.nan)) for r in ranks)]
-        rows = [
-            [
-                _name(row.method, row.control),
-                row.tables,
-                *(
-                    f"{rank:.2f}" if np.isfinite(rank) else ""
-                    for rank in (row.mean_rank, *(row.by_metric.get(m, np.nan) for m in metrics))
-                ),
-            ]
-            for row in ranks
-        ]
-        titles = ["method", "tables", "mean rank", *(METRICS[m].title for m in metrics)]
-        lines += [f"### {level}", "", *_table(titles, rows), "", rank_sentences(tests[level]), ""]
+    for level in board.levels:
+        ranked = [rank for rank in level.ranks if rank.wins is not None]
+        metrics = [m for m in ranking_columns(level.level) if any(m in rank.by_metric for rank in ranked)]
+        rows = [[_name(rank.method, rank.control), *rank_cells(rank, metrics)] for rank in ranked]
+        lines += [f"### {level.level}", "", *(_table(rank_head(metrics), rows) if rows else []), ""]
+        lines += [" ".join(level_sentences(level)), "", rank_sentences(tests[level.level]), ""]
     return lines
 
 

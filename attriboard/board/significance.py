@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ..measurements.base import Statistic
 from ..measurements.registry import METRICS
 from ..records.record import Record
-from ..stats.intervals import ALPHA, Array, clusters_of, defined_examples, each_example, pseudo_values
+from ..stats.clusters import FRAME, TRAIN
+from ..stats.intervals import ALPHA, Array, defined_examples, each_example, pseudo_values
 from ..stats.tests import holm, paired_test, smallest_p
 
 
@@ -43,7 +44,10 @@ class ColumnTest:
 
     Attributes:
         metric: the column.
-        examples, items: for how many test examples the metric is defined, and how many base items those have.
+        examples, items: for how many rows the metric is defined, and how many base items those have. Where measurements
+            are cross-fitted, a row is one example in one repetition.
+        frames, train_groups: how many frames and train groups those have; 0 where rows do not depend on each other so.
+        smallest: the smallest p-value that a pair can have here, before the correction.
         methods: how many records were compared.
         pairs: every two of them.
         best: file names of the best record and of all that are not significantly worse; empty where no pair could
@@ -56,11 +60,9 @@ class ColumnTest:
     methods: int
     pairs: tuple[Pair, ...]
     best: frozenset[str]
-
-    @property
-    def smallest(self) -> float:
-        """The smallest p-value that a pair can have here, before the correction."""
-        return smallest_p(self.items)
+    frames: int = 0
+    train_groups: int = 0
+    smallest: float = 1.0
 
     @property
     def has_power(self) -> bool:
@@ -90,8 +92,14 @@ def compare_columns(records: Sequence[Record], metrics: Sequence[str]) -> dict[s
 def _same_examples(a: Record, b: Record, metric: str) -> bool:
     """Whether two records measured a metric on the same examples, in the same order."""
     (one, _), (other, _) = a.statistics[metric], b.statistics[metric]
-    same_data = (a.cell.task, a.data_sha256, a.items, a.subsets) == (b.cell.task, b.data_sha256, b.items, b.subsets)
-    return same_data and (one.n, list(one.clusters(a.items))) == (other.n, list(other.clusters(b.items)))
+    same_data = (a.cell.task, a.data_sha256, a.items, a.frames, a.subsets) == (
+        b.cell.task,
+        b.data_sha256,
+        b.items,
+        b.frames,
+        b.subsets,
+    )
+    return same_data and (one.n, one.base_items, one.base_frames) == (other.n, other.base_items, other.base_frames)
 
 
 def _column_test(records: Sequence[Record], metric: str, candidates: Sequence[Record]) -> ColumnTest | None:
@@ -102,8 +110,7 @@ def _column_test(records: Sequence[Record], metric: str, candidates: Sequence[Re
     measurement = candidates[0].statistics[metric][0]
     undefined = [np.isnan(each_example(measurement.n, statistic)) for statistic in statistics]
     chosen = max((defined_examples(measurement.n, statistic) for statistic in statistics), key=len)
-    items = measurement.clusters(candidates[0].items)
-    items = [items[i] for i in chosen.tolist()] if len(items) == measurement.n else []
+    dependence = {record.filename: record.clusters(metric).subset(chosen) for record in candidates}
     shares: dict[str, Array] = {}
     tested: list[Record] = []
     for record, statistic, missing in zip(candidates, statistics, undefined):
@@ -115,13 +122,17 @@ def _column_test(records: Sequence[Record], metric: str, candidates: Sequence[Re
     if len(tested) < 2:
         return None
     couples = list(itertools.combinations(tested, 2))
-    p = [paired_test(shares[a.filename] - shares[b.filename], items) for a, b in couples]
+    both = [dependence[a.filename].merged_train(dependence[b.filename]) for a, b in couples]
+    p = [paired_test(shares[a.filename] - shares[b.filename], of) for (a, b), of in zip(couples, both)]
     pairs = tuple(
         Pair(a.filename, b.filename, a.aggregates[metric].value - b.aggregates[metric].value, raw, adjusted)
         for (a, b), raw, adjusted in zip(couples, p, holm(p))
     )
-    n = len(chosen)
-    test = ColumnTest(metric, n, len(clusters_of(items, n)), len(tested), pairs, frozenset())
+    of = dependence[tested[0].filename]
+    frames, groups = (of.counts.get(way, 0) for way in (FRAME, TRAIN))
+    test = ColumnTest(
+        metric, len(chosen), of.number, len(tested), pairs, frozenset(), frames, groups, min(map(smallest_p, both))
+    )
     differ = any(pair.difference for pair in pairs)
     return replace(test, best=_best(records, metric, pairs)) if test.has_power and differ else test
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -11,13 +12,15 @@ from ..levels import INPUTS
 from ..measurements.base import Metric
 from ..measurements.bias import Bias
 from ..measurements.pruning import Pruning
-from ..measurements.registry import METRICS
+from ..measurements.registry import MEASUREMENTS, METRICS
 from ..measurements.reliability import Reliability
+from ..measurements.speed import Speed
 from ..records.record import Aggregate, Record
+from ..roles import ABBREVIATED
 from ..stats.intervals import ALPHA
 from ..stats.ranks import over_seeds
 from .agreement import between_seeds
-from .board import Board, LevelTest, SeedTable, Table
+from .board import Board, LevelRanks, LevelTest, OverallRank, SeedTable, Table
 from .significance import ColumnTest
 
 SEEDS_LINE = (
@@ -25,9 +28,16 @@ SEEDS_LINE = (
     "seeds, on the same weights."
 )
 OVERALL_LINE = (
-    "Mean relative rank over a level's tables (0 = best of its table, 1 = last), by metric, and the mean over the "
-    "metrics. A method that stands in fewer tables met fewer opponents."
+    "*Wins*: a method's chance of beating another one of the list on a table, averaged over all others, by Bradley and "
+    "Terry's model of paired comparisons, which compares methods through the tables that they share: 1 = beats every "
+    "other, 0.5 = as often better as worse. On a table the better value wins, equal values are half a win, and every "
+    "metric counts alike. Columns of metrics: the same by that metric alone. Brackets: 95 % interval."
 )
+GGUF = re.compile(r"[\w.-]+\.gguf")
+"""A file of quantized weights, in what a record says of a model's source."""
+SMALL_SHARE = 0.01
+"""Shares of tied scores up to this are not worth a sentence."""
+COUNTS = ("seen", "correct", "passing", "kept")
 Escape = Callable[[str], str]
 
 
@@ -57,9 +67,17 @@ def with_interval(metric: Metric, a: Aggregate, bold: str = "{}", escape: Escape
     return f"{text} {escape(f'[{number(metric, a.low)}, {number(metric, a.high)}]')}"
 
 
-def head(metrics: Sequence[str]) -> list[str]:
+def head(table: Table, metrics: Sequence[str]) -> list[str]:
     """The heads of a part's columns."""
-    return ["method", *(METRICS[m].title for m in metrics)]
+    sees = ["sees"] if table.says_what_is_seen else []
+    return ["method", *sees, *(METRICS[m].title for m in metrics)]
+
+
+def seen(record: Record) -> str:
+    """What a method saw of the examples, abbreviated; empty where that is not known."""
+    if record.sees is None:
+        return ""
+    return ", ".join(ABBREVIATED[sight] for sight in record.sees) or "nothing"
 
 
 def cells(table: Table, record: Record, metrics: Sequence[str], bold: str, escape: Escape = str) -> list[str]:
@@ -68,7 +86,8 @@ def cells(table: Table, record: Record, metrics: Sequence[str], bold: str, escap
     Empty where the record lacks a metric.
     """
     best = table.bold(record)
-    return [
+    sees = [escape(seen(record))] if table.says_what_is_seen else []
+    return sees + [
         with_interval(METRICS[m], record.aggregates[m], bold if m in best else "{}", escape)
         if m in record.aggregates
         else ""
@@ -93,6 +112,36 @@ def seed_cells(records: Sequence[Record], metrics: Sequence[str]) -> list[str]:
 
 
 # --- sentences ------------------------------------------------------------------------------------------------------
+
+
+def rank_head(metrics: Sequence[str]) -> list[str]:
+    """The heads of the overall ranks by these metrics."""
+    return ["method", "tables", "wins", *(METRICS[m].title for m in metrics)]
+
+
+def rank_cells(rank: OverallRank, metrics: Sequence[str]) -> list[str]:
+    """One method's overall rank, without its name; empty where it lacks a metric."""
+    interval = "" if rank.low is None or rank.high is None else f" [{rank.low:.2f}, {rank.high:.2f}]"
+    wins = "" if rank.wins is None else f"{rank.wins:.2f}{interval}"
+    alone = (f"{rank.by_metric[m]:.2f}" if m in rank.by_metric else "" for m in metrics)
+    return [f"{rank.tables} of {rank.of}", wins, *alone]
+
+
+def level_sentences(level: LevelRanks) -> list[str]:
+    """What stands apart from a level's overall ranks, and what their intervals resample."""
+    pairs = "1 task and model" if level.blocks == 1 else f"{level.blocks} tasks and models"
+    tables = "1 table is" if level.tables == 1 else f"{level.tables} tables are"
+    sentences = {
+        "blocks": f"Intervals resample the {pairs}.",
+        "tables": f"Intervals resample the {level.tables} tables, of {pairs} only: they say nothing of others.",
+        "nothing": f"No intervals: {tables} too few to resample.",
+    }
+    said = [sentences[level.resampled]]
+    if thin := [f"{r.method} ({r.tables} of {r.of})" for r in level.ranks if r.wins is None]:
+        said.append(f"Thinly covered, in fewer than half of the tables, and not ranked: {', '.join(thin)}.")
+    if level.left_out:
+        said.append(f"Left out, because no method is told apart from random there: {'; '.join(level.left_out)}.")
+    return said
 
 
 def rank_sentences(test: LevelTest) -> str:
@@ -121,7 +170,7 @@ def _underpowered(table: Table) -> str:
     alike: dict[tuple[int, int, int], list[ColumnTest]] = defaultdict(list)
     for test in table.comparisons.values():
         if test.examples > 1 and not test.has_power:  # one value has no spread to tell anything from
-            alike[test.examples, test.items, test.methods].append(test)
+            alike[test.examples // _times(table, test.metric), test.items, test.methods].append(test)
     sentences = ""
     for (n, items, methods), columns in alike.items():
         of = "" if items == n else f" ({items} base items)"
@@ -135,20 +184,130 @@ def _underpowered(table: Table) -> str:
     return sentences
 
 
+def _times(table: Table, metric: str) -> int:
+    """How many rows of a metric each example has."""
+    settings = next((r.settings for r in table.records if r.cross_fitted), None)
+    crossed = settings is not None and MEASUREMENTS[METRICS[metric].measurement].cross_fitted
+    return settings.repetitions if settings and crossed else 1
+
+
 def examples_line(table: Table) -> str:
     """What the table's numbers were measured on."""
-    record = table.records[0]
-    kept = record.kept["test"]
-    subsets = "; ".join(f"{name} {right} of {seen}" for name, (right, seen) in sorted(kept.by_subset.items()))
+    record = next((r for r in table.records if r.cross_fitted), table.records[0])
+    halves = record.kept.values() if record.cross_fitted else [record.kept["test"]]
+    seen, correct, passing, kept = (sum(getattr(h, name) for h in halves) for name in COUNTS)
+    by_subset = {name: np.sum([h.by_subset[name] for h in halves], axis=0) for name in record.kept["test"].by_subset}
+    counts = "; ".join(f"{name} {right} and {passed} of {of}" for name, (passed, right, of) in by_subset.items())
+    subsets = f" ({counts})" if len(by_subset) > 1 else ""  # one subset is all of them
     chance = "" if record.chance is None else f" Chance among the labels: {100 * record.chance:.0f} %."
     described = [_described(metric, table.records) for metric in METRICS.values() if metric.line]
-    by_itself = table.level in INPUTS
-    scored = "each by its own scores" if by_itself else f"{record.kept['train'].kept} train examples scored"
-    everyone = f" (pruning and bias: all {kept.seen})" if _uses_all_drawn(table) else ""
+    everyone = f" (pruning and bias: all {record.kept['test'].seen} of the test half)" if _uses_all_drawn(table) else ""
+    drawn = "" if record.cross_fitted else "test "
+    turned = f", and the counterfactuals of {passing} of these by their foil" if record.settings.keep == "both" else ""
     return (
-        f"Answered correctly {kept.correct} of {kept.seen} test examples ({100 * kept.share:.0f} %: {subsets}); "
-        f"n = {kept.kept} of them judged here{everyone}, {scored}.{chance}{''.join(described)}{_underpowered(table)}"
+        f"Of {seen} {drawn}examples {correct} are answered{turned}{subsets}. {_judged(table, record, kept)}{everyone}."
+        f"{chance}{''.join(described)}{_underpowered(table)}"
     )
+
+
+def _judged(table: Table, record: Record, kept: int) -> str:
+    """By which scores the examples kept are judged."""
+    if table.level in INPUTS:
+        return f"{kept} of them are judged, each by its own scores"
+    train = record.kept["train"].kept
+    if not record.cross_fitted:
+        return f"{kept} of them are judged by the scores of {train} train examples"
+    groups, times = min(record.settings.folds, train), record.settings.repetitions
+    often = "once" if times == 1 else f"{times} times, each time"
+    rest = "; what is not cross-fitted is measured on the test half alone" if _measures_more(table) else ""
+    size = f"{kept / (2 * groups):.0f} examples" if kept >= 3 * groups else "1 example"
+    return (
+        f"{kept} of them, in two halves of {groups} groups, are judged {often} by the scores of a group of the other "
+        f"half (about {size}){rest}{_larger_groups(table)}"
+    )
+
+
+def _larger_groups(table: Table) -> str:
+    """Which methods cannot score so few examples, and so have fewer and larger groups."""
+    crossed = [r for r in table.records if r.cross_fitted and r.train_groups]
+    most = max((r.train_groups for r in crossed), default=0)
+    fewer = sorted({f"{r.cell.method_label} on {r.train_groups}" for r in crossed if r.train_groups < most})
+    return f". Scores of {', '.join(fewer)} larger groups, since fewer examples do not do for them" if fewer else ""
+
+
+def _measures_more(table: Table) -> bool:
+    """Whether a table shows components' measurements that are not cross-fitted, beside what scoring costs."""
+    return any(not m.cross_fitted and m.name != Speed.name for r in table.records for m in r.measurements.values())
+
+
+def lines_above(table: Table) -> list[str]:
+    """All that is said above a table: its examples; how its methods stand against the controls; ties; what has no best.
+
+    A sentence stands there only where it has something to say.
+    """
+    said = [_against_random(table), _against_trivial(table), _ties(table), _beyond_perfect(table), _all_alike(table)]
+    return [examples_line(table), " ".join(sentence for sentence in said if sentence)][: 1 + any(said)]
+
+
+def _against_random(table: Table) -> str:
+    """Where methods are not told apart from random scores, and whether that says anything."""
+    found = table.against_random
+    if found is None or table.informative == "yes":
+        return ""
+    where = f"in {METRICS[found.metric].title} with {table.replacement} replacement"
+    if table.informative == "no power":
+        rule = table.against_trivial
+        alike = "" if rule is None or rule.has_power else f", or from the best trivial control, {rule.control},"
+        return f"The examples are too few to tell any method from {found.control}{alike} {where}."
+    return (
+        f"No method is told apart from random: none is significantly better than {found.control} {where}, so the order "
+        "of the rows says nothing and the table enters no ranks."
+    )
+
+
+def _against_trivial(table: Table) -> str:
+    """Which published methods are no better than the best rule that is no attribution; empty without any rule."""
+    found = table.against_trivial
+    if found is None or table.informative == "no":  # what says nothing is not said twice
+        return ""
+    control = f"the best trivial control, {found.control}, in {METRICS[found.metric].title}"
+    if not found.has_power:
+        said_before = table.informative == "no power"
+        return "" if said_before else f"The examples are too few to tell any method from {control}."
+    if not found.not_better:
+        return f"Every method is significantly better than {control}."
+    return f"Not significantly better than {control}: {', '.join(found.not_better)}."
+
+
+def _ties(table: Table) -> str:
+    """Whose scores are tied often enough to matter."""
+    tied = [
+        f"{r.cell.method_label} ({_percent(r.scores.ties)}"
+        + (f", {_percent(r.scores.noise)} below the noise floor)" if r.scores.noise > SMALL_SHARE else ")")
+        for r in table.records
+        if r.scores and r.scores.ties > SMALL_SHARE
+    ]
+    return f"Scores that equal another's, ranked in random orders: {', '.join(tied)}." if tied else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _beyond_perfect(table: Table) -> str:
+    """The columns in which nothing is marked because the best value is beyond the untouched model's."""
+    titles = [METRICS[name].title for name in table.beyond_perfect if name in table.comparisons]
+    return f"Nothing is bold in {', '.join(titles)}: a value goes beyond the untouched model's." if titles else ""
+
+
+def _all_alike(table: Table) -> str:
+    """The columns in which bold tells nobody apart, because every method has it."""
+    titles = [
+        METRICS[name].title
+        for name, test in table.comparisons.items()
+        if len(test.best) == sum(name in r.aggregates for r in table.records) and name not in table.beyond_perfect
+    ]
+    return f"No method is told apart from the best in {', '.join(titles)}: all are bold." if titles else ""
 
 
 def _described(metric: Metric, records: Sequence[Record]) -> str:
@@ -176,7 +335,15 @@ def how_it_ran(board: Board) -> str:
     counts = f"{sum(r.status == 'ok' for r in records)} records, " + ", ".join(
         f"{sum(r.status == status for r in board.not_run)} {status}" for status in ("failed", "skipped")
     )
-    return f"{counts}. Models: {named}. {'; '.join(dtypes)} ({'; '.join(sources)}). {'; '.join(versions)}."
+    quantized: dict[str, list[str]] = defaultdict(list)
+    for name, file in sorted(
+        {(r.cell.model, file) for r in records if r.model for file in GGUF.findall(r.model.source)}
+    ):
+        quantized[file].append(name)
+    dequantized = "".join(
+        f" The weights of {' and '.join(own)} are dequantized from {f}." for f, own in quantized.items()
+    )
+    return f"{counts}. Models: {named}.{dequantized} {'; '.join(dtypes)} ({'; '.join(sources)}). {'; '.join(versions)}."
 
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
@@ -188,16 +355,28 @@ def legend(board: Board) -> str:
     columns = "; ".join(f"**{m.title}**{ARROWS[m.better]} ({m.unit})" for m in shown)
     outside = any(r.cell.precomputed for table in board.tables for r in table.records)
     precomputed = " (precomputed): scores from a file; no method was run, so its cost is empty." if outside else ""
+    several = any(r.cross_fitted for table in board.tables for r in table.records)
+    crossed = " (cross-fitted: also those of one frame, and those judged by the scores of one group)" if several else ""
     halved = any(m.measurement == Reliability.name for m in shown)
     halves = "; for halves: the middle 95 % of the halvings" if halved else ""
+    sees = (
+        "**sees**: what a method sees of an example beside the prompt (the answer; the foil; cf, the counterfactual "
+        "prompt, by which the evaluation judges too; labels, of subsets or demonstrations); methods that see other "
+        "things are not on an equal footing. "
+        if any(table.says_what_is_seen for table in board.tables)
+        else ""
+    )
     draws = "one draw for each seed" if len({t.seed for t in board.tables}) > 1 else "one draw"
+    draws += "; where examples are cross-fitted another for every group, with f that of all rows" if several else ""
     return (
-        f"{columns}{'. ' if columns else ''}Brackets: 95 % bootstrap interval over the test examples; those that share "
-        "a base item are resampled together (for seconds: smallest and largest repeat, where there were "
+        f"{columns}{'. ' if columns else ''}{sees}Brackets: 95 % interval over the examples judged, those that "
+        f"share a base item taken together{crossed} (for seconds: smallest and largest repeat, where there were "
         f"several{halves}). **Bold** in a table: the best value of the column, and all that are not significantly "
-        "worse on the same examples (paired permutation tests, Holm-corrected over all pairs of the column, p > "
+        "worse on the same examples (paired tests, Holm-corrected over all pairs of the column, p > "
         f"{ALPHA:g}); where examples are too few to tell any two apart, nothing is bold, and the line above the table "
-        "says so. *Italic*: controls; the random "
+        "says so. Nor is anything bold where a value goes beyond the untouched model's: components that work against "
+        "the answer were dropped, which is no better attribution. **n_eff**: how many independent examples the n "
+        "amount to. *Italic*: controls; the random "
         f"ones are {draws}.{precomputed} Definitions: [docs/metrics.md](docs/metrics.md); tests: "
         "[docs/statistics.md](docs/statistics.md)."
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..task import Task
     from .context import Context
+    from .crossfit import Trial
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Job:
         context: the task on the model, with its examples.
         level: what was scored.
         scores: of components, from the train examples; or one tensor for each test example at levels of inputs.
+        trials: which examples are judged with which scores, where that is cross-fitted.
         options: of the evaluation (its measurement's ``Options``).
         replacement: what scored things are replaced by.
         method: that made the scores; None for precomputed ones.
@@ -63,6 +65,7 @@ class Job:
     replacement: str
     method: Method | None
     seed: int
+    trials: tuple[Trial, ...]
     capability: CapabilityMeter
     speed_repeats: int
 

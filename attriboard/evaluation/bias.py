@@ -28,6 +28,7 @@ class BiasEvaluation(Evaluation):
 
     name = "bias"
     measurement = Bias
+    version = 2
 
     def refuses(self, task: Task, level: str, model: str) -> str | None:
         if task.preference is None:
@@ -100,7 +101,7 @@ def evaluate(
     if not documents:
         raise ConfigurationError("perplexity is measured on documents, and none was given.")
     ks = up_to_half(sizes, level.size(model), level.name, model.name)
-    ranking = scores.ranking()
+    ranking = scores.ranking(seed=0)  # the model itself is changed: one random order of equal scores
     groups = [context.drawn["test"], context.drawn["train"], []]
     if task.controls:
         control = dataclasses.replace(task, subsets=task.controls)

@@ -16,6 +16,7 @@ from ..measurements.concepts import Concepts
 from ..method import checked_inputs
 from ..model import EncodedExample, hook_name
 from ..models.objective import measure
+from ..scores import ordered
 from ..task import image_hash
 from .base import Evaluation, Job
 from .controls import matched_draw
@@ -41,6 +42,7 @@ class ConceptsEvaluation(Evaluation):
 
     name = "concepts"
     measurement = Concepts
+    version = 2
 
     def applies(self, context: Context, level: Level) -> bool:
         return applies(context.test, level)
@@ -72,7 +74,8 @@ def evaluate(context: Context, method: Method, level: Level, draws: int) -> Conc
     tops = _members(ranked[:, :top], n)
     shuffled = None
     if all(e.image is not None for e in examples):
-        again = _rankings(method, model, [permuted(e, i) for i, e in enumerate(examples)], level)
+        shuffled_examples = [permuted(e, i) for i, e in enumerate(examples)]
+        again = _rankings(method, model, shuffled_examples, level, first_seed=len(examples))
         shuffled = ((tops & _members(again[:, :top], n)).sum(1) / top).tolist()
     else:
         not_measured["region_invariance"] = "the examples have no image."
@@ -107,10 +110,16 @@ def evaluate(context: Context, method: Method, level: Level, draws: int) -> Conc
 # --- sets of neurons --------------------------------------------------------------------------------------------------
 
 
-def _rankings(method: Method, model: Model, examples: Sequence[EncodedExample], level: Level) -> Tensor:
-    """``[N, n]``: neurons from the highest to the lowest score of each example; ties in order."""
-    scores = torch.stack(checked_inputs(method.each(model, examples, level), method))
-    return torch.argsort(scores.flatten(1), dim=1, descending=True, stable=True)
+def _rankings(
+    method: Method, model: Model, examples: Sequence[EncodedExample], level: Level, first_seed: int = 0
+) -> Tensor:
+    """``[N, n]``: neurons from the highest to the lowest score of each example.
+
+    Equal scores stand in a random order, another one for every example: what two rankings have in common must not come
+    from the order of neurons.
+    """
+    each = checked_inputs(method.each(model, examples, level), method)
+    return torch.stack([ordered(scores.flatten(), seed=first_seed + i) for i, scores in enumerate(each)])
 
 
 def _members(index: Tensor, n: int) -> Tensor:

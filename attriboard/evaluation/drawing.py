@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import TaskError
 from ..model import EncodedExample, Model
@@ -28,3 +32,27 @@ def answered(model: Model, examples: Sequence[EncodedExample]) -> list[bool]:
     for batch in model.batches(examples):
         right += model.correct(model.run(batch).logits, batch).tolist()
     return right
+
+
+def untouched(model: Model, examples: Sequence[EncodedExample]) -> NDArray[np.float64]:
+    """``[N]``: the metric of each example in the model as it is."""
+    values: list[float] = []
+    for batch in model.batches(examples):
+        values += model.metric(model.run(batch).logits, batch).tolist()
+    return np.array(values)
+
+
+def reversed_pair(encoded: EncodedExample) -> EncodedExample | None:
+    """The counterfactual as an example whose answer is the foil; None without a foil or a counterfactual."""
+    if encoded.foil is None or encoded.counterfactual is None:
+        return None
+    image = encoded.image if encoded.counterfactual_image is None else encoded.counterfactual_image
+    return replace(
+        encoded,
+        tokens=encoded.counterfactual,
+        answer=encoded.foil,
+        foil=encoded.answer,
+        counterfactual=encoded.tokens,
+        image=image,
+        counterfactual_image=encoded.image,
+    )

@@ -126,6 +126,7 @@ class EditingEvaluation(Evaluation):
 
     name = "editing"
     measurement = Editing
+    version = 2
 
     def measure(self, job: Job) -> Editing:
         options: Editing.Options = job.options
@@ -216,7 +217,7 @@ class _Editor:
     ) -> None:
         self.context, self.model, self.level = context, context.model, level
         self.capability, self.others = capability, others
-        self.ranking = scores.ranking()
+        self.ranking = scores.ranking(seed=0)  # the model itself is changed: one random order of equal scores
         self.sizes = up_to_half(sizes, level.size(context.model), level.name, context.model.name)
         if not neutral:
             raise ConfigurationError("locality is measured on neutral prompts, and none was given.")

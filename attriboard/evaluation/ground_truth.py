@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from ..measurements.ground_truth import GroundTruth, JudgedScores
 from ..scores import Scores
 from ..task import Task
 from .base import Evaluation, Job
-from .context import Context
+
+if TYPE_CHECKING:
+    from .context import Context
 
 
 class GroundTruthEvaluation(Evaluation):
@@ -21,6 +24,7 @@ class GroundTruthEvaluation(Evaluation):
 
     name = "ground_truth"
     measurement = GroundTruth
+    version = 2
 
     def refuses(self, task: Task, level: str, model: str) -> str | None:
         if has_truth(model):

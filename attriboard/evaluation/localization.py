@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +17,7 @@ from ..interventions import replace_positions, replacement_kind
 from ..levels import InputReplacement
 from ..measurements.base import Measure
 from ..measurements.localization import PICTURES, Localization, LocalizedExample, RemovalCurves, covered, sizes
-from ..scores import top_mask
+from ..scores import tied_orders, top_mask
 from .base import Evaluation, Job
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class LocalizationEvaluation(Evaluation):
 
     name = "localization"
     measurement = Localization
+    version = 2
 
     def measure(self, job: Job) -> Localization:
         level, replacement = cast("InputLevel", job.level), cast(InputReplacement, job.replacement)
@@ -51,7 +53,7 @@ def evaluate(
     replacement: InputReplacement,
     rings: Sequence[int],
 ) -> Localization:
-    """Judges the scores of every test example.
+    """Judges the scores of every test example; equal scores in :data:`~attriboard.scores.ORDERS` random orders.
 
     Args:
         context: the task on the model.
@@ -120,27 +122,41 @@ def _judge(
 ) -> LocalizedExample:
     flat = scores.flatten()
     n, ks = len(flat), sizes(len(flat))
-    order = torch.argsort(flat, descending=True, stable=True)
-    tops = torch.stack([top_mask(order, k) for k in ks])
+    orders = tied_orders(flat)
+    tops = torch.stack([top_mask(order, k) for order in orders for k in ks])
     sets = [dilated(tops.view(-1, *scores.shape), ring).view(-1, n) for ring in rings]
     ends = torch.tensor([[False], [True]]).expand(2, n)
     wanted = torch.cat([ends, *(masks for grown in sets for masks in (~grown, grown))])
-    rows = replace_positions(model, encoded, level, replacement, wanted)[:, [Measure.METRIC, Measure.LOGPROB]].tolist()
-    curves = [rows[at : at + len(ks)] for at in range(2, len(rows), len(ks))]
+    rows = replace_positions(model, encoded, level, replacement, wanted)[:, [Measure.METRIC, Measure.LOGPROB]]
+    curves = [_over_orders(part, len(orders)).tolist() for part in rows[2:].split(len(tops))]
     return LocalizedExample(
         answer=encoded.example.answer,
         scores=flat.tolist(),
         pieces=level.pieces(model, encoded),
         coverage=coverage,
         picture=_jpeg(model, encoded) if with_picture else "",
-        full=rows[0],
-        empty=rows[1],
+        full=rows[0].tolist(),
+        empty=rows[1].tolist(),
         sizes=ks,
+        orders=len(orders),
         removal=[
-            RemovalCurves(positions=grown.sum(1).tolist(), insertion=insertion, deletion=deletion)
+            RemovalCurves(
+                positions=grown.sum(1).view(len(orders), -1).double().mean(0).tolist(),
+                insertion=insertion,
+                deletion=deletion,
+            )
             for grown, insertion, deletion in zip(sets, curves[::2], curves[1::2])
         ],
     )
+
+
+def _over_orders(rows: Tensor, orders: int) -> Tensor:
+    """``[sizes, 2]``, from ``[orders * sizes, 2]``: the mean metric, and the logarithm of the mean p(answer)."""
+    values = rows.view(orders, -1, 2)
+    if orders == 1:
+        return values[0]
+    log_mean = values[..., 1].double().logsumexp(0) - math.log(orders)
+    return torch.stack([values[..., 0].double().mean(0), log_mean], dim=-1)
 
 
 def _jpeg(model: Model, encoded: EncodedExample) -> str:

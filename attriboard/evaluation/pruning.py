@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import ConfigurationError, ModelError, TaskError
 from ..interventions import measure_all, replacing
 from ..measurements.pruning import SPARSITIES, Allocation, Pruning, Slice
+from ..scores import ordered
 from ..slicing import around, check_prunable, parameters, slice_model
 from ..task import image_hash
 from .base import Evaluation, Job
@@ -46,6 +47,7 @@ class PruningEvaluation(Evaluation):
 
     name = "pruning"
     measurement = Pruning
+    version = 2
 
     def measure(self, job: Job) -> Pruning:
         options: Pruning.Options = job.options
@@ -65,7 +67,10 @@ class PruningEvaluation(Evaluation):
 
 
 def removed(values: Tensor, sparsity: float, allocation: Allocation = "layerwise") -> Tensor:
-    """``[n]`` bool: the lowest-scored share of the components, in row-major order; of equal scores the first.
+    """``[n]`` bool: the lowest-scored share of the components, in row-major order.
+
+    Which of equal scores go is drawn at random, once and always alike: every set is a model of its own, and the larger
+    of two sets holds the smaller one.
 
     Args:
         values: ``[layers, ...]`` scores.
@@ -77,7 +82,8 @@ def removed(values: Tensor, sparsity: float, allocation: Allocation = "layerwise
     """
     _check(sparsity, allocation)
     rows = values.flatten(1) if allocation == "layerwise" else values.flatten()[None]
-    lowest = torch.argsort(rows, dim=1, stable=True)[:, : int(sparsity * rows.shape[1] + 0.5)]
+    order = torch.stack([ordered(-row, seed=layer) for layer, row in enumerate(rows)])
+    lowest = order[:, : int(sparsity * rows.shape[1] + 0.5)]
     return torch.zeros(rows.shape, dtype=torch.bool, device=rows.device).scatter_(1, lowest, True).flatten().cpu()
 
 
@@ -216,7 +222,7 @@ def timed_in_turn(model: Model, sliced: Model, batch: Batch, repeats: int) -> tu
 def _watched(model: Model, scores: Scores, level: Level, keep: Tensor) -> dict[str, dict[str, int]]:
     """The best neurons kept, and as many kept ones of the same layers: by name, their index in the sliced model."""
     kept = torch.nonzero(keep)[:, 0]
-    order = torch.argsort(scores.values.flatten()[kept], descending=True, stable=True)
+    order = ordered(scores.values.flatten()[kept], seed=0)
     top = torch.zeros(len(kept), dtype=torch.bool)
     top[order[:WATCHED]] = True
     layer_of = level.layer_of(model)[kept]

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import SkipCell
 from ..measurements.reliability import Reliability
 from ..method import checked
-from ..scores import top_mask
+from ..scores import top_chances
 from ..stats.intervals import clusters_of
 from ..stats.ranks import rank_correlation
 from .base import Evaluation, Job
@@ -42,6 +42,7 @@ class ReliabilityEvaluation(Evaluation):
 
     name = "reliability"
     measurement = Reliability
+    version = 2
 
     def measure(self, job: Job) -> Reliability:
         options: Reliability.Options = job.options
@@ -86,8 +87,7 @@ def evaluate(context: Context, method: Method, scores: Scores, level: Level, dra
         correlations.append(rank_correlation(a.numpy(), b.numpy()))
         if not math.isfinite(correlations[-1]):
             raise SkipCell(f"all scores of {method.name} are equal on half of the examples, so they have no ranks.")
-        shared = _top(a, top) & _top(b, top)
-        shares.append(int(shared.sum()) / top)
+        shares.append(float(top_chances(a, top) @ top_chances(b, top)) / top)
     return Reliability(
         base_items=items,
         halves=[first for first, _ in pairs],
@@ -141,8 +141,3 @@ def _that_fits(
             continue
         return pair
     raise SkipCell(f"{method.name} scores all examples together, and no half of them is enough for it: {why}")
-
-
-def _top(scores: Tensor, k: int) -> Tensor:
-    """``[n]`` bool: the ``k`` highest of scores ``[n]``, of equal ones the first."""
-    return top_mask(torch.argsort(scores, descending=True, stable=True), k)

@@ -44,6 +44,7 @@ class SanityEvaluation(Evaluation):
 
     name = "sanity"
     measurement = Sanity
+    version = 2
 
     def measure(self, job: Job) -> Sanity:
         options: Sanity.Options = job.options

@@ -7,8 +7,10 @@ import ctypes
 import gc
 import resource
 import sys
+import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -20,41 +22,88 @@ from .timing import timed
 if TYPE_CHECKING:
     from ..model import EncodedExample, Model
 
-Scoring = Callable[[Sequence["EncodedExample"]], object]
-"""Runs a method on examples: its ``attribute`` at a level of components, its ``each`` at a level of inputs."""
+T = TypeVar("T")
 
 
 class SpeedEvaluation(Evaluation):
-    """Measured while the method scores, and so without :meth:`measure`; see :func:`measure` and :func:`once`."""
+    """Measured while the method scores, and so without :meth:`measure`; see :func:`whole` and :func:`measure`."""
 
     name = "speed"
     measurement = Speed
+    version = 2
 
 
-def once(examples: int, seconds: float, forwards: float, peak_memory_mib: float) -> Speed:
-    """The measurement of a method too slow to repeat: its one run over the split."""
-    return Speed(examples=examples, seconds=[seconds], forward_equivalents=forwards, peak_memory_mib=peak_memory_mib)
+@dataclass(frozen=True)
+class Whole:
+    """One run of a method over all examples of its split.
+
+    Attributes:
+        examples: how many they are.
+        seconds: that it took, warming up included.
+        flops: floating-point operations per example.
+        forward_equivalents: the same in forward passes.
+        peak_memory_mib: most memory held above the start.
+    """
+
+    examples: int
+    seconds: float
+    flops: float
+    forward_equivalents: float
+    peak_memory_mib: float
+
+
+def whole(
+    score: Callable[[Sequence[EncodedExample]], T], model: Model, examples: Sequence[EncodedExample]
+) -> tuple[T, Whole]:
+    """Runs a method over its whole split, counts the work and measures the memory.
+
+    Args:
+        score: runs it on examples: its ``attribute`` at a level of components, its ``each`` at a level of inputs.
+        model: whose ``cost`` is counted from zero.
+        examples: the split.
+
+    Returns:
+        what ``score`` returned, and what it took. Work is the same on every machine and at every batch size.
+    """
+    model.cost = Cost()
+    start = time.perf_counter()
+    with PeakMemory(model.device) as memory:
+        scores = score(examples)
+    seconds = time.perf_counter() - start
+    n = len(examples)
+    return scores, Whole(n, seconds, model.cost.flops / n, model.forward_equivalents(examples), memory.mib)
 
 
 def measure(
-    score: Scoring,
+    score: Callable[[Sequence[EncodedExample]], object],
     model: Model,
     examples: Sequence[EncodedExample],
-    repeats: int,
-    max_seconds: float,
-    peak_memory_mib: float,
+    once: Whole,
+    timing: Speed.Options,
 ) -> Speed:
-    """Times a method on ``examples``.
+    """Times a method that has just run over its whole split, and so is warm.
 
-    The caller has run the method on the whole split before, under :class:`PeakMemory`, so that it is warm here.
-    Repeats stop after ``max_seconds``, but at least one is made.
+    Args:
+        score: as in :func:`whole`.
+        model: where it runs.
+        examples: those of a repeat; none for a method that cannot score so few, which is not repeated.
+        once: that run, from which work and memory are taken whatever the clock says.
+        timing: how often is repeated. At least one repeat is made unless one is expected to take more than
+            ``max_seconds``; then the run over the split is the time.
     """
-    model.cost = Cost()
-    seconds = [timed(lambda: score(examples), model.device)]
-    work = model.cost.total / len(examples)
-    while len(seconds) < repeats and sum(seconds) < max_seconds:
+    expected = once.seconds * len(examples) / once.examples
+    repeated = bool(examples) and expected <= timing.max_seconds
+    seconds = [timed(lambda: score(examples), model.device)] if repeated else [once.seconds]
+    while repeated and len(seconds) < timing.repeats and sum(seconds) < timing.max_seconds:
         seconds.append(timed(lambda: score(examples), model.device))
-    return Speed(examples=len(examples), seconds=seconds, forward_equivalents=work, peak_memory_mib=peak_memory_mib)
+    return Speed(
+        examples=len(examples) if repeated else once.examples,
+        seconds=seconds,
+        scored=once.examples,
+        flops=once.flops,
+        forward_equivalents=once.forward_equivalents,
+        peak_memory_mib=once.peak_memory_mib,
+    )
 
 
 class PeakMemory:

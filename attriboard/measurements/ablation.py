@@ -7,8 +7,6 @@ averaged over sizes and examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from pydantic import Field
 
@@ -25,40 +23,54 @@ def sizes(n: int) -> list[int]:
 
 
 class Ablation(Measurement):
-    """Per-example measurements behind the drops.
+    """What lies behind the drops.
+
+    A row is an example judged once; see :mod:`attriboard.evaluation.crossfit`. Values are p(answer), log p(answer), and
+    whether the answer is the top token.
 
     Attributes:
         sizes: the numbers k of replaced components.
-        clean: ``[N][2]``: log p(answer) and whether it is the top token, untouched.
-        top: ``[sizes][N][2]``: the same with the top k replaced.
-        random: ``[draws][sizes][N][2]``: the same with k components drawn from the same layers.
+        clean: ``[3][rows]``: the three values, untouched.
+        top: ``[3][sizes][rows]``: with the top k replaced, the mean over orders of tied components.
+        random: ``[3][sizes][rows]``: with k components drawn from the same layers, the mean over draws.
     """
 
     class Options(base.Options):
         """How it is measured.
 
         Attributes:
-            draws: random sets for each size.
+            draws: at least so many random sets of each size in all; where rows are judged in several trials, every
+                trial draws its share anew.
         """
 
-        draws: int = Field(5, ge=1)
+        draws: int = Field(50, ge=1)
 
     name = "ablation"
     default = True
     replaces = True
     main = True
     position = 20
+    cross_fitted = True
+    over_kept = False
     metrics = (
         Metric(
             "ablation_drop_p",
             title="drop in p",
             unit="probability",
             better="higher",
-            ranks=True,
-            text="Drop in p(answer) when the top k components are replaced, minus the drop for as many components "
-            "drawn at random from the same layers (several draws), averaged over k = 1, 2, 5, 10, 20, 50, 100, 300 as "
-            "far as k is at most half of the level. The interval is over examples and does not include the error of "
-            "the draws.",
+            version=2,
+            text="Drop in p(answer) when the top k components by signed score are replaced, minus the drop for as many "
+            "components drawn at random from the same layers, averaged over k = 1, 2, 5, 10, 20, 50, 100, 300 as far "
+            "as k is at most half of the level. Where examples are cross-fitted, every group meets other random sets, "
+            "and the interval includes the error of the draws.",
+        ),
+        Metric(
+            "ablation_drop_raw",
+            title="raw drop in p",
+            unit="probability",
+            better="higher",
+            text="Drop in p(answer) when the top k components are replaced, nothing subtracted, averaged over the same "
+            "k.",
         ),
         Metric(
             "ablation_drop_logprob",
@@ -67,6 +79,7 @@ class Ablation(Measurement):
             better="higher",
             digits=2,
             shown=False,
+            version=2,
             text="As the drop in p, for log p(answer).",
         ),
         Metric(
@@ -75,6 +88,7 @@ class Ablation(Measurement):
             unit="share",
             better="higher",
             shown=False,
+            version=2,
             text="As the drop in p, for the share of examples answered correctly.",
         ),
     )
@@ -82,23 +96,24 @@ class Ablation(Measurement):
     sizes: list[int]
     clean: list[list[float]]
     top: list[list[list[float]]]
-    random: list[list[list[list[float]]]]
+    random: list[list[list[float]]]
 
     @property
     def n(self) -> int:
-        return len(self.clean)
+        """Rows."""
+        return len(self.clean[0])
 
     def statistics(self) -> dict[str, Statistic]:
-        top, random = np.asarray(self.top), np.asarray(self.random)
+        clean, top, random = (np.asarray(values) for values in (self.clean, self.top, self.random))
+        beyond = (random - top).mean(1)  # [3, rows]: the clean value cancels
+        raw = clean[0] - top[0].mean(0)
 
-        def over_random(transform: Callable[[Array], Array], column: int) -> Statistic:
-            # the drop of the top minus the drop of random sets: the clean value cancels
-            gap = transform(random[..., column]).mean(0) - transform(top[..., column])
-            per_example = gap.mean(0)
-            return lambda index: per_example[index].mean(-1)
+        def mean(values: Array) -> Statistic:
+            return lambda index: values[index].mean(-1)
 
         return {
-            "ablation_drop_p": over_random(np.exp, 0),
-            "ablation_drop_logprob": over_random(lambda x: x, 0),
-            "ablation_drop_accuracy": over_random(lambda x: x, 1),
+            "ablation_drop_p": mean(beyond[0]),
+            "ablation_drop_raw": mean(raw),
+            "ablation_drop_logprob": mean(beyond[1]),
+            "ablation_drop_accuracy": mean(beyond[2]),
         }

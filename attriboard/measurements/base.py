@@ -19,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConfigurationError
 from ..levels import COMPONENTS
+from ..stats.clusters import FRAME, ITEM, TRAIN, Clusters
 from ..stats.intervals import Array
 
 Statistic = Callable[[NDArray[np.intp]], Array]
-"""An aggregate as a function of example indices ``[..., n]``."""
+"""An aggregate as a function of row indices ``[..., n]``; a row is an example, or one of its repetitions."""
 Scalar = tuple[float, float | None, float | None]
 """A value with the ends of its interval or spread, where it has them."""
 
@@ -45,17 +46,29 @@ class Strict(BaseModel):
 
 
 class Kept(Strict):
-    """How many examples of a split were seen, answered correctly, and kept."""
+    """How many examples of a split were seen, answered, and kept.
+
+    Attributes:
+        seen: drawn.
+        correct: those whose prompt is answered by the answer.
+        passing: those of these whose counterfactual is answered by the foil, where that is asked for.
+        kept: used.
+        by_subset: by subset: (passing, correct, seen).
+        n_eff: to how many independent examples those kept amount, by the untouched model's metric; see
+            :func:`attriboard.stats.clusters.effective_n`. None for fewer than two.
+    """
 
     seen: int
     correct: int
+    passing: int
     kept: int
-    by_subset: dict[str, tuple[int, int]]
-    """By subset: (correct, seen)."""
+    by_subset: dict[str, tuple[int, int, int]]
+    n_eff: float | None = None
 
     @property
     def share(self) -> float:
-        return self.correct / self.seen
+        """Of those seen, the share that passes."""
+        return self.passing / self.seen
 
 
 @dataclass(frozen=True)
@@ -74,9 +87,14 @@ class Metric:
         shown: whether it is a column of the board.
         block: metrics of a measurement with the same block stand side by side.
         ranks: whether the overall table ranks methods by it.
+        headline: whether methods are compared with the controls by it: whether any is better than random, and which
+            are no better than what is trivial. A table is judged by the first such metric that it shows.
         sorts: whether a table's rows are sorted by it (by the mean over those of a measurement that do).
         tested: whether a paired test over examples can compare two methods by it.
         exact: one value by definition, which equal data make comparable without a test.
+        perfect: what the untouched model has, where a value can go beyond that. More is not better attribution then,
+            so a column whose best value goes beyond it has no best.
+        bounds: what a value cannot be below and above, where there is such a thing; intervals end there.
         line: what is said before its value above the table, for metrics that describe the examples.
         measurement: the name of the measurement that declares it; filled in there.
     """
@@ -92,9 +110,12 @@ class Metric:
     shown: bool = True
     block: str = ""
     ranks: bool = False
+    headline: bool = False
     sorts: bool = False
     tested: bool = True
     exact: bool = False
+    perfect: float | None = None
+    bounds: tuple[float | None, float | None] = (None, None)
     line: str = ""
     measurement: str = ""
 
@@ -119,11 +140,16 @@ class Measurement(BaseModel):
         uses_capability: whether the settings of general ability (``settings.capability``) are among its options.
         main: whether its metrics stand in the board's first table of a cell; else they stand in tables of their own.
         position: measurements are ordered by it.
+        cross_fitted: whether every kept example is judged, by scores that were found on others; its rows are then
+            examples in repetitions.
         over_kept: whether its examples are the test examples kept, in the record's order.
         Options: its options; every field has a default.
 
     Attributes:
-        base_items: where ``over_kept`` is False, the base item of each example; empty where that is not known.
+        base_items, base_frames: the base item and the frame of each row, where they are not those of the test
+            examples kept; empty where they are, or are not known.
+        train_groups: for each row, the group of train examples on which the scores were found by which it is judged;
+            empty where all rows are judged by the same scores.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -138,10 +164,13 @@ class Measurement(BaseModel):
     uses_capability: ClassVar[bool] = False
     main: ClassVar[bool] = False
     position: ClassVar[int] = 500
+    cross_fitted: ClassVar[bool] = False
     over_kept: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = Options
 
     base_items: list[str] = Field(default_factory=list)
+    base_frames: list[str] = Field(default_factory=list)
+    train_groups: list[str] = Field(default_factory=list)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -149,9 +178,22 @@ class Measurement(BaseModel):
         if "name" in vars(cls) and cls.name:
             _register(cls)
 
-    def clusters(self, kept: Sequence[str]) -> Sequence[str]:
-        """The base item of each example, given those of the test examples kept; empty where they are not known."""
-        return kept if self.over_kept else self.base_items
+    def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
+        """How the rows depend on each other, given the base items and frames of the test examples kept.
+
+        Rows of a measurement over kept examples are those examples, in the record's order, once or several times over
+        (all of the first repetition, then all of the second); an example without an item is the same one in every
+        repetition. Ways that are not known are left out.
+
+        Raises:
+            ConfigurationError: ``base_items``, ``base_frames`` or ``train_groups`` do not have one entry for each row.
+        """
+        own = {ITEM: self.base_items, FRAME: self.base_frames, TRAIN: self.train_groups}
+        for name, kept in ((ITEM, items), (FRAME, frames)):
+            if self.over_kept and kept and not own[name] and self.n % len(kept) == 0:
+                named = [each or f"\0{i}" for i, each in enumerate(kept)] if any(kept) and self.n > len(kept) else kept
+                own[name] = [*named] * (self.n // len(kept))
+        return Clusters(self.n, own)
 
     @property
     @abstractmethod

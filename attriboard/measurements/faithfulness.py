@@ -1,18 +1,21 @@
 """Faithfulness: is what a method ranks high enough for the answer (sufficiency), and needed for it (necessity)?
 
-Two curves over set sizes k: keep the top k components and replace the rest; replace the top k and keep the rest. With
-``m`` the task's metric averaged over examples, ``f(k) = (m_k - m_empty) / (m_full - m_empty)``, where ``m_full`` is the
-untouched model and ``m_empty`` the model with every component of the level replaced. Never clipped.
+Curves over set sizes k: keep the top k components and replace the rest; replace the top k and keep the rest. With ``m``
+the task's metric averaged over examples, ``f(k) = (m_k - m_empty) / (m_full - m_empty)``, where ``m_full`` is the
+untouched model and ``m_empty`` the model with every component of the level replaced.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from ..stats.intervals import Array
+from ..stats.clusters import train_share
+from ..stats.intervals import Array, pseudo_values
 from ..stats.sets import nearest
-from .base import Measurement, Metric, Statistic
+from .base import Measurement, Metric, Scalar, Statistic
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -28,108 +31,218 @@ def mib_sizes(n: int) -> list[int]:
 
 
 class Faithfulness(Measurement):
-    """Per-example metrics behind the curves; every aggregate can be recomputed from them.
+    """What lies behind the curves; every aggregate can be recomputed from it.
+
+    A row is an example judged once; see :mod:`attriboard.evaluation.crossfit`. Where scores tie, or a control is drawn
+    at random, a row's values are means over several orders or draws.
 
     Attributes:
         sizes: the curves' sizes k.
-        full, empty: ``[N]``, the metric of each test example untouched and with everything replaced.
-        sufficiency, necessity: ``[sizes][N]``.
+        examples: ``[rows]``, which example each is.
+        full, empty: ``[examples]``, the metric of each untouched and with everything replaced.
+        absolute, signed: ``[sizes][rows]``, the metric where the top k by absolute and by signed score are kept.
+        answered: ``[sizes][rows]``, whether the answer then beats the foil (without one: is the top token), where the
+            top k by absolute score are kept.
+        removed: ``[sizes][rows]``, the metric where the top k by signed score are replaced.
+        shuffled: ``[sizes][rows]``, as ``absolute``, by the same scores shuffled within each layer.
         mib_sizes: MIB's sizes.
-        mib_signed, mib_absolute: ``[mib_sizes][N]``, keeping the top by signed and by absolute score.
+        mib_signed, mib_absolute: ``[mib_sizes][rows]``, keeping the top by signed and by absolute score.
     """
 
     name = "faithfulness"
     text = (
-        "With *m* the task's metric (logit of the answer minus logit of the foil) averaged over test examples, "
+        "With *m* the task's metric (logit of the answer minus logit of the foil) averaged over examples, "
         "f(k) = (m_k − m_empty) / (m_full − m_empty): m_full is the untouched model, m_empty the model with every "
         "component of the level replaced, at all positions. Sizes k are the distinct whole numbers nearest to 0.1, "
         "0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 % of the level's n components, at least 1; MIB's two scores use "
-        "floor(k n). f is never clipped."
+        "floor(k n). Areas over log(k/n) are divided by the axis' length. Every example is judged with scores that "
+        "were found on others (cross-fitting, docs/statistics.md)."
     )
     default = True
     replaces = True
     main = True
     position = 10
+    cross_fitted = True
+    over_kept = False
     metrics = (
         Metric(
-            "sufficiency_log_area",
-            title="S",
-            unit="1 = perfect",
-            better="higher",
+            "log_cmd",
+            title="log-CMD",
+            unit="0 = perfect",
+            better="lower",
             ranks=True,
             sorts=True,
-            text="Area under the sufficiency curve (keep the top k components, replace the rest) over log(k/n), "
-            "divided by the axis' length: 1 means that the first component alone already restores the metric. Not "
-            "clipped.",
+            headline=True,
+            bounds=(0.0, None),
+            text="Circuit-model distance over a logarithmic axis: area between f and 1, |1 − f|, over log(k/n), where "
+            "the top k components by absolute score are kept and the rest is replaced. 0 means that the first "
+            "component alone already acts as the model does; a set that exceeds the model is as far from it as one "
+            "that falls short. f is that of all rows together, each judged by the scores of its own group: where f "
+            "stays at or below 1 that is the mean over the groups' circuits.",
         ),
         Metric(
-            "necessity_log_area",
-            title="N",
-            unit="1 = perfect",
+            "necessity",
+            title="necessity",
+            unit="share",
             better="higher",
             ranks=True,
-            sorts=True,
-            text="Area under 1 - f of the necessity curve (replace the top k, keep the rest) over log(k/n), divided by "
-            "the axis' length: 1 means that replacing the first component alone already destroys the metric. Not "
-            "clipped.",
+            bounds=(0.0, 1.0),
+            text="Area under 1 − f over log(k/n), f clipped to 0 … 1, where the top k components by signed score are "
+            "replaced and the rest is kept: how early the metric is lost. 1 would mean that replacing the first "
+            "component alone already destroys it.",
+        ),
+        Metric(
+            "performance",
+            title="performance",
+            unit="share",
+            better="higher",
+            bounds=(None, 1.0),
+            text="Area under f over log(k/n), f clipped at 1, where the top k components by signed score are kept: "
+            "how early the metric is restored. Components that work against the answer come last, so a set can do "
+            "better than the model; that earns nothing here and stands under overshoot.",
+        ),
+        Metric(
+            "overshoot",
+            title="overshoot",
+            unit="f above 1",
+            better="neither",
+            bounds=(0.0, None),
+            text="Area of f above 1 over log(k/n) on the curve of performance: how far sets without what works "
+            "against the answer exceed the model.",
+        ),
+        Metric(
+            "accuracy_area",
+            title="circuit accuracy",
+            unit="share",
+            better="higher",
+            bounds=(0.0, 1.0),
+            text="Area over log(k/n) under the share of examples whose answer beats its foil (without a foil: is the "
+            "top token) where the top k components by absolute score are kept.",
+        ),
+        Metric(
+            "within_layers",
+            title="within layers",
+            unit="log-CMD",
+            better="higher",
+            text="log-CMD of the method's own scores shuffled within each layer (at least 8 shuffles) minus its "
+            "log-CMD: what it knows beyond which layers matter. 0 or less means nothing.",
+        ),
+        Metric(
+            "stability",
+            title="stability",
+            unit="share of variance",
+            better="neither",
+            digits=2,
+            optional=True,
+            tested=False,
+            text="1 minus the share of the variance of log-CMD that comes from the examples on which the scores were "
+            "found; the rest comes from those on which they are judged. It is about this number's uncertainty; whether "
+            "a method gives the same scores is the question of reliability. Rough: it rests on few groups of train "
+            "examples, and where there are four it is below 1 even for scores that depend on none.",
         ),
         Metric(
             "cpr",
             title="CPR",
             unit="at most about 0.999 if f <= 1",
             better="higher",
+            perfect=0.999,
+            version=2,
             text="MIB's circuit performance ratio: linear area under f at 0.1 to 100 % of the components, kept by "
-            "signed score.",
+            "signed score. MIB's formula in another setting: what is not of the level scored, such as the tokens and "
+            "the other type of module, stays as it is, while MIB's graph has all of them.",
         ),
         Metric(
             "cmd",
             title="CMD",
             unit="0 = perfect",
             better="lower",
+            version=2,
+            bounds=(0.0, None),
             text="MIB's circuit-model distance: linear area between f and 1 at 0.1 to 100 % of the components, kept by "
-            "absolute score. Equals 0.999 - CPR whenever f stays at or below 1 and no score is negative.",
+            "absolute score, in the setting of CPR. Equals 0.999 - CPR whenever f stays at or below 1 and no score is "
+            "negative.",
+        ),
+        Metric(
+            "sufficiency_log_area",
+            title="raw area",
+            unit="f",
+            better="neither",
+            shown=False,
+            version=2,
+            text="Performance and overshoot together: the area under f over log(k/n), not clipped.",
+        ),
+        Metric(
+            "necessity_log_area",
+            title="raw necessity",
+            unit="1 − f",
+            better="neither",
+            shown=False,
+            version=2,
+            text="As necessity, f not clipped.",
         ),
     )
 
     sizes: list[int]
+    examples: list[int]
     full: list[float]
     empty: list[float]
-    sufficiency: list[list[float]]
-    necessity: list[list[float]]
+    absolute: list[list[float]]
+    signed: list[list[float]]
+    answered: list[list[float]]
+    removed: list[list[float]]
+    shuffled: list[list[float]]
     mib_sizes: list[int]
     mib_signed: list[list[float]]
     mib_absolute: list[list[float]]
 
     @property
     def n(self) -> int:
-        return len(self.full)
+        """Rows."""
+        return len(self.examples)
 
     def statistics(self) -> dict[str, Statistic]:
-        n = self.sizes[-1]
-        log_x = np.log(np.array(self.sizes) / n)
+        log_x = np.log(np.array(self.sizes) / self.sizes[-1])
 
-        def log_area(f: Array) -> Array:
+        def log_area(curve: Array) -> Array:
             length = log_x[-1] - log_x[0]
-            return np.trapezoid(f, log_x, axis=0) / length if length > 0 else f[0]
+            return np.trapezoid(curve, log_x, axis=0) / length if length > 0 else curve[0]
 
-        def f(curve: list[list[float]]) -> Statistic:
-            return lambda index: self.curve(curve, index)
+        def area(curve: list[list[float]], height: Callable[[Array], Array]) -> Statistic:
+            return lambda index: log_area(height(self.curve(curve, index)))
 
-        suff, need, signed, absolute = (
-            f(c) for c in (self.sufficiency, self.necessity, self.mib_signed, self.mib_absolute)
-        )
+        own = area(self.absolute, _distance)
+        layers = area(self.shuffled, _distance)
+        answered = np.asarray(self.answered)
         return {
-            "sufficiency_log_area": lambda index: log_area(suff(index)),
-            "necessity_log_area": lambda index: log_area(1.0 - need(index)),
-            "cpr": lambda index: cpr(signed(index)),
-            "cmd": lambda index: cmd(absolute(index)),
+            "log_cmd": own,
+            "necessity": area(self.removed, lambda f: 1.0 - np.clip(f, 0.0, 1.0)),
+            "performance": area(self.signed, lambda f: np.minimum(f, 1.0)),
+            "overshoot": area(self.signed, lambda f: np.maximum(f - 1.0, 0.0)),
+            "accuracy_area": lambda index: log_area(answered[:, index].mean(-1)),
+            "within_layers": lambda index: layers(index) - own(index),
+            "cpr": lambda index: cpr(self.curve(self.mib_signed, index)),
+            "cmd": lambda index: cmd(self.curve(self.mib_absolute, index)),
+            "sufficiency_log_area": area(self.signed, lambda f: f),
+            "necessity_log_area": area(self.removed, lambda f: 1.0 - f),
         }
 
+    def scalars(self) -> dict[str, Scalar]:
+        """Stability, where the scores were found on several groups of examples and log-CMD varies at all."""
+        if not any(self.train_groups):
+            return {}
+        share = train_share(pseudo_values(self.n, self.statistics()["log_cmd"]), self.clusters())
+        return {} if np.isnan(share) else {"stability": (1 - share, None, None)}
+
     def curve(self, values: list[list[float]], index: NDArray[np.intp]) -> Array:
-        """``[K, ...]``: f at each size for example indices ``[..., N]``."""
-        full, empty = (np.asarray(v)[index].mean(-1) for v in (self.full, self.empty))
+        """``[K, ...]``: f at each size for row indices ``[..., N]``."""
+        examples = np.asarray(self.examples)
+        full, empty = (np.asarray(v)[examples][index].mean(-1) for v in (self.full, self.empty))
         with np.errstate(divide="ignore", invalid="ignore"):
             return (np.asarray(values)[:, index].mean(-1) - empty) / (full - empty)
+
+
+def _distance(f: Array) -> Array:
+    return np.abs(1.0 - f)
 
 
 def cpr(f: Array) -> Array:

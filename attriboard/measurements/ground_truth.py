@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import rankdata
 
 from ..levels import COMPONENTS
+from ..stats.clusters import Clusters
 from ..stats.intervals import Array
 from .base import Measurement, Metric, Statistic
 
@@ -46,7 +47,8 @@ def _against_truth() -> tuple[Metric, ...]:
             (
                 "average_precision",
                 "AP",
-                f"Average precision of {parts}; ties come together. By chance about the share of true parts.",
+                f"Average precision of {parts}; ties in random order, in expectation. By chance about the share of "
+                f"true parts.",
             ),
             (
                 "precision_at_size",
@@ -64,6 +66,7 @@ def _against_truth() -> tuple[Metric, ...]:
                     optional=True,
                     sorts=name == "auroc" and not suffix,
                     exact=True,
+                    version=2 if name == "average_precision" else 1,
                     text=f"{text} {_TIES}",
                 )
             )
@@ -132,8 +135,8 @@ class GroundTruth(Measurement):
     def n(self) -> int:
         return len(self.cases)
 
-    def clusters(self, kept: Sequence[str]) -> Sequence[str]:
-        return kept if self.each_example else []
+    def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
+        return super().clusters(items, frames) if self.each_example else Clusters(self.n)
 
     def statistics(self) -> dict[str, Statistic]:
         """By metric name, the mean over cases; a metric is absent where any case leaves it undefined."""
@@ -184,11 +187,21 @@ def auroc(places: NDArray[np.intp], positive: Flags) -> float:
 
 
 def average_precision(places: NDArray[np.intp], positive: Flags) -> float:
-    """The precision down to each place that holds positives, weighted by how many; equal places come together."""
-    down, at = np.unique(-places, return_inverse=True)
-    hits = np.bincount(at, positive, len(down))
-    precision = hits.cumsum() / np.bincount(at, minlength=len(down)).cumsum()
-    return float((precision * hits).sum() / hits.sum())
+    """The mean precision down to each positive, in expectation over the random orders of equal places.
+
+    Of ``t`` equal places with ``h`` positives, the one that comes ``j``-th (from 0) is positive with probability
+    ``h / t``, and then ``j (h - 1) / (t - 1)`` of those before it are, in expectation.
+    """
+    expected, above, found = 0.0, 0, 0
+    for place in np.unique(places)[::-1]:
+        level = places == place
+        size, hits = int(level.sum()), int(positive[level].sum())
+        if hits:
+            j = np.arange(size)
+            before = j * (hits - 1) / max(1, size - 1)
+            expected += hits / size * float(((found + before + 1) / (above + j + 1)).sum())
+        above, found = above + size, found + hits
+    return expected / found
 
 
 def precision_at_size(places: NDArray[np.intp], positive: Flags) -> float:

@@ -7,6 +7,9 @@ position of the level replaced; never clipped. By the task: does the score lie o
 declares as evidence? The first says whether the model needs what is scored, the second whether people would have
 marked it; a model that answers from the wrong place makes them differ.
 
+Equal scores have no order: curves are means over random orders of them, and what is compared with marks is taken in
+expectation over all orders.
+
 Scores belong to single examples here, so each is judged on the example it was made for; no train split is involved.
 """
 
@@ -50,11 +53,13 @@ class RemovalCurves(BaseModel):
     Attributes:
         positions: ``[sizes]``: how many positions the top k are together with their rings.
         insertion, deletion: ``[sizes][2]``: the metric and log p(answer) with all but these, and with these replaced.
+
+    All are means over the example's random orders of equal scores; of p(answer), so that the logarithm is of a mean.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    positions: list[int]
+    positions: list[float]
     insertion: list[list[float]]
     deletion: list[list[float]]
 
@@ -76,6 +81,7 @@ class LocalizedExample(BaseModel):
         full, empty: the metric and log p(answer), untouched and with every position replaced.
         sizes: the numbers k of positions on the curves.
         removal: one for each ring of the :class:`Localization`.
+        orders: over how many random orders of equal scores the curves are averaged; 1 where no two are equal.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -89,6 +95,7 @@ class LocalizedExample(BaseModel):
     empty: list[float]
     sizes: list[int]
     removal: list[RemovalCurves]
+    orders: int = 1
 
     @property
     def probability(self) -> float:
@@ -132,7 +139,8 @@ class Localization(Measurement):
         "At levels of inputs (patches, tokens) the f of faithfulness is taken over positions of the input: m_empty is "
         "the model with every position of the level replaced, and the sizes are those nearest to 1, 2, 5, 10, 20, 50 "
         "and 100 % of each example's own n positions. Areas belong to an example; like the metric itself they are "
-        "averaged over examples before the division. *Evidence* and *distractors* are marks or regions that the task "
+        "averaged over examples before the division. Where scores of an example are equal, its curves are means over 8 "
+        "random orders of these. *Evidence* and *distractors* are marks or regions that the task "
         "declares."
     )
     levels = INPUTS
@@ -146,6 +154,8 @@ class Localization(Measurement):
             title="insertion",
             unit="1 = perfect",
             better="higher",
+            perfect=1.0,
+            headline=True,
             ranks=True,
             sorts=True,
             text="Linear area under f of the insertion curve (all positions replaced but the top k of each example) "
@@ -201,9 +211,10 @@ class Localization(Measurement):
             unit="share of examples",
             better="higher",
             optional=True,
-            text="Whether the highest position (the first of equal ones) is evidence, by the marks or regions that the "
-            "task declares (Zhang et al. 2016, arXiv:1608.00507, without their margin). By chance: the share of "
-            "evidence.",
+            version=2,
+            text="Whether the highest position is evidence (of equal ones, the share that is), by the marks or regions "
+            "that the task declares (Zhang et al. 2016, arXiv:1608.00507, without their margin). By chance: the share "
+            "of evidence.",
         ),
         Metric(
             "precision_at_mark",
@@ -211,8 +222,9 @@ class Localization(Measurement):
             unit="share of positions",
             better="higher",
             optional=True,
-            text="Share of evidence among as many top positions as there is evidence. By chance: the share of "
-            "evidence.",
+            version=2,
+            text="Share of evidence among as many top positions as there is evidence, in expectation over the orders "
+            "of equal scores. By chance: the share of evidence.",
         ),
         Metric(
             "iou_best",
@@ -400,7 +412,6 @@ def against_marks(scores: Array, evidence: NDArray[np.bool_], other: NDArray[np.
         evidence: where the answer can be read; at least one position.
         other: where wrong answers can be read, outside the evidence; None where the task has no such marks.
     """
-    order = np.argsort(-scores, kind="stable")
     marked = int(evidence.sum())
     low, high = scores.min(), scores.max()
     unit = (scores - low) / (high - low) if high > low else np.zeros(len(scores))
@@ -408,8 +419,8 @@ def against_marks(scores: Array, evidence: NDArray[np.bool_], other: NDArray[np.
     # scores that are nowhere positive say as little as equal ones
     mass = positive / positive.sum() if positive.any() else np.full(len(scores), 1 / len(scores))
     values = {
-        "pointing_game": float(evidence[order[0]]),
-        "precision_at_mark": float(evidence[order[:marked]].mean()),
+        "pointing_game": top_share(scores, evidence, 1),
+        "precision_at_mark": top_share(scores, evidence, marked),
         "iou_best": max(_iou(scores >= threshold, evidence) for threshold in np.unique(scores)),
         "iou_half": _iou(unit > 0.5, evidence),
         "mass_evidence": float(mass[evidence].sum()),
@@ -420,6 +431,13 @@ def against_marks(scores: Array, evidence: NDArray[np.bool_], other: NDArray[np.
         rest = rest & ~other
         values |= {"mass_other": float(mass[other].sum()), "other_share": float(other.mean())}
     return {**values, "mass_background": float(mass[rest].sum()), "background_share": float(rest.mean())}
+
+
+def top_share(scores: Array, evidence: NDArray[np.bool_], k: int) -> float:
+    """The share of evidence among the ``k`` highest of scores ``[n]``, in expectation over the orders of equal ones."""
+    border = np.sort(scores)[-k]
+    above, level = scores > border, scores == border
+    return float((evidence[above].sum() + (k - above.sum()) * evidence[level].mean()) / k)
 
 
 def _iou(chosen: NDArray[np.bool_], evidence: NDArray[np.bool_]) -> float:

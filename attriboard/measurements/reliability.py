@@ -32,7 +32,8 @@ class Reliability(Measurement):
         halves: ``[H][E/2]``, the train examples of the first half; the second half has all others.
         top: the number of components at the top.
         rank_correlation: ``[H]``, Spearman's, of the two halves' scores over components.
-        in_common: ``[H]``, the share of the first half's top that is in the second half's.
+        in_common: ``[H]``, the share of the first half's top that is in the second half's; where scores
+            tie, in expectation over their orders.
     """
 
     name = "reliability"

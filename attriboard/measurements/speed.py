@@ -16,24 +16,29 @@ VARYING = ("seconds_per_example", "peak_memory_mib")
 class Speed(Measurement):
     """What a method costs, on the examples it scores: the train split, or the test split at levels of inputs.
 
+    Work is counted and memory is measured in the one run that scores the whole split; neither depends on how long it
+    takes.
+
     Attributes:
-        examples: how many examples each repeat scores, the first of the split.
-        seconds: of each warm repeat (CUDA events on a GPU).
-        forward_equivalents: passes per example; a backward pass counts as two.
-        peak_memory_mib: most memory held above the start while scoring the whole split.
+        examples: how many examples each repeat scores: the first of the split, or all of it.
+        seconds: of each warm repeat (CUDA events on a GPU), or of the one run over the split.
+        scored: how many examples the whole split has, over which work is counted.
+        flops: floating-point operations of that run, per example.
+        forward_equivalents: the same in forward passes.
+        peak_memory_mib: most memory held above the start during that run.
     """
 
     class Options(base.Options):
         """How it is measured.
 
         Attributes:
-            examples: how many a repeat scores, the first of the split.
+            examples: how many a repeat scores, the first of the split; all of a split that has fewer.
             repeats: most warm repeats.
-            max_seconds: no further repeat is begun after these; a method that takes more than ten times as long for
-                its split is not repeated at all.
+            max_seconds: no further repeat is begun after these; a method that would take longer for one, judged by its
+                run over the split, is not repeated, and that run is its time.
         """
 
-        examples: int = Field(4, ge=1)
+        examples: int = Field(32, ge=1)
         repeats: int = Field(3, ge=1)
         max_seconds: float = Field(30.0, gt=0)
 
@@ -49,10 +54,11 @@ class Speed(Measurement):
             title="s / example",
             unit="seconds",
             better="lower",
-            text="Time the method takes per example: median of warm repeats on the first speed.examples examples that "
-            "it scores (of the train split; of the test split at levels of inputs), with their smallest and largest; "
-            "for a method too slow to repeat, its one run over the split. Work that a method does once for all "
-            "examples counts in full.",
+            text="Time the method takes per example, at the run's batch size: median of warm repeats on the first "
+            "speed.examples examples that it scores (of the train split; of the test split at levels of inputs; all of "
+            "a smaller split), with their smallest and largest; for a method too slow to repeat, its one run over the "
+            "split. Work that a method does once for all examples counts in full.",
+            version=2,
         ),
         Metric(
             "forward_equivalents",
@@ -60,9 +66,26 @@ class Speed(Measurement):
             unit="forward passes per example",
             better="lower",
             digits=1,
-            text="Passes through the model per example, counted on the same examples as the time; a backward pass "
-            "counts as two, a partial pass as the fraction of layers and positions it ran. Products with the "
-            "unembedding that a method makes by itself are not counted.",
+            text="The floating-point operations of scoring the whole split, over those of one forward pass of every "
+            "example's prompt: all layers at all its positions, the unembedding at the last one and, with a picture, "
+            "the vision tower. A backward pass counts as two forward passes, a partial pass as its share, and a "
+            "method's own products with the unembedding, such as one for every component, as what they take. A picture "
+            "goes through the tower once, however many passes read it.",
+            version=2,
+        ),
+        Metric(
+            "flops_per_example",
+            title="GFLOPs",
+            unit="GFLOP per example",
+            better="lower",
+            digits=2,
+            text="Floating-point operations of scoring the whole split, in billions per example; a multiply-add is "
+            "two. Worked out from the shapes of the weights and the real positions that each example would run by "
+            "itself, and so equal for every batch size, padding and machine. Counted are products with weights, those "
+            "of attention (the masked half too) and the vision tower's; a backward pass counts twice its forward pass "
+            "(the usual convention; without gradients of weights, as here, about half of that is done). "
+            "Not counted are elementwise operations, norms and biases, products of single positions with output "
+            "weights, and what a method computes outside the model, such as a regression.",
         ),
         Metric(
             "peak_memory_mib",
@@ -77,6 +100,8 @@ class Speed(Measurement):
 
     examples: int
     seconds: list[float]
+    scored: int
+    flops: float
     forward_equivalents: float
     peak_memory_mib: float
 
@@ -99,5 +124,6 @@ class Speed(Measurement):
                 max(per_example) if several else None,
             ),
             "forward_equivalents": (self.forward_equivalents, None, None),
+            "flops_per_example": (self.flops / 1e9, None, None),
             "peak_memory_mib": (self.peak_memory_mib, None, None),
         }

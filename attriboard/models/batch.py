@@ -47,6 +47,9 @@ class Batch:
         counterfactual: the paired prompts as a batch of the same shape, if every row has one.
         past: keys and values of the shared prefix, if there is one.
         images: ``[B, n_patches, d_model]`` the image features; None where no image stands in ``tokens``.
+        spans: by row how many positions a pass runs, and how many stand before them whose keys and values are known:
+            of the row by itself, without padding, whatever it shares with its neighbors.
+        looked: by row the example's own features ``[n_patches, d_model]`` behind ``images``; empty for text.
     """
 
     tokens: Tensor
@@ -60,6 +63,8 @@ class Batch:
     counterfactual: Batch | None = None
     past: Past = ()
     images: Tensor | None = None
+    spans: tuple[tuple[int, int], ...] = ()
+    looked: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -76,6 +81,7 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """The batch made of the given rows, which may repeat."""
+        chosen = index.tolist()
         return Batch(
             tokens=self.tokens[index],
             mask=self.mask[index],
@@ -84,10 +90,12 @@ class Batch:
             last=self.last[index],
             answer=self.answer[index],
             foil=self.foil[index],
-            examples=tuple(self.examples[i] for i in index.tolist()),
+            examples=tuple(self.examples[i] for i in chosen),
             counterfactual=None if self.counterfactual is None else self.counterfactual.rows(index),
             past=tuple((k[index], v[index]) for k, v in self.past),
             images=None if self.images is None else self.images[index],
+            spans=tuple(self.spans[i] for i in chosen),
+            looked=tuple(self.looked[i] for i in chosen) if self.looked else (),
         )
 
 
@@ -136,6 +144,8 @@ def pad_rows(
         foil=torch.tensor([-1 if e.foil is None else e.foil for e in examples]).to(device),
         examples=tuple(examples),
         images=torch.stack(features).to(device) if features else None,
+        spans=tuple((len(row), 0) for row in rows),
+        looked=tuple(features),
     )
 
 
@@ -144,16 +154,38 @@ def shared_columns(batch: Batch, other: Batch) -> int:
 
     At most those before the first row's last token, and never a part of an image.
     """
-    differs = (batch.tokens != other.tokens).any(0)
-    if batch.images is not None and other.images is not None:
-        changed = torch.zeros_like(batch.image_mask)
-        changed[batch.image_mask] = (batch.images != other.images).any(-1).flatten()
-        differs |= changed.any(0)
+    differs = _differences(batch, other).any(0)
     n = int(differs.int().argmax()) if bool(differs.any()) else batch.tokens.shape[1] - 1
     n = min(n, int(batch.last.min()))
     if batch.images is not None and bool(batch.image_mask[:, n:].any()):
         n = min(n, int(batch.image_mask.any(0).int().argmax()))  # never cut through an image
     return n
+
+
+def own_prefixes(batch: Batch, other: Batch) -> list[int]:
+    """By row how many leading positions it would share with its counterfactual if it were run by itself.
+
+    At most those before its last token, and never a part of an image.
+    """
+    differs = _differences(batch, other)
+    n = torch.where(differs.any(1), differs.int().argmax(1), batch.tokens.shape[1])
+    n = torch.minimum(n, batch.last)
+    if batch.images is not None:
+        columns = torch.arange(batch.tokens.shape[1], device=n.device)
+        cut = (batch.image_mask & (columns >= n[:, None])).any(1)
+        n = torch.where(cut, torch.minimum(n, batch.image_mask.int().argmax(1)), n)
+    own: list[int] = (n - batch.first).clamp(min=0).tolist()
+    return own
+
+
+def _differences(batch: Batch, other: Batch) -> Tensor:
+    """``[B, T]`` bool: the columns in which two batches of one shape differ, in tokens or image features."""
+    differs = batch.tokens != other.tokens
+    if batch.images is not None and other.images is not None:
+        changed = torch.zeros_like(batch.image_mask)
+        changed[batch.image_mask] = (batch.images != other.images).any(-1).flatten()
+        differs = differs | changed
+    return differs
 
 
 def leading_columns(batch: Batch, n: int) -> Batch:
@@ -191,6 +223,8 @@ def path_behind(batch: Batch, path: Sequence[int], past: Past) -> Batch:
         tokens=tokens,
         mask=mask,
         positions=mask.cumsum(1)[:, -len(path) :] - 1,
+        spans=tuple((len(path), n + before) for n, before in batch.spans),
+        looked=(),
         image_mask=torch.zeros_like(tokens, dtype=torch.bool),
         last=torch.full_like(batch.last, len(path) - 1),
         counterfactual=None,

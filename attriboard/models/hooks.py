@@ -10,7 +10,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from transformers import DynamicCache
 
 from .attention import Between, pattern_attention, put_between, write_out
 from .batch import Batch, Past
+from .cost import Cost
 from .names import EMBED, hook_name, site_and_layer
 from .weights import Weights
 
@@ -26,29 +26,14 @@ Edit = Callable[[Tensor], Tensor]
 """From an activation to its replacement, of the same shape."""
 
 
-@dataclass
-class Cost:
-    """Work done, in forward passes of one example: a backward pass counts as two forward passes.
-
-    A pass that restarts at a layer or behind a shared prefix counts the fraction of positions and layers it ran.
-    """
-
-    forward: float = 0.0
-    backward: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
-
-
 class Run:
     """One forward pass: the logits ``[B, V]`` at each row's last token, and the captured activations by name."""
 
     def __init__(
-        self, weights: Weights, batch: Batch, logits: Tensor, raw: Mapping[str, Tensor], cost: Cost, share: float
+        self, weights: Weights, batch: Batch, logits: Tensor, raw: Mapping[str, Tensor], cost: Cost, flops: int
     ) -> None:
         self.logits = logits
-        self._weights, self._batch, self._raw, self._cost, self._share = weights, batch, raw, cost, share
+        self._weights, self._batch, self._raw, self._cost, self._flops = weights, batch, raw, cost, flops
 
     def __getitem__(self, name: str) -> Tensor:
         return _shaped(self._weights, name, self._raw[name], self._batch)
@@ -66,7 +51,7 @@ class Run:
         raw = [self._raw[name] for name in names]
         # an activation that cannot reach the value (at a last layer's early positions, say) has gradient zero
         grads = torch.autograd.grad(value.sum(), raw, retain_graph=keep_graph, allow_unused=True)
-        self._cost.backward += 2 * self._share
+        self._cost.back(self._flops)
         return {
             name: _shaped(self._weights, name, torch.zeros_like(x) if g is None else g, self._batch)
             for name, x, g in zip(names, raw, grads)
@@ -81,14 +66,15 @@ def forward(
     edits: Mapping[str, Edit] | None = None,
     start: tuple[int, Tensor] | None = None,
     gradients: bool = False,
+    needed: Sequence[int] | None = None,
 ) -> Run:
     """One forward pass, counted in ``cost``; the other arguments are those of :meth:`attriboard.model.Model.run`.
 
     Raises:
         KeyError: an activation name that does not exist, or an edit of one that can only be read.
     """
-    layers_run = weights.n_layers - (start[0] if start else 0)
-    share = len(batch) * layers_run / weights.n_layers * batch.tokens.shape[1] / batch.mask.shape[1]
+    first = 0 if start is None else start[0]
+    flops = weights.sizes.rows(batch, first if needed is None else needed)
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad() if gradients else torch.no_grad())
         stack.enter_context(images_in(weights, batch, gradients))
@@ -105,16 +91,18 @@ def forward(
         ends, at = batch.last.unique(return_inverse=True)
         logits = weights.hf(**inputs, logits_to_keep=ends).logits
         logits = logits[torch.arange(len(batch), device=logits.device), at]
-    cost.forward += share
-    return Run(weights, batch, logits, taps.seen, cost, share)
+    cost.forward += flops
+    return Run(weights, batch, logits, taps.seen, cost, flops)
 
 
-def keys_and_values(weights: Weights, batch: Batch) -> tuple[Past, Tensor]:
-    """Per layer what later positions attend to, and the logits ``[B, V]`` at the last column."""
+def keys_and_values(weights: Weights, batch: Batch, logits: bool) -> tuple[Past, Tensor]:
+    """Per layer what later positions attend to, and the logits ``[B, n, V]`` at the last column; ``n`` is 1 or 0."""
     cache = DynamicCache()
+    width = batch.tokens.shape[1]
+    kept = torch.arange(width - logits, width, device=batch.tokens.device)
     with torch.no_grad(), images_in(weights, batch):
-        output = weights.hf(**model_inputs(weights, batch), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return tuple((layer.keys, layer.values) for layer in cache.layers), output.logits[:, -1]
+        output = weights.hf(**model_inputs(weights, batch), past_key_values=cache, use_cache=True, logits_to_keep=kept)
+    return tuple((layer.keys, layer.values) for layer in cache.layers), output.logits
 
 
 def model_inputs(weights: Weights, batch: Batch) -> dict[str, Tensor]:

@@ -17,13 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ModelError
 from ..task import Example
 from ..truth import Truth
 from . import objective
 from .architectures import VISION
-from .batch import Batch, EncodedExample, columns_behind, leading_columns, pad_rows, path_behind, shared_columns
+from .batch import (
+    Batch,
+    EncodedExample,
+    columns_behind,
+    leading_columns,
+    own_prefixes,
+    pad_rows,
+    path_behind,
+    shared_columns,
+)
+from .cost import Cost
 from .encoding import Encoder
-from .hooks import Cost, Edit, Run, forward, images_in, keys_and_values
+from .hooks import Edit, Run, forward, images_in, keys_and_values
 from .parts import submodule
 from .proof import prove as prove_parts
 from .vision import Vision
@@ -46,7 +57,7 @@ class Model(Weights):
         truth: the mechanism, of a model that was built with a known one.
 
     Attributes:
-        cost: the work done so far.
+        cost: the work done so far, in floating-point operations; see :meth:`full_pass`.
         vision: the processor and vision tower; None for a model that reads text only.
 
     Raises:
@@ -162,6 +173,7 @@ class Model(Weights):
         edits: Mapping[str, Edit] | None = None,
         start: tuple[int, Tensor] | None = None,
         gradients: bool = False,
+        needed: Sequence[int] | None = None,
     ) -> Run:
         """One forward pass.
 
@@ -172,6 +184,8 @@ class Model(Weights):
             start: ``(layer, resid)``: begin at that block with ``resid`` ``[B, T, d_model]`` as its input, bit for bit
                 what the full pass would have computed if ``resid`` is the residual it had there.
             gradients: build the graph, so that :meth:`Run.gradients` works (parameters get none).
+            needed: by row, the first layer that it would have to run by itself, where rows that need fewer layers run
+                beside others; work is counted from there. All need ``start`` if it is None.
 
         Returns:
             logits ``[B, V]`` at each row's last token, and the captured activations.
@@ -179,10 +193,12 @@ class Model(Weights):
         Raises:
             KeyError: an activation name that does not exist, or an edit of one that can only be read.
         """
-        return forward(self, batch, self.cost, capture, edits, start, gradients)
+        self._look(batch)
+        return forward(self, batch, self.cost, capture, edits, start, gradients, needed)
 
     def embeddings(self, batch: Batch) -> Tensor:
         """``[B, T, d_model]``: ``hook_embed`` of a batch, without running the model."""
+        self._look(batch)
         with torch.no_grad(), images_in(self, batch):
             embeddings: Tensor = self.parts.embed(batch.tokens)
         return embeddings
@@ -198,12 +214,20 @@ class Model(Weights):
         other = batch.counterfactual
         if other is None or batch.past:
             return batch
+        own = own_prefixes(batch, other)
+        if not any(own):
+            return batch
+        # what is counted is each row's own prefix, though neighbors that share less may leave more of it to be run
+        self.cost.forward += sum(self.sizes.flops(n, logits=0) for n in own)
+        spans = tuple((full - n, n) for (full, _), n in zip(batch.spans, own))
         n = shared_columns(batch, other)
         if n < 1:
-            return batch
-        past, _ = keys_and_values(self, leading_columns(batch, n))
-        self.cost.forward += len(batch) * n / batch.tokens.shape[1]
-        return replace(columns_behind(batch, n, past), counterfactual=columns_behind(other, n, past))
+            return replace(batch, spans=spans, counterfactual=replace(other, spans=spans))
+        leading = leading_columns(batch, n)
+        self._look(leading)
+        past, _ = keys_and_values(self, leading, logits=False)
+        clean, paired = columns_behind(batch, n, past), columns_behind(other, n, past)
+        return replace(clean, spans=spans, counterfactual=replace(paired, spans=spans))
 
     def continued(self, batch: Batch, paths: Sequence[Sequence[int]]) -> Tensor:
         """``[B, n, V]``: the logits after every row and each of ``n`` paths of tokens behind it; the rows run once.
@@ -214,11 +238,43 @@ class Model(Weights):
         """
         if not bool(batch.real.all()):
             raise ValueError("the rows have different lengths; continue rows of one length at a time.")
-        past, logits_at_end = keys_and_values(self, batch)
-        self.cost.forward += len(batch)
+        self._look(batch)
+        past, logits_at_end = keys_and_values(self, batch, logits=True)
+        self.cost.forward += self.sizes.rows(batch)
         return torch.stack(
-            [self.run(path_behind(batch, path, past)).logits if path else logits_at_end for path in paths], 1
+            [self.run(path_behind(batch, path, past)).logits if path else logits_at_end[:, 0] for path in paths], 1
         )
+
+    # --- work -------------------------------------------------------------------------------------------------------
+
+    def full_pass(self, example: EncodedExample) -> int:
+        """Floating-point operations of one forward pass of an example's prompt: the unit of forward equivalents.
+
+        All layers at all its positions, the unembedding at the last one and, with an image, the vision tower.
+        """
+        tower = self.vision.flops if self.vision is not None and example.image is not None else 0
+        return self.sizes.flops(len(example.tokens)) + tower
+
+    def forward_equivalents(self, examples: Sequence[EncodedExample]) -> float:
+        """The work done so far in forward passes per example: over that of one :meth:`full_pass` of each."""
+        return self.cost.flops / sum(map(self.full_pass, examples))
+
+    def features(self, inputs: dict[str, Tensor]) -> Tensor:
+        """As :meth:`.Vision.features`, counted as work; a picture that is encoded counts when a pass first reads it.
+
+        Raises:
+            ModelError: the model reads text only, or as there.
+        """
+        if self.vision is None:
+            raise ModelError(
+                f"{self.name} reads text only and cannot look at an image; choose a vision-language model."
+            )
+        self.cost.forward += self.vision.flops
+        return self.vision.features(inputs)
+
+    def _look(self, batch: Batch) -> None:
+        if batch.images is not None and self.vision is not None:
+            self.cost.look(batch, self.vision.flops)
 
     # --- what a score explains --------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from ..errors import ModelError
 from ..task import IMAGE, Example
 from .batch import Batch, EncodedExample, pad_rows
-from .hooks import Cost, Run, forward, model_inputs
+from .cost import Cost
+from .hooks import Run, forward, model_inputs
 from .names import hook_name
 from .vision import Vision
 from .weights import Weights

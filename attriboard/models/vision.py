@@ -21,6 +21,7 @@ from ..errors import ExampleError, ModelError
 from ..images import as_rgb, check_size
 from ..task import IMAGE
 from .attention import put_between, write_out
+from .cost import Meter
 
 
 class _Seen(Exception):
@@ -132,15 +133,22 @@ class Vision:
         Raises:
             ModelError: they cannot be found.
         """
-        language = set(self.text_model.modules())
-        modules = [
-            module
-            for name, module in self.hf.named_modules()
-            if name.endswith("self_attn") and module not in language and hasattr(module, "config")
-        ]
-        if not modules:
+        if not (modules := [m for m in self._attention() if hasattr(m, "config")]):
             raise ModelError(f"the attention layers of the vision tower of {self.name} cannot be found.")
         return modules
+
+    def _attention(self) -> list[nn.Module]:
+        language = set(self.text_model.modules())
+        return [m for name, m in self.hf.named_modules() if name.endswith("self_attn") and m not in language]
+
+    @functools.cached_property
+    def flops(self) -> int:
+        """Floating-point operations from pixels to :meth:`features`: equal for all pictures, as all have one size."""
+        language = set(self.text_model.modules())
+        outside = [m for m in self.hf.modules() if m not in language]
+        with torch.no_grad(), Meter(outside, self._attention()) as meter:
+            self.features(self.inputs(IMAGE, Image.new("RGB", (64, 48))))
+        return meter.flops
 
     @contextmanager
     def patterns(self) -> Iterator[list[Tensor]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import Architecture, architecture_of
+from .cost import Sizes, sizes_of
 from .parts import Parts, find_parts, in_out
 
 
@@ -81,6 +82,11 @@ class Weights:
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    @functools.cached_property
+    def sizes(self) -> Sizes:
+        """What a forward pass multiplies, for counting work."""
+        return sizes_of(self.blocks, self.n_heads * self.d_head, self.W_U)
 
     # --- projections ------------------------------------------------------------------------------------------------
 

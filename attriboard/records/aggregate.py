@@ -9,15 +9,17 @@ from datetime import datetime, timezone
 import numpy as np
 
 from ..errors import ConfigurationError
-from ..measurements.base import Measurement
+from ..measurements.base import Measurement, Metric
 from ..measurements.registry import MEASUREMENTS, METRICS
 from ..stats.intervals import VERSION, bootstrap_interval
 from .checkout import commit
 from .record import Aggregate, Derivation, Record
 
 
-def aggregates(measurements: Iterable[Measurement], items: Sequence[str] = ()) -> dict[str, Aggregate]:
-    """Every metric with its interval, from measurements and the base items of the test examples kept.
+def aggregates(
+    measurements: Iterable[Measurement], items: Sequence[str] = (), frames: Sequence[str] = ()
+) -> dict[str, Aggregate]:
+    """Every metric with its interval, from measurements and the base items and frames of the test examples kept.
 
     Raises:
         ConfigurationError: a measurement has a value of a metric that it does not declare, or lacks one it must have.
@@ -33,15 +35,27 @@ def aggregates(measurements: Iterable[Measurement], items: Sequence[str] = ()) -
             return declared[name].version
 
         for name, statistic in measurement.statistics().items():
-            low, high = bootstrap_interval(measurement.n, statistic, items=measurement.clusters(items)) or (None, None)
+            clusters = measurement.clusters(items, frames)
+            low, high = bootstrap_interval(measurement.n, statistic, items=clusters) or (None, None)
             value = float(statistic(np.arange(measurement.n)))
-            own[name] = Aggregate(value=value, low=low, high=high, version=version(name))
+            aggregate = Aggregate(value=value, low=low, high=high, version=version(name))
+            own[name] = _within(aggregate, declared[name])
         for name, (value, low, high) in measurement.scalars().items():
             own[name] = Aggregate(value=value, low=low, high=high, version=version(name))
         if missing := [name for name, metric in declared.items() if not metric.optional and name not in own]:
             raise ConfigurationError(f"{measurement.name} lacks {', '.join(missing)}, which it declares.")
         derived |= own
     return derived
+
+
+def _within(aggregate: Aggregate, metric: Metric) -> Aggregate:
+    """The aggregate with an interval that ends where the metric does."""
+    if aggregate.low is None or aggregate.high is None:
+        return aggregate
+    least, most = metric.bounds
+    low = aggregate.low if least is None else max(aggregate.low, least)
+    high = aggregate.high if most is None else min(aggregate.high, most)
+    return aggregate.model_copy(update={"low": low, "high": high})
 
 
 def is_current(record: Record) -> bool:
@@ -63,7 +77,7 @@ def derived_again(record: Record) -> Record:
         attriboard_commit=commit(),
         created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     )
-    new = aggregates(record.measurements.values(), record.items)
+    new = aggregates(record.measurements.values(), record.items, record.frames)
     return record.model_copy(update={"aggregates": new, "statistics_version": VERSION, "derived": now})
 
 

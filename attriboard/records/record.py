@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_serializer, field_
 from ..levels import USUAL_REPLACEMENT, InputReplacement
 from ..measurements.base import Kept, Measurement, Statistic, Strict
 from ..measurements.speed import VARYING, Speed
+from ..roles import ControlKind, Sight
+from ..stats.clusters import Clusters
 from .settings import Settings, measurement_of
 
 M = TypeVar("M", bound=Measurement)
@@ -139,6 +141,8 @@ class StoredScores(Strict):
         top: the twenty highest components with their scores; empty at levels of inputs.
         sketch: the scores of some or all components, by which records are compared; see
             :meth:`attriboard.scores.Scores.sketch`. Empty at levels of inputs.
+        ties: the share of components whose score equals another's.
+        noise: the share of components whose score was set to zero because it lay below what rounding can make.
     """
 
     identity: str
@@ -148,10 +152,12 @@ class StoredScores(Strict):
     metadata: dict[str, Any] = Field(default_factory=dict)
     top: list[tuple[str, float]] = Field(default_factory=list)
     sketch: list[float] = Field(default_factory=list)
+    ties: float = 0.0
+    noise: float = 0.0
 
 
 class Aggregate(Strict):
-    """A metric's value with its 95 % bootstrap interval over examples (None where undefined)."""
+    """A metric's value with its 95 % interval over examples and train draws (None where undefined)."""
 
     value: float
     low: float | None = None
@@ -168,7 +174,11 @@ class Record(Strict):
             does not apply).
         data_sha256: of the tokens of every example drawn.
         kept: by split, what was seen, answered and kept.
-        items: the base item of each test example, in the order of the per-example measurements.
+        items, frames: the base item and the frame of each test example, in the order of the per-example measurements.
+        n_eff: to how many independent examples those kept in both halves amount; None for fewer than two.
+        control: whether the method is a floor, and no published one.
+        control_kind: which kind of floor; empty for methods that are none.
+        sees: what the method saw of the examples beside their prompts; None where that is not known.
         scores: what the method gave; None where it gave nothing.
         measurements: by name.
         not_measured: by evaluation or metric, why it was not measured.
@@ -196,8 +206,12 @@ class Record(Strict):
     kept: dict[str, Kept] = Field(default_factory=dict)
     chance: float | None = None
     items: list[str] = Field(default_factory=list)
+    frames: list[str] = Field(default_factory=list)
+    n_eff: float | None = None
     subsets: list[str] = Field(default_factory=list)
     control: bool = False
+    control_kind: ControlKind | Literal[""] = ""
+    sees: list[Sight] | None = None
     scores: StoredScores | None = None
     measurements: dict[str, SerializeAsAny[Measurement]] = Field(default_factory=dict)
     not_measured: dict[str, str] = Field(default_factory=dict)
@@ -235,6 +249,10 @@ class Record(Strict):
             raise ValueError("an 'ok' record without scores, measurements or examples")
         return self
 
+    def clusters(self, metric: str) -> Clusters:
+        """How the rows depend on each other that a statistic of :attr:`statistics` ranges over."""
+        return self.statistics[metric][0].clusters(self.items, self.frames)
+
     def measured(self, kind: type[M]) -> M | None:
         """What one evaluation measured; None where it did not."""
         value = self.measurements.get(kind.name)
@@ -248,6 +266,30 @@ class Record(Strict):
             for measurement in self.measurements.values()
             for name, statistic in measurement.statistics().items()
         }
+
+    @property
+    def cross_fitted(self) -> bool:
+        """Whether examples of both halves were judged."""
+        divided = self.settings.folds > 0 and self.cell.precomputed is None
+        return divided and any(m.cross_fitted for m in self.measurements.values())
+
+    @property
+    def passing_share(self) -> float:
+        """Of the examples drawn in the halves that are judged, the share that passes."""
+        halves = [half for split, half in self.kept.items() if self.cross_fitted or split == "test"]
+        return sum(half.passing for half in halves) / sum(half.seen for half in halves)
+
+    @property
+    def train_groups(self) -> int:
+        """On how many groups of examples scores were found by which others are judged; 0 where none are."""
+        return max((len(set(m.train_groups)) for m in self.measurements.values() if m.train_groups), default=0)
+
+    @property
+    def judged(self) -> tuple[int, float | None]:
+        """How many examples its measurements judge, and to how many independent ones they amount (None: not known)."""
+        if self.cross_fitted:
+            return sum(kept.kept for kept in self.kept.values()), self.n_eff
+        return len(self.items), self.kept["test"].n_eff if "test" in self.kept else None
 
     @property
     def seconds(self) -> dict[str, float]:

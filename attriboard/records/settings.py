@@ -15,7 +15,7 @@ from ..measurements.registry import MEASUREMENTS
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 
-DRAWING = ("train_examples", "test_examples", "max_kept", "min_kept", "max_train")
+DRAWING = ("train_examples", "test_examples", "max_kept", "min_kept", "max_train", "keep", "folds")
 """Settings that decide which examples are scored and judged."""
 HARDWARE = ("batch_size", "dtype", "device")
 """Settings of a whole run, which a group of cells cannot change."""
@@ -33,8 +33,13 @@ class Settings(Strict):
 
     Attributes:
         train_examples, test_examples: drawn per split (before those answered wrongly are dropped).
-        max_kept, min_kept: most and fewest correctly answered examples used per split.
-        max_train: most of them scored by the method, if fewer than max_kept.
+        max_kept, min_kept: most and fewest examples kept per split.
+        max_train: most of them in the train split, if fewer than max_kept.
+        keep: "both" keeps the examples whose prompt the model answers and whose counterfactual it answers by the foil;
+            "answer" all whose prompt it answers.
+        folds: into how many groups each split is divided where what is measured is cross-fitted (see
+            :mod:`attriboard.evaluation.crossfit`); 0 to judge only the test split, by the scores of the train split.
+        repetitions: how often each example is then judged, each time by the scores of other examples.
         evaluations: what is measured; of levels of components and of inputs, those that each has.
         options: by evaluation, its options.
         capability: the lm-eval tasks by which changed models are judged, besides the task itself.
@@ -47,6 +52,9 @@ class Settings(Strict):
     max_kept: int = Field(64, ge=1)
     min_kept: int = Field(8, ge=1)
     max_train: int | None = Field(None, ge=1)
+    keep: Literal["both", "answer"] = "both"
+    folds: int = Field(4, ge=0)
+    repetitions: int = Field(2, ge=1)
     evaluations: tuple[str, ...] = Field(default_factory=default_evaluations, min_length=1)
     options: dict[str, SerializeAsAny[Options]] = Field(default_factory=dict)
     capability: CapabilityOptions = CapabilityOptions()
@@ -66,6 +74,16 @@ class Settings(Strict):
         if isinstance(given, Mapping):
             plain["options"] = {**given, **tables}
         return plain
+
+    @model_validator(mode="after")
+    def _enough_groups(self) -> Settings:
+        if 0 < self.folds < self.repetitions:
+            raise PydanticCustomError(
+                "repetitions",
+                "repetitions is {repetitions}, expected at most folds, {folds}: each repetition takes another group",
+                {"repetitions": self.repetitions, "folds": self.folds},
+            )
+        return self
 
     @field_validator("evaluations")
     @classmethod
@@ -137,6 +155,8 @@ class Settings(Strict):
     def asked(self, name: str) -> dict[str, Any]:
         """Every option that decides what an evaluation measures, as JSON."""
         options = self.of(name).model_dump(mode="json")
+        if MEASUREMENTS[name].cross_fitted:
+            options["repetitions"] = self.repetitions
         if MEASUREMENTS[name].uses_capability:
             options["capability"] = self.capability.model_dump(mode="json")
         return options

@@ -24,7 +24,7 @@ from ..records.record import Cell, Planned, digest
 from ..records.settings import Settings
 from ..task import tasks
 
-CORE_VERSION = 1
+CORE_VERSION = 2
 """Of the measuring core: models, components, interventions, how examples are drawn and methods are run."""
 READER_VERSION = 1
 """Of what reads precomputed scores."""

@@ -33,7 +33,7 @@ CORE, READER, STATISTICS = "core", "precomputed", "statistics"
 """What has a version and is no evaluation."""
 _CORE = "run/worker.py"
 _READER = ("exchange/precomputed.py", "exchange/mib.py")
-_STATISTICS = "stats/intervals.py"
+_STATISTICS = ("stats/intervals.py", "stats/clusters.py")
 _CAPABILITY = ("evaluation/capability.py", "measurements/capability.py")
 """Handed on by the core to the evaluations that use it."""
 _APART = ("board", "commands", "records", "run/identity.py", "run/provenance.py", "run/lock.py", "codetext.py")
@@ -58,7 +58,7 @@ def parts() -> dict[str, tuple[int, set[Path]]]:
         if own:  # those of other packages have locks of their own
             roots[cls.name] = own | (_files(*_CAPABILITY) if cls.measurement.uses_capability else set())
             versions[cls.name] = cls.version
-    reader, statistics = _files(*_READER), _files(_STATISTICS)
+    reader, statistics = _files(*_READER), _files(*_STATISTICS)
     other = set().union(*roots.values(), _files(*_CAPABILITY), reader, statistics)
     core = _closure(_files(_CORE) | _imported_by_extensions(), without=other)
     return {
@@ -172,8 +172,9 @@ def _targets(file: Path, text: str, package: Path) -> frozenset[Path]:
         place = base.joinpath(*(node.module.split(".") if node.module else []))
         names = [place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names), place / "__init__.py"]
         targets |= {name for name in names if name.is_file()}
-    if file.parent != package / "evaluation":  # measurements derive aggregates by them, which is no measuring
-        targets.discard(package / _STATISTICS)
+    statistics = {package / name for name in _STATISTICS}
+    if file.parent != package / "evaluation" and file not in statistics:  # measurements derive aggregates by them
+        targets -= statistics
     return frozenset(targets)
 
 

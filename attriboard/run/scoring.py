@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -22,12 +24,15 @@ from ..components import InputLevel, Level
 from ..errors import ScoresError, SkipCell
 from ..evaluation import speed
 from ..evaluation.context import Context
+from ..evaluation.crossfit import HALVES, RANDOM_DRAWS, Found, seed_of
+from ..evaluation.division import merged
 from ..exchange import precomputed
 from ..measurements.speed import Speed
 from ..method import Method, checked, checked_inputs
-from ..model import Cost, EncodedExample
+from ..model import EncodedExample
 from ..records.record import Cell, StoredScores
-from ..scores import Scores
+from ..scores import Scores, ties
+from .noise import Noise, noise, settle
 
 GIT_BYTES = 2**16
 """Score files larger than this stand in ``scores/large``, which git ignores."""
@@ -42,16 +47,25 @@ class Scored:
     Attributes:
         seconds: by stage, "scores" and "speed".
         content: the file that holds the scores.
+        found: of components, the scores of groups of examples, where measurements are cross-fitted.
+        noise: the share of the scores that were set to 0, since rounding alone could have made them.
     """
 
     scores: Scores | list[Tensor]
     speed: Speed | None
     seconds: dict[str, float]
     content: bytes
+    found: Found | None = None
+    noise: float = 0.0
 
     @property
     def values(self) -> list[Tensor]:
         return [self.scores.values] if isinstance(self.scores, Scores) else self.scores
+
+    @property
+    def every_value(self) -> list[Tensor]:
+        """The scores, and those of groups."""
+        return [*self.values, *([self.found.values] if self.found else [])]
 
     def stored(self, identity: str) -> StoredScores:
         """What a record says of them."""
@@ -62,15 +76,20 @@ class Scored:
             identity=identity,
             file=f"scores/{large}{sha256}.safetensors",
             sha256=sha256,
-            values_sha256=hashlib.sha256(b"".join(v.numpy().tobytes() for v in self.values)).hexdigest(),
+            values_sha256=hashlib.sha256(b"".join(v.numpy().tobytes() for v in self.every_value)).hexdigest(),
             metadata=_brief(components.metadata) if components else {},
             top=components.top(TOP) if components else [],
             sketch=components.sketch() if components else [],
+            ties=float(np.mean([ties(values.flatten()) for values in self.values])),
+            noise=self.noise,
         )
 
 
-def score(method: Method, context: Context, level: Level, timing: Speed.Options) -> Scored:
-    """Scores and what they cost: one set from the train split, or of inputs one for each test example."""
+def score(method: Method, context: Context, level: Level, timing: Speed.Options, folds: int = 0) -> Scored:
+    """Scores and what they cost: one set from the train split, or of inputs one for each test example.
+
+    With ``folds``, the scores of groups of both halves as well; see :mod:`attriboard.evaluation.crossfit`.
+    """
     model, examples = context.model, scored_split(context, level)
 
     def attributed(chosen: Sequence[EncodedExample]) -> Scores | list[Tensor]:
@@ -78,20 +97,73 @@ def score(method: Method, context: Context, level: Level, timing: Speed.Options)
             return checked_inputs(method.each(model, chosen, level), method)
         return checked(method.attribute(model, chosen, level), method, model, level)
 
-    model.cost = Cost()
-    start = time.perf_counter()
-    with speed.PeakMemory(model.device) as memory:
-        scores = attributed(examples)
-    seconds = time.perf_counter() - start
+    scores, once = speed.whole(attributed, model, examples)
     start = time.perf_counter()
     few = examples[: timing.examples]
-    if seconds > 10 * timing.max_seconds or not _can_score(method, few):
-        # too slow to repeat, or made for more examples than these: this run is the measurement
-        cost = speed.once(len(examples), seconds, model.cost.total / len(examples), memory.mib)
-    else:
-        cost = speed.measure(attributed, model, few, timing.repeats, timing.max_seconds, memory.mib)
-    laps = {"scores": seconds, "speed": time.perf_counter() - start}
-    return Scored(scores, cost, laps, packed(scores, level))
+    # a method made for more examples than these is not repeated
+    cost = speed.measure(attributed, model, few if _can_score(method, few) else [], once, timing)
+    laps = {"scores": once.seconds, "speed": time.perf_counter() - start}
+    start = time.perf_counter()
+    floor = noise(method, model, examples, level)
+    quiet = settle(scores, floor, n=1 if level.inputs else len(examples))
+    found = None
+    if folds and isinstance(scores, Scores):
+        found = of_groups(method, context, level, scores, folds, floor)
+    laps["scores"] += time.perf_counter() - start
+    return Scored(quiet.scores, cost, laps, packed(quiet.scores, level, found), found, quiet.share)
+
+
+def of_groups(
+    method: Method, context: Context, level: Level, scores: Scores, folds: int, floor: Noise | None = None
+) -> Found:
+    """The scores of groups of the examples of both halves, 0 where they are no more than noise.
+
+    A method whose scores of several examples are the mean of each one's own is not run again on the train half. One
+    that cannot score so few examples gets half as many groups, and so on. Of a control at random every group has its
+    own draws, at least :data:`attriboard.evaluation.crossfit.RANDOM_DRAWS` in all.
+
+    Args:
+        scores: of the whole train half.
+        floor: how far rounding moves them.
+
+    Raises:
+        SkipCell: the test half as a whole lacks what the method needs; says what.
+    """
+    model, halves = context.model, (context.train, context.test)
+    divided = [context.groups(half, folds) for half in HALVES]
+    n = min(map(len, divided))
+    while True:
+        groups = [merged(of_half, n) for of_half in divided]
+        chosen = [[[half[i] for i in group] for group in of_half] for half, of_half in zip(halves, groups)]
+        if n == 1 or all(_can_score(method, group) for of_half in chosen for group in of_half):
+            break
+        n = max(1, n // 2)
+    if n == 1:
+        method.check_examples(context.test)  # the train half was checked before it was scored
+
+    def own(half: int, group: int) -> Tensor:
+        """``[draws, *shape]``."""
+        found = replace(scores, values=raw(half, group), each=None)
+        if floor is None:
+            return found.values
+        quiet = settle(found, floor, len(groups[half][group])).scores
+        assert isinstance(quiet, Scores)
+        return quiet.values
+
+    def raw(half: int, group: int) -> Tensor:
+        if method.random:
+            draws = math.ceil(RANDOM_DRAWS / (2 * n))
+            seeds = [seed_of("draw", method.seed, half, group, draw) for draw in range(draws)]  # type: ignore[attr-defined]
+            runs = [replace(method, seed=seed).attribute(model, chosen[half][group], level) for seed in seeds]  # type: ignore[call-arg]
+            return torch.stack([checked(run, method, model, level).values for run in runs])
+        if half == 0 and scores.each is not None and method.averages:
+            each = torch.stack([scores.each[i] for i in groups[half][group]])
+            return each.double().mean(0, keepdim=True).float()
+        if half == 0 and n == 1:
+            return scores.values[None]
+        return checked(method.attribute(model, chosen[half][group], level), method, model, level).values[None]
+
+    return Found(torch.stack([torch.stack([own(half, group) for group in range(n)]) for half in range(2)]))
 
 
 def from_file(cell: Cell, context: Context, level: Level) -> Scored:
@@ -126,27 +198,29 @@ def _can_score(method: Method, examples: Sequence[EncodedExample]) -> bool:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def packed(scores: Scores | list[Tensor], level: Level) -> bytes:
+def packed(scores: Scores | list[Tensor], level: Level, found: Found | None = None) -> bytes:
     """Scores as a safetensors file; equal scores give equal bytes.
 
     Of components one float32 tensor ``scores``, shaped as the level, and, where the method scores single examples,
-    ``each`` ``[examples, *shape]``; of inputs one tensor for each test example, ``000000``, ``000001``, ... The
-    metadata ``about`` is JSON: the level, and what the method says of its scores. Component names follow from the
-    level and the shape, and are not stored.
+    ``each`` ``[examples, *shape]``; those of groups are ``groups`` ``[2, groups, draws, *shape]``. Of inputs one
+    tensor for each test example, ``000000``, ``000001``, ... The metadata ``about`` is JSON: the level, and what the
+    method says of its scores. Component names follow from the level and the shape, and are not stored.
     """
     about: dict[str, Any] = {"level": level.name}
     if isinstance(scores, Scores):
         tensors = {"scores": scores.values.contiguous()}
         if scores.each is not None:
             tensors["each"] = torch.stack(scores.each)
+        if found is not None:
+            tensors["groups"] = found.values.contiguous()
         about["metadata"] = scores.metadata
     else:
         tensors = {f"{i:06d}": values.float().contiguous() for i, values in enumerate(scores)}
     return save(tensors, {"about": json.dumps(about, sort_keys=True)})
 
 
-def unpacked(content: bytes, context: Context, level: Level) -> Scores | list[Tensor]:
-    """The scores that :func:`packed` wrote, of the examples of the same context.
+def unpacked(content: bytes, context: Context, level: Level) -> tuple[Scores | list[Tensor], Found | None]:
+    """The scores, and those of groups, that :func:`packed` wrote, of the examples of the same context.
 
     Raises:
         ScoresError: they are of another level, shape or number of examples.
@@ -159,12 +233,13 @@ def unpacked(content: bytes, context: Context, level: Level) -> Scores | list[Te
         expected = [level.example_shape(context.model, encoded) for encoded in context.test]
         if about["level"] != level.name or [tuple(v.shape) for v in values] != expected:
             raise ScoresError(f"stored scores of {about['level']} do not fit the examples.")
-        return values
+        return values, None
     scores = tensors["scores"]
     if about["level"] != level.name or tuple(scores.shape) != level.shape(context.model):
         raise ScoresError(f"stored scores of {about['level']} do not fit {context.model.name}.")
     each = list(tensors["each"]) if "each" in tensors else None
-    return Scores(scores, level.name, level.names(context.model), about["metadata"], each)
+    found = Found(tensors["groups"]) if "groups" in tensors else None
+    return Scores(scores, level.name, level.names(context.model), about["metadata"], each), found
 
 
 def _brief(metadata: dict[str, Any]) -> dict[str, Any]:

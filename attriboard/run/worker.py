@@ -16,6 +16,8 @@ from ..errors import AttriboardError, ModelError, SkipCell
 from ..evaluation import capability
 from ..evaluation.base import CapabilityMeter, Job, evaluations
 from ..evaluation.context import Context
+from ..evaluation.crossfit import Trial, seed_of
+from ..evaluation.crossfit import trials as cross_fitted
 from ..levels import check_replacement
 from ..loading import load_model
 from ..measurements.base import Measurement
@@ -27,6 +29,7 @@ from ..model import Model
 from ..records.aggregate import aggregates
 from ..records.record import Aggregate, Cell, ModelFacts, Planned, Provenance, Record, Stage, digest
 from ..records.settings import Settings
+from ..scores import Scores
 from ..stats.intervals import VERSION
 from ..task import tasks
 from ..zoo import planted
@@ -113,6 +116,7 @@ class Worker:
                     settings.max_kept,
                     settings.min_kept,
                     settings.max_train,
+                    settings.keep,
                 )
             )
         return _value(self._contexts[key])
@@ -171,7 +175,9 @@ class _Run:
         check_replacement(cell.replacement, level.name)
         method = None
         if cell.precomputed is None:
-            method = make_method(cell.method, cell.method_options, cell.seed)
+            # what is drawn at random is another draw for every task, model and level
+            seed = seed_of(cell.task_label, cell.model, cell.level, cell.seed) % 2**31
+            method = make_method(cell.method, cell.method_options, seed)
             method.check_level(level)
             method.check_examples(scored_split(context, level))
         identity = scoring_identity(cell, settings)
@@ -188,7 +194,7 @@ class _Run:
             known.measurements["speed"] = scored.speed
         now = provenance(context.model.device)
         self._measure(known, context, level, method, scored, now)
-        derived, gaps = _derived(known, _items(context))
+        derived, gaps = _derived(known, _items(context), _frames(context))
         if not known.failures and not set(known.measurements) - {"speed"}:
             raise SkipCell(" ".join(why for name, why in known.reasons.items() if name != "speed"))
         outcome: dict[str, Any] = {"status": "ok", "provenance": now}
@@ -209,6 +215,17 @@ class _Run:
     ) -> None:
         """Makes every measurement that is asked for and not known yet."""
         cell, settings = self.planned
+        trials: tuple[Trial, ...] = ()
+        if isinstance(scored.scores, Scores):
+            trials = cross_fitted(
+                context,
+                scored.scores.values,
+                scored.found,
+                settings.folds,
+                settings.repetitions,
+                # without the method: equal scores are measured alike, wherever they come from
+                (cell.task_label, cell.model, cell.level, cell.seed),
+            )
         for name, identity in self.wanted.items():
             if name in known.stages:
                 continue
@@ -226,6 +243,7 @@ class _Run:
                         replacement=cell.replacement,
                         method=method,
                         seed=cell.seed,
+                        trials=trials,
                         capability=self.worker.meter(context.model, settings),
                         speed_repeats=_timing(settings).repeats,
                     )
@@ -254,8 +272,12 @@ class _Run:
             "kept": context.kept,
             "chance": context.task.chance,
             "items": _items(context),
+            "frames": _frames(context),
+            "n_eff": context.n_eff,
             "subsets": [e.example.subset for e in context.test],
             "control": method is not None and method.control,
+            "control_kind": method.control_kind if method is not None and method.control else "",
+            "sees": None if method is None else method.seen(context.both),
         }
 
     def _fields(self, known: _Measured, derived: Mapping[str, Aggregate], gaps: Mapping[str, str]) -> dict[str, Any]:
@@ -286,6 +308,8 @@ class _Run:
         current = {name: stage_identity(name, before) for name in before.evaluations if name not in self.wanted}
         if before.capability != self.planned.settings.capability:
             current = {name: same for name, same in current.items() if not MEASUREMENTS[name].uses_capability}
+        if before.repetitions != self.planned.settings.repetitions:
+            current = {name: same for name, same in current.items() if not MEASUREMENTS[name].cross_fitted}
         same = current if self.earlier.again else {**self.wanted, **current}
         names = [
             name
@@ -308,27 +332,29 @@ class _Run:
         if source is not None and content is not None and source.scores is not None:
             timed = source.measured(Speed)
             if method is None or (timed is not None and source.stages["speed"].identity == wanted):
-                scores = unpacked(content, context, level)
+                scores, found = unpacked(content, context, level)
                 done = {name: stage for name, stage in source.stages.items() if name in ("scores", "speed")}
-                return Scored(scores, timed, {}, content), done
+                return Scored(scores, timed, {}, content, found, source.scores.noise), done
         now = provenance(context.model.device)
         if method is None:
             scored = from_file(cell, context, level)
         else:
-            scored = score(method, context, level, _timing(settings))
+            scored = score(method, context, level, _timing(settings), settings.folds)
         stages = {"scores": _stage(identity, scored.seconds["scores"], now)}
         if scored.speed is not None:
             stages["speed"] = _stage(wanted, scored.seconds["speed"], now)
         return scored, stages
 
 
-def _derived(known: _Measured, items: Sequence[str]) -> tuple[dict[str, Aggregate], dict[str, str]]:
+def _derived(
+    known: _Measured, items: Sequence[str], frames: Sequence[str]
+) -> tuple[dict[str, Aggregate], dict[str, str]]:
     """The aggregates of every measurement, and what it lacks and why; one that gives none has failed, and no other."""
     derived: dict[str, Aggregate] = {}
     gaps: dict[str, str] = {}
     for name, measurement in list(known.measurements.items()):
         try:
-            own, lacking = aggregates([measurement], items), measurement.gaps()
+            own, lacking = aggregates([measurement], items, frames), measurement.gaps()
         except Exception as error:
             known.failures[name] = error
             del known.measurements[name]
@@ -341,6 +367,10 @@ def _derived(known: _Measured, items: Sequence[str]) -> tuple[dict[str, Aggregat
 
 def _items(context: Context) -> list[str]:
     return [e.example.item for e in context.test]
+
+
+def _frames(context: Context) -> list[str]:
+    return [e.example.frame for e in context.test]
 
 
 def _timing(settings: Settings) -> Speed.Options:

@@ -32,6 +32,17 @@ def standard_normal(case: Case) -> None:
 
 
 @register(*COMPONENTS)
+def orders_layers(case: Case) -> None:
+    """A layer's components all have one score, and it always rises, or always falls, from layer to layer."""
+    layers = LEVELS[case.level].shape(case.model())[0]
+    scores = usual_scores(case).view(layers, -1)
+    steps = scores[:, 0].diff()
+    if not torch.equal(scores, scores[:, :1].expand_as(scores)) or not bool((steps > 0).all() or (steps < 0).all()):
+        ends = ", ".join(f"{float(low):.3g} to {float(high):.3g}" for low, high in zip(*scores.aminmax(dim=1)))
+        raise PropertyError(f"{case} gives the layers scores of {ends}, expected one each that rises or falls.")
+
+
+@register(*COMPONENTS)
 def permutes_reference(case: Case) -> None:
     """Within each layer the scores are those of the method called ``reference``, in an order that the seed decides.
 

@@ -1,6 +1,7 @@
-"""How sure a number is: bootstrap intervals over examples that share base items, and each example's share in a value.
+"""How sure a number is: intervals over rows that depend on each other, and each row's share in a value.
 
-Examples that share a base item say much the same; they are resampled together.
+Rows (examples, or repetitions of them) that share a base item, a frame or a train group say much the same; see
+:mod:`attriboard.stats.clusters`.
 ``docs/statistics.md`` says in words what is tested and how; ``benchmarks/coverage.py`` measures how far it can be
 trusted.
 """
@@ -14,11 +15,25 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from .clusters import Array, Clusters, clusters_of, members, spread_of_mean
+
+__all__ = [
+    "ALPHA",
+    "LEVEL",
+    "RESAMPLES",
+    "VERSION",
+    "Array",
+    "bootstrap_interval",
+    "clusters_of",
+    "defined_examples",
+    "each_example",
+    "nanmean",
+    "pseudo_values",
+]
 
 LEVEL = 0.95
 RESAMPLES = 1000
-VERSION = 1
+VERSION = 3
 """Of the statistics: raised when intervals of the same measurements change."""
 ALPHA = 0.05
 """Differences whose (adjusted) p-value is above this are not told apart."""
@@ -34,19 +49,6 @@ def nanmean(values: Array) -> Callable[[NDArray[np.intp]], Array]:
             return np.where(known, chosen, 0.0).sum(-1) / known.sum(-1)
 
     return mean
-
-
-def clusters_of(items: Sequence[Hashable], n: int) -> list[NDArray[np.intp]]:
-    """The example indices of each base item, in order of first appearance.
-
-    An example without an item (an empty name), or all where ``items`` does not have ``n`` entries, stand alone.
-    """
-    if len(items) != n:
-        return [np.array([i]) for i in range(n)]
-    groups: dict[Hashable, list[int]] = {}
-    for i, item in enumerate(items):
-        groups.setdefault(item if item != "" else ("", i), []).append(i)
-    return [np.array(group) for group in groups.values()]
 
 
 def each_example(n: int, statistic: Callable[[NDArray[np.intp]], Array]) -> Array:
@@ -70,30 +72,59 @@ def defined_examples(n: int, statistic: Callable[[NDArray[np.intp]], Array]) -> 
 
 
 def bootstrap_interval(
-    n: int, statistic: Callable[[NDArray[np.intp]], Array], seed: int = 0, items: Sequence[Hashable] = ()
+    n: int,
+    statistic: Callable[[NDArray[np.intp]], Array],
+    seed: int = 0,
+    items: Clusters | Sequence[Hashable] = (),
 ) -> tuple[float, float] | None:
-    """The 95 % bias-corrected and accelerated bootstrap interval of a statistic of ``n`` examples.
+    """The 95 % interval of a statistic of ``n`` rows.
 
-    Resamples of few examples spread too little, and their tails are no wider than the normal distribution's. The
-    interval is therefore taken at the level at which that of a mean is as wide as Student's (Hesterberg 2015, the
-    expanded percentile interval).
+    Where rows depend on each other in one way (by base item), it is the bias-corrected and accelerated bootstrap
+    interval (Efron 1987) over base items. Resamples of few examples spread too little, and their tails are no wider
+    than the normal distribution's; the interval is therefore taken at the level at which that of a mean is as wide as
+    Student's (Hesterberg 2015, the expanded percentile interval).
+
+    Where they depend on each other in several ways, or by train group, there is no resampling that keeps all ways
+    whole, and the interval is the statistic plus or minus t times its standard error: the multiway cluster-robust one
+    of its jackknife pseudo-values (:func:`attriboard.stats.clusters.spread_of_mean`).
 
     Args:
-        n: number of examples.
-        statistic: from example indices ``[..., m]`` (drawn with replacement) to values ``[...]``.
+        n: number of rows.
+        statistic: from row indices ``[..., m]`` (drawn with replacement) to values ``[...]``.
         seed: of the resampling.
-        items: the base item of each example; those that share one are drawn together.
+        items: how the rows depend on each other, or the base item of each row alone.
 
     Returns:
         (low, high); the percentile interval where the correction is undefined (equal values); None for fewer than two
-        base items or where resamples give no finite value. Examples without a value are left out
+        clusters in any way, or where resamples or pseudo-values are not finite. Rows without a value are left out
         (:func:`defined_examples`).
     """
+    clusters = Clusters.of(items, n)
     having = defined_examples(n, statistic)
     if len(having) < n:
-        known = [items[i] for i in having.tolist()] if len(items) == n else ()
-        return bootstrap_interval(len(having), lambda index: statistic(having[index]), seed, known)
-    clusters = clusters_of(items, n)
+        return bootstrap_interval(len(having), lambda index: statistic(having[index]), seed, clusters.subset(having))
+    if clusters.single is None:
+        return _multiway_interval(n, statistic, clusters)
+    return _bca_interval(n, statistic, seed, members(clusters.single))
+
+
+def _multiway_interval(
+    n: int, statistic: Callable[[NDArray[np.intp]], Array], clusters: Clusters
+) -> tuple[float, float] | None:
+    """The t interval on the multiway variance."""
+    with np.errstate(all="ignore"):
+        shares = pseudo_values(n, statistic)
+    spread = spread_of_mean(shares, clusters)
+    if not np.isfinite(spread.variance):
+        return None
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, spread.df) * np.sqrt(spread.variance))
+    return float(shares.mean()) - half, float(shares.mean()) + half
+
+
+def _bca_interval(
+    n: int, statistic: Callable[[NDArray[np.intp]], Array], seed: int, clusters: Sequence[NDArray[np.intp]]
+) -> tuple[float, float] | None:
+    """The expanded bootstrap interval over clusters that are drawn whole."""
     if len(clusters) < 2:
         return None
     sample = (np.arange(len(clusters)),)

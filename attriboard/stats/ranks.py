@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from .intervals import ALPHA, Array
+from .intervals import ALPHA, LEVEL, RESAMPLES, Array
 from .tests import FLIPS
+
+TIES = 0.5
+"""Every pair is taken to have met once more than it did, and tied: so much of a win for either."""
+FEWEST_UNITS = 5
+"""What resampling needs at least, to say anything about others that were not drawn."""
 
 
 class RankTest(NamedTuple):
@@ -62,6 +67,100 @@ def critical_difference(methods: int, tables: int) -> float:
     """Nemenyi's critical difference of two mean ranks at :data:`ALPHA` (Demsar 2006, section 3.2.2)."""
     q = scipy.stats.studentized_range.ppf(1 - ALPHA, methods, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(methods * (methods + 1) / (6 * tables)))
+
+
+Resampled = Literal["blocks", "tables", "nothing"]
+
+
+class WinShares(NamedTuple):
+    """How often each of ``k`` methods wins, as a model of paired comparisons has it.
+
+    Attributes:
+        wins: ``[k]``, 0 to 1: its chance of beating another of them on one table, averaged over all others.
+        low, high: ``[k]``, the ends of 95 % intervals; NaN where nothing was resampled.
+        resampled: what was drawn for them: blocks; tables, where blocks are too few; or nothing.
+    """
+
+    wins: Array
+    low: Array
+    high: Array
+    resampled: Resampled
+
+
+def wins_of(values: Array) -> Array:
+    """Who beats whom by ``values`` ``[k]``, lower is better: ``[k, k]``, the row's method against the column's.
+
+    1 for a win, 0 for a loss, 0.5 where both are equal; NaN where either is NaN, and on the diagonal.
+    """
+    values = np.asarray(values, dtype=float)
+    gap = values[None, :] - values[:, None]
+    won = np.where(np.isnan(gap), np.nan, (np.sign(gap) + 1) / 2)
+    np.fill_diagonal(won, np.nan)
+    return won
+
+
+def win_shares(outcomes: Array, blocks: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES) -> WinShares:
+    """Bradley and Terry's model (1952) of paired comparisons over tables, in which not every two methods need meet.
+
+    Method i beats method j on a table with probability ``1 / (1 + exp(s_j - s_i))``. The strengths s are those of
+    maximum likelihood (by ``choix``, iterative Luce spectral ranking: Maystre and Grossglauser 2015), after adding
+    :data:`TIES` to every pair: without it a method that never lost would be infinitely strong. Tables of one block
+    share the weight of one.
+
+    Intervals resample blocks, or single tables where blocks are fewer than :data:`FEWEST_UNITS`, or nothing where
+    tables are too. They are percentile intervals, read at the level at which the interval of a mean of so many draws
+    is as wide as Student's (Hesterberg 2015).
+
+    Args:
+        outcomes: ``[tables, k, k]``, the share of a table's comparisons that the row's method wins against the
+            column's, ties counting half; NaN where they did not meet.
+        blocks: of each table, what it shares with others that are no new evidence.
+        seed: of the resampling.
+        resamples: how often it is drawn; 0 for no intervals.
+
+    Raises:
+        ValueError: fewer than two methods, or no table.
+    """
+    outcomes = np.asarray(outcomes, dtype=float)
+    n, k = outcomes.shape[:2]
+    if n < 1 or k < 2:
+        raise ValueError(f"paired comparisons need a table and 2 methods, not {n} and {k}.")
+    names = list(dict.fromkeys(blocks))
+    block = np.array([names.index(b) for b in blocks])
+    weights = 1 / np.bincount(block)[block]
+    won = np.nan_to_num(outcomes) * weights[:, None, None]
+    strengths = _strengths(won.sum(0))
+    wins = _mean_chance(strengths)
+    unknown = np.full(k, np.nan)
+    resampled: Resampled = "blocks" if len(names) >= FEWEST_UNITS else "tables" if n >= FEWEST_UNITS else "nothing"
+    if resampled == "nothing" or not resamples:
+        return WinShares(wins, unknown, unknown, "nothing")
+    unit = block if resampled == "blocks" else np.arange(n)
+    units = int(unit.max()) + 1
+    per_unit = np.stack([won[unit == u].sum(0) for u in range(units)])
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((resamples, k))
+    for row in drawn:
+        sums = per_unit[rng.integers(0, units, units)].sum(0)
+        met = (sums + sums.T).sum(1) > 0
+        row[:] = np.where(met, _mean_chance(_strengths(sums, strengths, 1e-4)), np.nan)
+    outside = 100 * scipy.stats.norm.sf(np.sqrt(units / (units - 1)) * scipy.stats.t.ppf((1 + LEVEL) / 2, units - 1))
+    low, high = np.nanpercentile(drawn, (outside, 100 - outside), axis=0)
+    return WinShares(wins, low, high, resampled)
+
+
+def _strengths(won: Array, start: Array | None = None, tolerance: float = 1e-6) -> Array:
+    """The strengths ``[k]`` behind sums of wins ``[k, k]``, :data:`TIES` added."""
+    import choix  # half a second, and only overall ranks need it
+
+    with_ties = won + TIES * (1 - np.eye(len(won)))
+    return choix.ilsr_pairwise_dense(with_ties, initial_params=start, max_iter=1000, tol=tolerance)
+
+
+def _mean_chance(strengths: Array) -> Array:
+    """``[k]``: each method's chance of beating another, averaged over all others."""
+    chances = 1 / (1 + np.exp(strengths[None, :] - strengths[:, None]))
+    return (chances.sum(1) - 0.5) / (len(strengths) - 1)
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:

@@ -287,17 +287,22 @@ def random_scene(rng: random.Random, n: int, held_out: bool | None = False) -> S
     if not 1 <= n <= 3:
         raise ValueError(f"a scene of {n} things was asked for, expected 1 to 3")
     places = _random_places(rng, n)
+    pairs = random_pairs(rng, n, held_out)
+    things = tuple(Thing(kind, color, *place) for (color, kind), place in zip(pairs, places))
+    return Scene(things, random_background(rng))
+
+
+def random_pairs(rng: random.Random, n: int, held_out: bool | None = False) -> list[tuple[str, str]]:
+    """``n`` pairs (color, kind) of different kinds and different colors; see :func:`random_scene`."""
     while True:
         kinds, colors = rng.sample(KINDS, n), rng.sample(COLORS, n)
         if held_out:
             colors[0], kinds[0] = rng.choice(sorted(HELD_OUT))
             if len(set(kinds)) < n or len(set(colors)) < n:
                 continue
-        unseen = [pair in HELD_OUT for pair in zip(colors, kinds)]
-        if held_out is None or unseen == [bool(held_out), *[False] * (n - 1)]:
-            break
-    things = tuple(Thing(kind, color, *place) for kind, color, place in zip(kinds, colors, places))
-    return Scene(things, random_background(rng))
+        pairs = list(zip(colors, kinds))
+        if held_out is None or [pair in HELD_OUT for pair in pairs] == [bool(held_out), *[False] * (n - 1)]:
+            return pairs
 
 
 def _random_places(rng: random.Random, n: int) -> list[tuple[float, float, float]]:

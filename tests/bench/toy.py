@@ -39,7 +39,7 @@ class Repeat(Task):
             prompt = " ".join(words[:-1])
             other = " ".join([*words[:-2], words[-1]])
             start = len(prompt) - len(words[-2])
-            yield Example(prompt, words[-2], words[-1], other, {"last": ((start, len(prompt)),)}, prompt, subset)
+            yield Example(prompt, words[-2], words[-1], other, {"last": ((start, len(prompt)),)}, prompt, subset=subset)
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Hopeless(Repeat):
 
     def candidates(self, subset, rng):
         for e in super().candidates(subset, rng):
-            yield Example(e.prompt, e.foil, e.answer, None, e.marks, e.item, subset)
+            yield Example(e.prompt, e.foil, e.answer, None, e.marks, e.item, subset=subset)
 '''
 
 METHODS = '''

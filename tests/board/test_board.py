@@ -20,6 +20,8 @@ from attriboard.board.columns import costs, main_columns
 from attriboard.board.formats import FORMATS, render
 from attriboard.board.wording import number
 from attriboard.errors import ConfigurationError
+from attriboard.measurements.base import Kept
+from attriboard.measurements.faithfulness import Faithfulness
 from attriboard.measurements.pruning import Pruning
 from attriboard.measurements.registry import METRICS
 from attriboard.records.aggregate import aggregates
@@ -30,6 +32,8 @@ from tests.bench.boards import COSTS, METRIC, ablation, faithfulness, record, sp
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "quick"
+COLUMNS = tuple(name for name in main_columns("heads") if name != "stability")
+"""What records show whose rows are all judged by the same scores."""
 DROPS = np.clip(np.random.default_rng(0).normal(0.1, 0.05, size=6), -0.3, 0.4)
 
 
@@ -81,7 +85,10 @@ def test_markdown_shows_every_method_what_was_kept_and_what_was_not_run(folder: 
     text = render(Board.read(folder))
     for name in ("head_ablation", "attribution_patching", "*random*"):
         assert f"| {name} |" in text
-    assert "of 6 test examples" in text and "n = 6" in text
+    assert (
+        "Of 6 test examples 6 are answered, and the counterfactuals of 6 of these by their foil. 6 of them are" in text
+    )
+    assert "judged by the scores of 6 train examples." in text and "### made_up, heads, no_model, n = 6\n" in text
     assert "nothing else exists here" in text
     assert "failed: hopeless / heads / random on no_model, seed 0: It is hopeless." in text
 
@@ -93,7 +100,7 @@ def test_every_number_in_a_row_is_the_records_own(folder: Path) -> None:
             continue
         label = f"*{one.cell.method}*" if one.control else one.cell.method
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {label} |") and "[" in line]
-        for name in (*main_columns("heads"), *costs()):
+        for name in (*COLUMNS, *costs()):
             assert number(METRICS[name], one.aggregates[name].value) in row
 
 
@@ -189,20 +196,43 @@ def test_what_one_record_holds_is_one_table_with_parts_of_those_that_have_them(t
     )
     (table,) = board.tables
     first, second = table.parts
-    assert first.metrics == (*main_columns("heads"), *COSTS)
+    assert first.metrics == (*COLUMNS, *COSTS)
     assert [r.cell.method for r in first.records] == ["both", "plain"]
     assert second.metrics[0] == "pruning_accuracy_area" and not set(second.metrics) & set(COSTS)
     assert [r.cell.method for r in second.records] == ["pruned", "both"]  # by what all of them have
     assert table.ranks("cpr") == {"both": 0.0, "plain": 1.0}
     assert table.ranks("pruning_accuracy_area") == {"pruned": 0.0, "both": 1.0}
-    assert "(pruning and bias: all 6)" in render(board)
+    assert "(pruning and bias: all 6 of the test half)" in render(board)
+
+
+def test_a_metric_that_only_some_have_is_a_column_that_is_empty_elsewhere(tmp_path: Path) -> None:
+    groups = {"train_groups": [f"group {i % 3}" for i in range(6)]}
+    crossed = whole("crossed", 0.0, measurements=(faithfulness(0.6 + DROPS).model_copy(update=groups), speed()))
+    board = written(tmp_path, crossed, whole("plain", 0.1, measurements=(faithfulness(0.5 + DROPS), speed())))
+    (table,) = board.tables
+    own = [name for name in main_columns("heads") if METRICS[name].measurement == "faithfulness"]
+    assert table.metrics == (*own, *COSTS) and "stability" in own
+    rows = {r["method"]: r for r in json.loads(render(board, "json"))["rows"]}
+    share = crossed.aggregates["stability"].value
+    assert 0 <= share <= 1 and rows["crossed"]["stability"] == share and rows["plain"]["stability"] is None
+    place = 1 + own.index("stability")
+    for name, shown in (("crossed", f"{share:.2f}"), ("plain", "")):
+        (line,) = [line for line in render(board).splitlines() if line.startswith(f"| {name} |") and "[" in line]
+        assert line.strip("|").split("|")[place].strip() == shown
+
+
+def test_counts_of_several_subsets_stand_in_the_line_above_the_table(tmp_path: Path) -> None:
+    kept = Kept(seen=9, correct=8, passing=7, kept=6, by_subset={"odd": (3, 4, 5), "even": (4, 4, 4)})
+    text = render(written(tmp_path, whole("a", 0.0).model_copy(update={"kept": {"train": kept, "test": kept}})))
+    said = "Of 9 test examples 8 are answered, and the counterfactuals of 7 of these by their foil"
+    assert f"{said} (odd 4 and 3 of 5; even 4 and 4 of 4). 6 of them are judged" in text
 
 
 def test_where_no_first_part_is_costs_stand_behind_the_next(tmp_path: Path) -> None:
     settings = Settings(evaluations=("pruning", "speed"))
     (table,) = written(tmp_path, record("a", DROPS, measurements=(pruning(), speed()), settings=settings)).tables
     (part,) = table.parts
-    assert part.metrics[0] == "pruning_accuracy_area" and part.metrics[-3:] == COSTS
+    assert part.metrics[0] == "pruning_accuracy_area" and part.metrics[-len(COSTS) :] == COSTS
 
 
 def test_other_options_of_one_measurement_are_other_tables(tmp_path: Path) -> None:
@@ -233,7 +263,8 @@ def test_a_failed_record_stands_with_what_it_has_and_is_listed(tmp_path: Path) -
     board = written(tmp_path, whole("a", 0.0), whole("b", 0.05), broken)
     text = render(board)
     (row,) = [line for line in text.splitlines() if line.startswith("| broken |")][-1:]
-    assert row.rstrip("| ").count("|") == 5 and row.count("|") == len(table_columns(board)) + 2
+    filled = [m.name for m in Faithfulness.metrics if m.name in COLUMNS]
+    assert row.rstrip("| ").count("|") == 1 + len(filled) == 9 and row.count("|") == len(table_columns(board)) + 2
     assert "- failed: made_up / heads / broken on no_model, seed 0: Ablation ran out." in text
     assert text.splitlines()[2:5][0].startswith("Suite") and "2 records, 1 failed, 0 skipped." in text
     (table,) = board.tables
@@ -309,7 +340,7 @@ def test_the_committed_board_is_what_its_records_give() -> None:
 def test_the_committed_aggregates_follow_from_the_per_example_measurements() -> None:
     for one in _reference():
         assert set(one.settings.measured(one.cell.level)) <= {*one.measurements, *one.not_measured}
-        again = aggregates(one.measurements.values(), one.items)
+        again = aggregates(one.measurements.values(), one.items, one.frames)
         for name, stored in one.aggregates.items():
             assert again[name].value == pytest.approx(stored.value, rel=1e-9, abs=1e-12)
             for side in ("low", "high"):
@@ -325,4 +356,5 @@ def test_the_committed_run_covers_the_quick_suite_with_enough_examples() -> None
     records = _reference()
     assert sorted(repr(r.cell) for r in records) == sorted(cells)
     assert all(len(r.items) == r.settings.max_kept for r in records)  # as many as could be used, were
-    assert min(len(r.items) for r in records if r.cell.model == "smollm2-135m") >= 8
+    assert min(r.judged[0] for r in records if r.cell.model == "smollm2-135m") >= 6
+    assert min(r.judged[0] for r in records if r.cell.model == "smollm2-135m" and r.cross_fitted) >= 12

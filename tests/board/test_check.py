@@ -28,27 +28,30 @@ from attriboard.measurements.speed import Speed
 from attriboard.records.record import Aggregate, Cell, ModelFacts, Provenance, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
-from attriboard.stats.tests import holm, paired_test
-from tests.bench.boards import ablation, by_name, faithfulness, speed, stages, stored
+from attriboard.stats.clusters import Clusters
+from attriboard.stats.tests import gap_of_means, holm, paired_test, smallest_p, unpaired_test
+from tests.bench.boards import ablation, by_name, faithfulness, named, speed, stages, stored
 from tests.bench.cli import call, process
 
 ROOT = Path(__file__).parents[2]
-S, N = "sufficiency_log_area", "necessity_log_area"
+DISTANCE, NECESSITY = "log_cmd", "necessity"
+"""The headlines of heads; the first is better when lower."""
 RNG = np.random.default_rng(0)
 GOOD = RNG.normal(0.7, 0.1, 10)
-"""S of ten examples."""
+"""f of ten examples."""
 
 
 def made(
     values: Sequence[float], items: Sequence[str] | None = None, *, method: str = "mine", **changes: Any
 ) -> Record:
-    """A record whose S is the mean of ``values`` ``[N]``, and whose N is 1 whatever they are."""
+    """A record whose log-CMD is 1 minus the mean of ``values`` ``[N]``, if below 1, and whose necessity is always 1."""
     n = len(values)
-    seed = changes.pop("seed", 0)
+    seed, named_items = changes.pop("seed", 0), list(items or map(str, range(n)))
     measurements = by_name(
         faithfulness(values), speed(seconds=[1.0, 1.1, 1.2], forward_equivalents=1), *changes.pop("extra", ())
     )
     measurements |= by_name(*changes.pop("instead", ()))
+    measurements = by_name(*named(list(measurements.values()), named_items, changes.get("frames", ())))
     settings = Settings(evaluations=tuple(measurements), **changes.pop("settings", {}))
     cell = Cell(task="t", method=method, model="m", level="heads", seed=seed)
     names = [m.name for m in METRICS.values() if m.measurement in ("faithfulness", "speed")]
@@ -62,8 +65,8 @@ def made(
             "task_version": 1,
             "model": ModelFacts(source="m", weights_sha256="w" * 64, n_layers=1, n_heads=1, n_components=2),
             "data_sha256": f"d{seed}" * 20,
-            "kept": {"test": Kept(seen=n, correct=n, kept=n, by_subset={})},
-            "items": list(items or map(str, range(n))),
+            "kept": {"test": Kept(seen=n, correct=n, passing=n, kept=n, by_subset={})},
+            "items": named_items,
             "scores": stored(),
             "measurements": measurements,
             "stages": stages(measurements),
@@ -84,7 +87,7 @@ def provenance(**changes: Any) -> Provenance:
     return Provenance(**{**said, "platform": "p", "device": "d", "threads": 1, "created": "2026-01-01", **changes})
 
 
-def only(report: Report, metric: str = S) -> MetricChange:
+def only(report: Report, metric: str = DISTANCE) -> MetricChange:
     (change,) = [c for c in report.changes if c.metric == metric]
     return change
 
@@ -96,17 +99,18 @@ def test_the_same_examples_are_paired_and_tested_by_every_change_of_sign() -> No
     now = GOOD - 0.05 + RNG.normal(0, 0.02, 10)
     found = only(check_records([made(now)], [made(GOOD)]))
     assert found.paired and (found.n_old, found.n_new) == (10, 10)
-    assert (found.old, found.new) == pytest.approx((GOOD.mean(), now.mean()))
+    assert (found.old, found.new) == pytest.approx((1 - GOOD.mean(), 1 - now.mean()))
     judge = scipy.stats.permutation_test((now - GOOD,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert found.p == pytest.approx(judge.pvalue)
-    assert found.verdict == "worse" and found.low < now.mean() - GOOD.mean() < found.high < 0
+    assert found.verdict == "worse" and 0 < found.low < GOOD.mean() - now.mean() < found.high
 
 
-def test_a_metric_that_is_better_when_lower_is_worse_when_higher() -> None:
-    fewer = made(1 - GOOD)  # cmd is what is lacking, so it is lower
-    report = check_records([fewer], [made(GOOD)], ["cmd"])
-    assert only(report, "cmd").new > only(report, "cmd").old and only(report, "cmd").verdict == "worse"
-    assert only(check_records([made(GOOD)], [fewer], ["cmd"]), "cmd").verdict == "better"
+@pytest.mark.parametrize(("metric", "sign"), [(DISTANCE, 1), ("cmd", 1), ("performance", -1), ("cpr", -1)])
+def test_a_metric_that_is_better_when_lower_is_worse_when_higher(metric: str, sign: int) -> None:
+    fewer = made(1 - GOOD)  # f is lower, so the distance from 1 is larger
+    change = only(check_records([fewer], [made(GOOD)], [metric]), metric)
+    assert np.sign(change.new - change.old) == sign and change.verdict == "worse"
+    assert only(check_records([made(GOOD)], [fewer], [metric]), metric).verdict == "better"
 
 
 def test_examples_of_one_base_item_change_sign_together() -> None:
@@ -115,17 +119,49 @@ def test_examples_of_one_base_item_change_sign_together() -> None:
     assert found.p == found.smallest_p == 2 / 2**5
 
 
+def several_ways(values: Sequence[float], **changes: Any) -> Record:
+    """A record of 24 examples that share frames and train groups."""
+    frames = [f"f{i % 7}" for i in range(24)]
+    judged = faithfulness(values).model_copy(update={"train_groups": [f"t{i % 6}" for i in range(24)]})
+    return made(values, frames=frames, instead=[judged], **changes)
+
+
+def test_rows_that_share_frames_and_train_groups_are_compared_by_t_tests() -> None:
+    before = np.random.default_rng(1).normal(0.7, 0.1, 24)
+    now = before - 0.1 + np.random.default_rng(2).normal(0, 0.05, 24)
+    old = several_ways(before)
+    found = only(check_records([several_ways(now)], [old]))
+    of = old.clusters(DISTANCE)
+    assert set(of.labels) == {"item", "frame", "train"}
+    assert found.paired and found.verdict == "worse" and found.p == pytest.approx(paired_test(before - now, of))
+    assert found.smallest_p == smallest_p(of) == 2.0**-6  # every item stands in one of seven frames
+    assert 0 < found.low < found.difference < found.high
+    assert only(check_records([old], [old])).verdict == "unchanged"
+
+
+def test_of_other_examples_in_several_ways_the_variances_add() -> None:
+    before, now = np.random.default_rng(3).normal(0.7, 0.1, 24), np.random.default_rng(4).normal(0.3, 0.1, 24)
+    a, b = several_ways(now, seed=5), several_ways(before, seed=1)
+    found = only(check_records([a], [b]))
+    assert not found.paired and found.verdict == "worse"
+    x, y, ways = 1 - now, 1 - before, (a.clusters(DISTANCE), b.clusters(DISTANCE))
+    assert found.p == pytest.approx(unpaired_test(x, y, *ways))
+    gap, spread = gap_of_means(x, y, *ways)
+    half = scipy.stats.t.ppf(0.975, spread.df) * np.sqrt(spread.variance)
+    assert (found.difference, found.low, found.high) == pytest.approx((gap, gap - half, gap + half))
+
+
 def test_holm_is_over_all_tests_of_the_check() -> None:
     shifts = {"a": 0.3, "b": 0.11, "c": 0.07, "d": 0.0}
     noise = {m: RNG.normal(0, 0.1, 10) for m in shifts}
     new = [made(GOOD - shift + noise[m], method=m) for m, shift in shifts.items()]
     report = check_records(new, [made(GOOD, method=m) for m in shifts])
-    tests = [c for c in report.changes if c.metric == S]
+    tests = [c for c in report.changes if c.metric == DISTANCE]
     p = sorted(c.p for c in tests)
     for c in tests:  # by the definition: the largest of (m - j + 1) p_j over the p up to its own
         assert c.adjusted == pytest.approx(min(1.0, max((len(p) - j) * q for j, q in enumerate(p) if q <= c.p)))
     assert {c.verdict for c in tests if c.adjusted <= 0.05} == {"worse"}
-    assert {c.verdict for c in report.changes if c.metric == N} == {"unchanged"}
+    assert {c.verdict for c in report.changes if c.metric == NECESSITY} == {"unchanged"}
 
 
 def test_cells_that_did_not_change_cost_the_changed_one_nothing() -> None:
@@ -154,7 +190,7 @@ def test_false_alarms_of_a_whole_check_stay_within_the_level() -> None:
     alarms = 0
     for _ in range(400):
         differences = [RNG.standard_t(3, size=n) for n in (4, 5, 7, 8, 8, 9, 10, 10)]
-        able = check._able([check._smallest_paired(d, len(differences)) for d in differences])
+        able = check._able([check._smallest_paired(d, Clusters(len(d)), len(differences)) for d in differences])
         alarms += min(holm([paired_test(differences[i]) for i in able])) <= 0.05
     assert alarms <= scipy.stats.binom.ppf(0.999, 400, 0.05)
 
@@ -174,7 +210,7 @@ def test_too_few_examples_are_said_to_detect_nothing() -> None:
 def test_other_seeds_are_compared_unpaired_and_equal_ones_first() -> None:
     old = [made(GOOD, seed=0), made(GOOD, seed=1)]
     report = check_records([made(GOOD, seed=0), made(GOOD - 0.5, seed=5)], old)
-    same, other = (c for c in report.changes if c.metric == S)
+    same, other = (c for c in report.changes if c.metric == DISTANCE)
     assert (same.cell.seed, same.seed_before, same.paired, same.verdict) == (0, 0, True, "unchanged")
     assert (other.cell.seed, other.seed_before, other.paired, other.verdict) == (5, 1, False, "worse")
     assert other.smallest_p == pytest.approx(1e-4)
@@ -184,7 +220,7 @@ def test_other_seeds_are_compared_unpaired_and_equal_ones_first() -> None:
 def test_the_unpaired_interval_is_that_of_two_samples_drawn_anew() -> None:
     x, y = RNG.normal(1.0, 1.0, 12), RNG.normal(0.0, 0.5, 20)
     items = [str(i // 2) for i in range(12)]
-    low, high = check._interval_of_gap(check._of_items(x, items), y)
+    low, high = check._interval_of_gap(check._of_items(x, Clusters(12, {"item": items})), y)
     gaps = []
     for _ in range(4000):
         drawn = [x[2 * i : 2 * i + 2] for i in RNG.integers(0, 6, 6)]
@@ -198,7 +234,7 @@ def test_of_the_same_data_the_examples_that_both_kept_are_paired() -> None:
     before = made([*GOOD[1:8][::-1], 9.0, 9.0], [*items[1:8][::-1], "y", "z"])
     found = only(check_records([now], [before]))
     assert found.paired and (found.n_old, found.n_new) == (7, 7)
-    assert (found.old, found.new) == pytest.approx((GOOD[1:8].mean(), GOOD[1:8].mean() - 0.2))
+    assert (found.old, found.new) == pytest.approx((1 - GOOD[1:8].mean(), 1 - GOOD[1:8].mean() + 0.2))
     assert found.p == 2 / 2**7
 
 
@@ -210,6 +246,22 @@ def test_of_the_same_data_examples_that_cannot_be_told_apart_are_not_paired() ->
 def test_device_batch_and_repeats_may_differ() -> None:
     now = made(GOOD, settings={"batch_size": 3, "device": "cuda", "speed": {"repeats": 9}})
     assert only(check_records([now], [made(GOOD)])).verdict == "unchanged"
+
+
+def halves(test: dict[str, Any], train: dict[str, Any]) -> dict[str, Kept]:
+    """Ten examples kept in each half, but for what is given."""
+    usual = {"seen": 12, "correct": 11, "passing": 10, "kept": 10, "by_subset": {}, "n_eff": 7.25}
+    return {"test": Kept(**usual | test), "train": Kept(**usual | train)}
+
+
+@pytest.mark.parametrize(
+    ("test", "train", "paired"),
+    [({}, {}, True), ({"n_eff": 7.2500001}, {"n_eff": 7.2}, True), ({"seen": 13}, {}, False), ({}, {"seen": 9}, False)],
+)
+def test_examples_are_the_same_where_both_halves_kept_as_many_of_as_many(test: dict, train: dict, paired: bool) -> None:
+    nameless = [""] * 10
+    now, before = made(GOOD, nameless, kept=halves(test, train)), made(GOOD, nameless, kept=halves({}, {}))
+    assert only(check_records([now], [before])).paired == paired
 
 
 def test_a_measurement_that_only_one_side_has_is_no_reason_not_to_match() -> None:
@@ -224,7 +276,7 @@ def test_other_options_of_a_measurement_are_named_and_the_rest_is_compared() -> 
     assert report.failures() == [
         "missing: t / heads / mine on m, seed 0: ablation was measured with other options before (draws 5 -> 1)"
     ]
-    assert {c.metric for c in report.changes} == {S, N}
+    assert {c.metric for c in report.changes} == {DISTANCE, NECESSITY}
 
 
 def test_what_is_gone_is_named_and_fails() -> None:
@@ -249,7 +301,7 @@ def test_a_metric_that_is_gone_is_missing() -> None:
         update={"measurements": by_name(speed()), "not_measured": {"faithfulness": "No room."}}
     )
     report = check_records([gone], [made(GOOD)])
-    assert any(f"metric {S} was measured before and is not now: No room." in line for line in report.failures())
+    assert any(f"metric {DISTANCE} was measured before and is not now: No room." in line for line in report.failures())
 
 
 def test_a_quantity_without_a_test_is_missing_too_when_it_is_gone() -> None:
@@ -262,9 +314,9 @@ def test_a_quantity_without_a_test_is_missing_too_when_it_is_gone() -> None:
 def test_examples_that_lost_their_value_are_missing() -> None:
     some = GOOD.copy()
     some[:4] = np.nan
-    side = check._Side(lambda index: np.nanmean(some[index], axis=-1), 10, [str(i) for i in range(10)])
-    whole = check._Side(lambda index: GOOD[index].mean(-1), 10, side.items)
-    found, lost = check._change(check._Asked(S, made(GOOD), made(GOOD)), side, whole, 1)
+    side = check._Side(lambda index: np.nanmean(some[index], axis=-1), 10, Clusters(10))
+    whole = check._Side(lambda index: GOOD[index].mean(-1), 10, side.clusters)
+    found, lost = check._change(check._Asked(DISTANCE, made(GOOD), made(GOOD)), side, whole, 1)
     assert lost == 4 and found.n_new == found.n_old == 6 and found.verdict == "unchanged"
 
 
@@ -274,7 +326,7 @@ def test_more_than_500_tests_can_still_fail() -> None:
     noise = [np.random.default_rng(i).normal(0, 0.01, 24) for i in range(520)]
     old = [made(values, method=m) for m in names]
     new = [made(values - (0.3 if i == 7 else 0) + noise[i], method=m) for i, m in enumerate(names)]
-    report = check_records(new, old, [S])
+    report = check_records(new, old, [DISTANCE])
     assert not report.judged("cannot detect")
     assert [c.cell.method for c in report.judged("worse")] == ["m7"]
     assert report.judged("worse")[0].p < 1 / (1 + check.FLIPS)
@@ -288,7 +340,7 @@ def test_of_other_examples_what_was_tested_decides_what_is_worse() -> None:
     before = np.repeat(np.r_[0.3, 0.6 + small[1:]], sizes)
     now = np.repeat(np.r_[0.9, 0.4 + small[1:]], sizes)
     found = only(check_records([made(now, items, seed=1)], [made(before, items, seed=0)]))
-    assert not found.paired and found.new > found.old and found.difference < 0 and found.worse
+    assert not found.paired and found.new < found.old and found.difference > 0 and found.worse
     assert found.low < found.difference < found.high
 
 
@@ -323,8 +375,8 @@ FACTS = made(GOOD).model
         ({"task_version": 2}, "has version 2 of its task and had version 1 before"),
         ({"model": FACTS.model_copy(update={"weights_sha256": "v" * 64})}, "other weights than before (vvvvvvvvvvvv"),
         (
-            {"aggregates": made(GOOD).aggregates | {S: Aggregate(value=0.5, version=7)}},
-            f"has version 7 of metric {S} and had version 1 before",
+            {"aggregates": made(GOOD).aggregates | {DISTANCE: Aggregate(value=0.5, version=7)}},
+            f"has version 7 of metric {DISTANCE} and had version 1 before",
         ),
         ({"cell": made(GOOD, method="another").cell}, "no cell of the new records matches"),
         ({"settings": Settings(evaluations=("faithfulness",), max_kept=9)}, "other settings (max_kept 64 -> 9)"),
@@ -345,13 +397,14 @@ def test_records_of_nothing_but_failures_are_refused() -> None:
 
 def test_metrics_are_known_have_a_direction_and_were_measured() -> None:
     records = [made(GOOD)]
-    with pytest.raises(UnknownNameError, match="unknown metric 'sufficiency_log_aera': did you mean"):
-        check_records(records, records, ["sufficiency_log_aera"])
-    with pytest.raises(ConfigurationError, match="metric 'bias' describes, it has no better or worse"):
-        check_records(records, records, ["bias"])
+    with pytest.raises(UnknownNameError, match="unknown metric 'log_cdm': did you mean"):
+        check_records(records, records, ["log_cdm"])
+    for describes in ("bias", "overshoot"):
+        with pytest.raises(ConfigurationError, match=f"metric '{describes}' describes, it has no better or worse"):
+            check_records(records, records, [describes])
     with pytest.raises(ConfigurationError, match="has metric 'insertion_auc' example by example; those that have: "):
         check_records(records, records, ["insertion_auc"])
-    assert {c.metric for c in check_records(records, records).changes} == {S, N}
+    assert {c.metric for c in check_records(records, records).changes} == {DISTANCE, NECESSITY}
     assert {c.metric for c in check_records(records, records, ["cpr"]).changes} == {"cpr"}
     assert all(METRICS[m].better != "neither" for m in headlines())
 
@@ -440,18 +493,19 @@ def test_the_command_fails_on_what_became_worse(folders: tuple[Path, Path]) -> N
     )
     worse = _check(bad, "--against", good, "--no-speed")
     assert worse.returncode == 1
-    assert worse.stdout.startswith("worse: t / heads / mine on m, seed 0: S (sufficiency_log_area) 0.7")
-    assert "difference -0.200 [-0.200, -0.200], p = 0.002 after Holm (paired, n = 10)" in worse.stdout
+    values = f"log-CMD (log_cmd) {1 - GOOD.mean():.3f} -> {1.2 - GOOD.mean():.3f}"
+    assert worse.stdout.startswith(f"worse: t / heads / mine on m, seed 0: {values}, ")
+    assert "difference +0.200 [+0.200, +0.200], p = 0.002 after Holm (paired, n = 10)" in worse.stdout
     assert check_folders(good, bad, speed=False).judged("better")
 
 
 def test_the_command_speaks_json(folders: tuple[Path, Path]) -> None:
     good, bad = folders
-    done = _check(bad, "--against", good, "--no-speed", "--json", "--metric", S)
+    done = _check(bad, "--against", good, "--no-speed", "--json", "--metric", DISTANCE)
     said = json.loads(done.stdout)
     assert done.returncode == 1 and said["failed"] and said["cells"] == 2 and not said["times"]
     assert said["lines"][0].startswith("worse: t / heads / mine on m")
-    report = check_folders(bad, good, [S], speed=False)
+    report = check_folders(bad, good, [DISTANCE], speed=False)
     assert {k: v for k, v in said.items() if k not in ("failed", "lines")} == report.model_dump(mode="json")
     assert sorted(c["verdict"] for c in said["changes"]) == ["unchanged", "worse"]
 
@@ -526,8 +580,8 @@ def test_every_pair_of_the_power_study_is_what_it_is_called(monkeypatch: pytest.
             assert now.data_sha256 != before.data_sha256  # so that they are compared as other examples
         else:
             assert now.items == before.items and now.data_sha256 == before.data_sha256
-            a, b = (np.array(r.measured(Faithfulness).sufficiency[0]) for r in (now, before))
-            good_values, bad_values = (np.array(f.sufficiency[0]) for f in (pool.good, pool.degraded))
+            a, b = (np.array(r.measured(Faithfulness).absolute[0]) for r in (now, before))
+            good_values, bad_values = (np.array(f.absolute[0]) for f in (pool.good, pool.degraded))
             assert np.isin([*a, *b], [*good_values, *bad_values]).all() and (a != b).all()
             assert np.isin(a, bad_values).all() == np.isin(b, good_values).all() == (kind == "caught_paired")
     monkeypatch.setattr(check_power, "PAIRS", 5)

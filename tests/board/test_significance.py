@@ -16,12 +16,14 @@ from attriboard.board.agreement import TOP, between_methods, between_seeds, betw
 from attriboard.board.board import Board
 from attriboard.board.formats import FORMATS, render
 from attriboard.board.significance import ColumnTest
+from attriboard.measurements.base import Kept
 from attriboard.measurements.registry import METRICS
 from attriboard.records.record import Record
 from attriboard.records.store import Folder
+from attriboard.stats.clusters import Clusters
 from attriboard.stats.ranks import critical_difference
-from attriboard.stats.tests import holm, paired_test
-from tests.bench.boards import COSTS, METRIC, record
+from attriboard.stats.tests import holm, paired_test, smallest_p
+from tests.bench.boards import COSTS, METRIC, ablation, faithfulness, record, speed
 
 
 def board(path: Path, records: Sequence[Record]) -> Board:
@@ -116,6 +118,27 @@ def test_examples_of_one_item_count_once() -> None:
     assert together.pairs[0].p == 2 / 2**4 and not together.has_power and not together.best
 
 
+def cross_fitted(method: str, drops: np.ndarray, groups: Sequence[str], frames: Sequence[str]) -> Record:
+    """A record whose rows are its examples, each judged by the scores of a train group."""
+    measured = ablation(drops).model_copy(update={"train_groups": list(groups)})
+    return record(method, drops, measurements=[measured, speed()], frames=list(frames))
+
+
+def test_rows_that_share_frames_and_train_groups_are_tested_by_the_multiway_variance() -> None:
+    frames, groups = [f"f{i % 5}" for i in range(16)], [f"t{i % 4}" for i in range(16)]
+    first, second = draw(0), draw(0) - 0.03 + draw(1) / 4
+    a, b = cross_fitted("a", first, groups, frames), cross_fitted("b", second, groups, frames)
+    found = compared(a, b)
+    ways = {"item": [str(i) for i in range(16)], "frame": frames, "train": groups}
+    assert found.pairs[0].p == pytest.approx(paired_test(first - second, Clusters(16, ways)))
+    assert (found.examples, found.items, found.frames, found.train_groups) == (16, 16, 5, 4)
+    assert found.smallest == smallest_p(Clusters(16, ways))
+    other = cross_fitted("b", second, groups[::-1], frames)
+    both = Clusters(16, ways | {"other_train": groups[::-1]})
+    assert compared(a, other).pairs[0].p == pytest.approx(paired_test(first - second, both))
+    assert METRIC not in significance.compare_columns([a, cross_fitted("b", second, groups, frames[::-1])], [METRIC])
+
+
 @pytest.mark.parametrize(("n", "methods", "can"), [(5, 2, False), (6, 2, True), (8, 4, True), (8, 5, False)])
 def test_too_few_examples_for_any_pair_mark_nothing(n: int, methods: int, can: bool) -> None:
     """2 / 2^n times the number of pairs against 0.05."""
@@ -147,19 +170,44 @@ def test_the_best_is_bold_in_every_format_and_pairs_stand_in_the_json(tmp_path: 
             re.split(r"[^a-z_\\]", line.replace("<tr>", "").replace("<td>", "").strip("| \n"))[0] for line in lines
         )
         assert [m.replace("\\", "") for m in methods] == ["as_good", "good"], (form, lines)
-    (comparison,) = json.loads(render(found, "json"))["comparisons"]
-    assert comparison["metric"] == METRIC and comparison["best"] == ["as_good", "good"]
-    assert len(comparison["pairs"]) == 6
-    assert all(0 < pair["p"] <= pair["p_adjusted"] <= 1 for pair in comparison["pairs"])
+    comparisons = {each["metric"]: each for each in json.loads(render(found, "json"))["comparisons"]}
+    assert comparisons.keys() == {METRIC, "ablation_drop_raw"}
+    for comparison in comparisons.values():  # what random sets cost is the same everywhere, so both say the same
+        assert comparison["best"] == ["as_good", "good"] and len(comparison["pairs"]) == 6
+        assert all(0 < pair["p"] <= pair["p_adjusted"] <= 1 for pair in comparison["pairs"])
 
 
 def test_a_board_that_cannot_tell_says_so_above_the_table(tmp_path: Path) -> None:
     base = draw(0, 8)
     text = render(board(tmp_path, [record(f"m{i}", base - 0.05 * i) for i in range(5)]))
-    said = "n = 8 cannot tell 5 methods apart (drop in p): the smallest p-value of a paired test on so few, 0.0078, "
-    assert said + "times 10 pairs, is above 0.05." in text
+    said = "n = 8 cannot tell 5 methods apart (drop in p, raw drop in p): the smallest p-value of a paired test on so "
+    assert said + "few, 0.0078, times 10 pairs, is above 0.05." in text
     assert "**0" not in text
     assert text.index(said) < text.index("| m0 |", text.index("## Tables"))
+
+
+def test_a_table_of_repetitions_counts_examples_and_the_legend_says_what_brackets_hold(tmp_path: Path) -> None:
+    def in_halves(method: str, drops: np.ndarray) -> Record:
+        """Two examples of each half, each judged twice."""
+        names = {"base_items": list("abcd") * 2, "train_groups": [f"group {i // 2}" for i in range(8)]}
+        one = record(method, drops, measurements=[ablation(drops).model_copy(update=names), speed()])
+        kept = Kept(seen=3, correct=3, passing=2, kept=2, by_subset={"": (2, 3, 3)})
+        halves = {"train": kept, "test": kept}
+        settings = one.settings.model_copy(update={"folds": 2, "repetitions": 2})
+        return one.model_copy(update={"kept": halves, "settings": settings, "items": ["c", "d"], "subsets": [""] * 2})
+
+    text = render(board(tmp_path / "crossed", [in_halves("a", draw(0, 8)), in_halves("b", draw(1, 8))]))
+    assert "### made_up, heads, no_model, n = 4\n" in text
+    assert "Of 6 examples 6 are answered, and the counterfactuals of 4 of these by their foil." in text
+    assert (
+        "4 of them, in two halves of 2 groups, are judged 2 times, each time by the scores of a group of the other"
+        in text
+    )
+    few = "n = 4 cannot tell 2 methods apart (drop in p, raw drop in p): the smallest p-value of a paired test on so "
+    assert few + "few, 0.12, which is above 0.05." in text  # of four base items: 2 / 2^4
+    plain = render(board(tmp_path / "plain", planted()))
+    for said in ("those judged by the scores of one group", "another for every group"):
+        assert said in text and said not in plain
 
 
 def test_the_order_of_records_changes_nothing(tmp_path: Path) -> None:
@@ -172,14 +220,19 @@ def test_the_order_of_records_changes_nothing(tmp_path: Path) -> None:
 # --- ranks over tables ----------------------------------------------------------------------------------------------
 
 
+def judged(method: str, values: np.ndarray, **changes: object) -> Record:
+    """A record whose log-CMD is 0.5 minus the mean of ``values``; necessity ranks too, and is the same for all."""
+    return record(method, values, measurements=(faithfulness(0.5 + values), speed()), **changes)
+
+
 def test_the_rank_test_of_a_level_is_that_of_its_tables(tmp_path: Path) -> None:
     order = {"one": "abc", "two": "abc", "three": "acb", "four": "bac"}
     records = [
-        record(method, draw(0) - 0.02 * place, task=task)
+        judged(method, draw(0) - 0.02 * place, task=task)
         for task, names in order.items()
         for place, method in enumerate(names)
     ]
-    records.append(record("only_here", draw(0), task="one"))
+    records.append(judged("only_here", draw(0), task="one"))
     found = board(tmp_path, records)
     test = found.rank_tests()["heads"]
     assert (test.tables, test.blocks, test.methods) == (4, 4, ("a", "b", "c"))
@@ -193,7 +246,7 @@ def test_the_rank_test_of_a_level_is_that_of_its_tables(tmp_path: Path) -> None:
 
 def test_tables_of_one_task_and_model_are_one_block(tmp_path: Path) -> None:
     records = [
-        record(m, draw(seed) - 0.02 * i, task=task, seed=seed, data=f"{seed}")
+        judged(m, draw(seed) - 0.02 * i, task=task, seed=seed, data=f"{seed}")
         for task in ("one", "two")
         for seed in range(3)
         for i, m in enumerate("abc")
@@ -204,7 +257,7 @@ def test_tables_of_one_task_and_model_are_one_block(tmp_path: Path) -> None:
 
 
 def test_a_single_task_has_no_rank_test(tmp_path: Path) -> None:
-    found = board(tmp_path, planted())
+    found = board(tmp_path, [judged(m, draw(0) - 0.02 * i) for i, m in enumerate("abc")])
     assert found.rank_tests()["heads"].result is None
     assert "No test of the ranks" in render(found)
 

@@ -135,7 +135,11 @@ def test_files_that_are_no_records_are_named_and_left_alone(
             {"ablation_dorp": lambda index: index.mean(-1)},
             "ablation has a value of metric 'ablation_dorp', which it does",
         ),
-        ({}, "ablation lacks ablation_drop_p, ablation_drop_logprob, ablation_drop_accuracy, which it declares."),
+        (
+            {},
+            "ablation lacks ablation_drop_p, ablation_drop_raw, ablation_drop_logprob, "
+            "ablation_drop_accuracy, which it declares.",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["refresh", "leaderboard"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from attriboard.components import get_level
 from attriboard.errors import TaskError
-from attriboard.evaluation.context import Context
+from attriboard.evaluation.context import Context, _check_subset, _spread
 from attriboard.loading import load_model
-from attriboard.task import tasks
+from attriboard.model import EncodedExample
+from attriboard.task import Example, Task, tasks
+from tests.bench.toy import WORDS
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +49,12 @@ def test_equal_sets_are_run_once_and_a_call_gives_the_same_bits_whatever_ran_bef
     masks = torch.rand(3, level.size(context.model), generator=torch.Generator().manual_seed(9)) < 0.5
     first = context.measure(level, "zero", masks)
     context.measure(level, "zero", ~masks)
-    before = context.model.cost.total
+    before = context.model.cost.flops
     again = context.measure(level, "zero", masks)
-    once = context.model.cost.total - before
+    once = context.model.cost.flops - before
     assert torch.equal(again, first)
     doubled = context.measure(level, "zero", masks.repeat(2, 1))
-    assert context.model.cost.total - before == pytest.approx(2 * once)
+    assert context.model.cost.flops - before == 2 * once
     assert torch.equal(doubled, first.repeat(2, 1, 1))
 
 
@@ -58,9 +62,9 @@ def test_kept_examples_are_answered_correctly_and_counted(context: Context) -> N
     model = context.model
     for split in ("train", "test"):
         kept = context.kept[split]
-        assert kept.seen == 12 and kept.kept == min(6, kept.correct)
-        assert sum(right for right, _ in kept.by_subset.values()) == kept.correct
-        assert sum(seen for _, seen in kept.by_subset.values()) == kept.seen
+        assert kept.seen == 12 and kept.kept == min(6, kept.passing)
+        totals = [sum(counts) for counts in zip(*kept.by_subset.values())]
+        assert totals == [kept.passing, kept.correct, kept.seen]
         for example in context.examples[split]:
             batch = model.batch([example])
             assert int(model.run(batch).logits.argmax()) == example.answer
@@ -70,3 +74,74 @@ def test_too_few_kept_examples_are_an_error(toy: dict) -> None:
     tasks.include(toy["task"])
     with pytest.raises(TaskError, match="answers only 0 of 12 train examples of task 'hopeless'; at least 4"):
         Context(load_model(str(toy["model"])), tasks.make("hopeless"), 0, 12, 12, 6, 4)
+
+
+class Turned(Task):
+    """Asks for the last word; the counterfactual of every other example ends in the answer again."""
+
+    name = "turned"
+    description = "Repeat the last word."
+    all_subsets = ("only",)
+
+    def candidates(self, subset, rng):  # type: ignore[no-untyped-def]
+        for i in itertools.count():
+            *start, answer, foil = rng.sample(WORDS, 5)
+            last = foil if i % self.every else answer  # type: ignore[attr-defined]
+            first = rng.choice(WORDS)
+            prompt, other = " ".join([*start, answer]), " ".join([first, *start[1:], last])
+            yield Example(prompt, answer, foil, other, item=prompt, subset=subset)
+
+
+def _turned(toy: dict, every: int, keep: str) -> Context:
+    task = Turned()
+    task.every = every  # type: ignore[attr-defined]
+    return Context(load_model(str(toy["model"]), batch_size=4), task, 0, 24, 24, 8, 4, keep=keep)
+
+
+def test_an_example_is_kept_only_if_its_counterfactual_is_answered_by_the_foil(toy: dict) -> None:
+    both, answer = _turned(toy, 3, "both"), _turned(toy, 3, "answer")
+    for split in ("train", "test"):
+        kept, before = both.kept[split], answer.kept[split]
+        assert kept.correct == before.correct == before.passing
+        assert 0 < kept.passing < kept.correct and kept.share == kept.passing / 24
+        for encoded in both.examples[split]:
+            assert encoded.example.counterfactual is not None and encoded.example.foil is not None
+            assert encoded.example.counterfactual.endswith(encoded.example.foil)
+    ends = [e.example.counterfactual.endswith(e.example.answer) for e in answer.both]  # type: ignore[union-attr]
+    assert any(ends)
+
+
+def test_a_subset_whose_counterfactuals_rarely_turn_is_refused_with_the_figures(toy: dict) -> None:
+    with pytest.raises(TaskError, match=r"'turned' is no task for .*: of 48 examples it answers \d+, .* of 0"):
+        _turned(toy, 1, "both")
+    assert _turned(toy, 1, "answer").kept["train"].kept == 8
+
+
+@pytest.mark.parametrize(
+    ("passing", "right", "seen", "refused"),
+    [
+        (4, 10, 16, False),  # 4 or fewer of 10 at even odds: 38 %
+        (1, 10, 16, True),  # 1 or fewer: 1 %
+        (2, 10, 16, False),  # 2 or fewer: 5.5 %
+        (16, 48, 60, True),  # 16 or fewer of 48: 1.5 %
+        (30, 48, 60, False),
+        (3, 3, 96, True),  # 3 or fewer of 96 where 10 % pass: 1.7 %
+        (0, 0, 8, False),  # none of 8 where 10 % pass: 43 %
+        (0, 0, 32, True),  # none of 32: 3 %
+    ],
+)
+def test_a_subset_is_refused_on_evidence(context: Context, passing: int, right: int, seen: int, refused: bool) -> None:
+    if refused:
+        with pytest.raises(TaskError, match=f"of {seen} examples it answers {right}, .* of {passing} of these"):
+            _check_subset(context.model, context.task, "short", passing, right, seen)
+    else:
+        _check_subset(context.model, context.task, "short", passing, right, seen)
+
+
+def test_examples_of_other_items_and_frames_are_preferred() -> None:
+    examples = [
+        EncodedExample(Example(f"{item}{frame}", " a", item=item, frame=frame), (1,), 1, None, None)
+        for item, frame in (("a", "x"), ("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("c", "z"))
+    ]
+    chosen = [(e.example.item, e.example.frame) for e in _spread(examples, 3)]
+    assert chosen == [("a", "x"), ("b", "y"), ("c", "z")]

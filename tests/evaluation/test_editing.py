@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_context(folder: Path, batch_size: int = 16, padding_side: str = "left", **options: Any) -> Context:
     model = load_model(str(folder), batch_size=batch_size)
     model.padding_side = padding_side
-    return Context(model, Repeat(**options), 0, 16, 20, 6, 4)
+    return Context(model, Repeat(**options), 0, 16, 20, 6, 4, keep="answer")
 
 
 @pytest.fixture(scope="module")

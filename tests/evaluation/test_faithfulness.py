@@ -12,6 +12,7 @@ from attriboard.components import get_level
 from attriboard.errors import TaskError
 from attriboard.evaluation import faithfulness
 from attriboard.evaluation.context import Context
+from attriboard.evaluation.crossfit import Trial, trials
 from attriboard.interventions import component_means
 from attriboard.loading import load_model
 from attriboard.records.aggregate import aggregates
@@ -36,6 +37,11 @@ def _score(context: Context, level_name: str) -> Scores:
     return Scores(values, level_name, level.names(context.model))
 
 
+def _whole(context: Context, scores: Scores) -> tuple[Trial, ...]:
+    """The test half judged by these scores."""
+    return trials(context, scores.values, None, 0, 1, ("cell",))
+
+
 @pytest.mark.parametrize("replacement", ["counterfactual", "mean", "zero"])
 @pytest.mark.parametrize("level_name", ["heads", "neurons", "attn_neurons", "nodes"])
 def test_curves_agree_with_one_plain_forward_pass_per_set_and_example(
@@ -43,7 +49,7 @@ def test_curves_agree_with_one_plain_forward_pass_per_set_and_example(
 ) -> None:
     level, model = get_level(level_name), context.model
     scores = _score(context, level_name)
-    found = faithfulness.evaluate(context, scores, level, replacement)
+    found = faithfulness.evaluate(context, _whole(context, scores), level, replacement)
     n, order = level.size(model), scores.values.flatten().argsort(descending=True).tolist()
     means = component_means(model, context.train, level)
 
@@ -72,19 +78,22 @@ def test_curves_agree_with_one_plain_forward_pass_per_set_and_example(
         assert found.empty[i] == pytest.approx(literal(i, set(range(n))), abs=1e-4)
     for at in (0, len(found.sizes) // 2):
         k = found.sizes[at]
-        assert found.sufficiency[at][1] == pytest.approx(literal(1, set(order[k:])), abs=1e-4)
-        assert found.necessity[at][1] == pytest.approx(literal(1, set(order[:k])), abs=1e-4)
-    assert found.sufficiency[-1] == found.full
-    assert found.necessity[-1] == found.empty
+        largest = sorted(range(n), key=lambda i: -abs(float(scores.values.flatten()[i])))
+        assert found.signed[at][1] == pytest.approx(literal(1, set(order[k:])), abs=1e-4)
+        assert found.absolute[at][1] == pytest.approx(literal(1, set(largest[k:])), abs=1e-4)
+        assert found.removed[at][1] == pytest.approx(literal(1, set(order[:k])), abs=1e-4)
+    assert found.signed[-1] == found.absolute[-1] == found.full
+    assert found.shuffled[-1] == pytest.approx(found.full, rel=1e-6)  # a mean over shuffles
+    assert found.removed[-1] == found.empty
 
 
 def test_mib_curves_rank_by_signed_and_by_absolute_score(context: Context) -> None:
     level = get_level("heads")
     values = torch.tensor([[-9.0, 1.0, 2.0, 3.0], [0.0] * 4, [0.0] * 4])
     scores = Scores(values, "heads", level.names(context.model))
-    found = faithfulness.evaluate(context, scores, level, "counterfactual")
+    found = faithfulness.evaluate(context, _whole(context, scores), level, "counterfactual")
     positive = Scores(values.abs(), "heads", scores.names)
-    again = faithfulness.evaluate(context, positive, level, "counterfactual")
+    again = faithfulness.evaluate(context, _whole(context, positive), level, "counterfactual")
     np.testing.assert_allclose(found.mib_absolute, again.mib_signed, rtol=1e-5, atol=1e-5)
     assert not np.allclose(found.mib_signed, found.mib_absolute, rtol=1e-3, atol=1e-3)
 
@@ -94,11 +103,11 @@ def test_nothing_to_explain_is_an_error_that_says_so(context: Context) -> None:
         def __init__(self, other: Context) -> None:
             self.__dict__.update(other.__dict__)
 
-        def measure(self, level, replacement, masks):
-            return torch.ones(len(masks), 6, 3)
+        def measure(self, level, replacement, masks, members=None):
+            return torch.ones(len(masks), len(members or self.test), 3)
 
     with pytest.raises(TaskError, match="does not change the metric of task 'repeat'"):
-        faithfulness.evaluate(Blind(context), _score(context, "heads"), get_level("heads"), "zero")
+        faithfulness.evaluate(Blind(context), _whole(context, _score(context, "heads")), get_level("heads"), "zero")
 
 
 def test_aggregates_can_be_recomputed_from_a_stored_record(toy: dict) -> None:

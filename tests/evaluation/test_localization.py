@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from attriboard.board.board import Board
-from attriboard.board.columns import costs, main_columns
+from attriboard.board.board import Board, Table
+from attriboard.board.columns import costs, main_columns, ranking_columns
 from attriboard.board.figures import draw
 from attriboard.board.formats import render
 from attriboard.board.heatmaps import SheetRow, contact_sheet, overlay
@@ -38,7 +39,7 @@ from attriboard.evaluation.context import Context
 from attriboard.evaluation.localization import evaluate
 from attriboard.interventions import replace_positions
 from attriboard.loading import load_model
-from attriboard.measurements.localization import BINS, FRACTIONS, Localization
+from attriboard.measurements.localization import BINS, FRACTIONS, Localization, against_marks
 from attriboard.measurements.registry import METRICS
 from attriboard.measurements.speed import Speed
 from attriboard.method import methods
@@ -50,8 +51,10 @@ from attriboard.records.store import Folder
 from attriboard.run import identity, worker
 from attriboard.run.suite import Suite
 from attriboard.run.worker import Worker
+from attriboard.scores import ORDERS, tied_orders
 from attriboard.task import Example, Task, tasks
 from tests.bench import toy as toys
+from tests.bench.boards import COSTS
 from tests.bench.models import IMAGE_ID, mask, picture, pixels, tiny_llava
 
 PATCHES, TOKENS = get_level("patches"), get_level("tokens")
@@ -98,8 +101,8 @@ class Echo(Task):
 
 @pytest.fixture(scope="module")
 def seen() -> Context:
-    """Six questions about pictures, on the tiny LLaVA."""
-    return Context(tiny_llava(), Echo(), 0, 6, 6, 6, 4)
+    """Six questions about pictures, on the tiny LLaVA, whose foils are no answers to the counterfactuals."""
+    return Context(tiny_llava(), Echo(), 0, 6, 6, 6, 4, keep="answer")
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +308,43 @@ def test_the_drawn_curve_has_the_ends_and_the_values_of_the_measured_one(seen: C
         assert y[list(x).index(0.5)] == pytest.approx((expected - empty) / (full - empty))
 
 
+# --- equal scores ---------------------------------------------------------------------------------------------------
+
+
+def test_curves_of_equal_scores_are_means_over_the_seeded_orders(seen: Context) -> None:
+    scores = [torch.zeros(3, 3) for _ in seen.test]
+    for values in scores:
+        values[1, 2] = 1.0
+    found = evaluate(seen, scores, PATCHES, "zero", [0, 1])
+    judged, (encoded, given) = found.examples[0], (seen.test[0], scores[0])
+    orders = [order.tolist() for order in tied_orders(given.flatten())]
+    assert judged.orders == len(orders) == ORDERS and all(order[0] == 5 for order in orders)
+    for ring, removal in zip((0, 1), judged.removal):
+        for at, k in enumerate(judged.sizes):
+            tops = [_grown(order[:k], ring) for order in orders]
+            assert removal.positions[at] == pytest.approx(np.mean([len(top) for top in tops]))
+            for measured, replaced in (
+                (removal.deletion[at], tops),
+                (removal.insertion[at], [set(range(9)) - top for top in tops]),
+            ):
+                rows = np.array([_literal(seen.model, encoded, PATCHES, "zero", one) for one in replaced])
+                assert measured[0] == pytest.approx(rows[:, 0].mean(), rel=1e-4, abs=1e-4)
+                assert np.exp(measured[1]) == pytest.approx(np.exp(rows[:, 1]).mean(), rel=1e-4, abs=1e-6)
+    other = evaluate(seen, [torch.rand(3, 3) for _ in seen.test], PATCHES, "zero", [0])
+    assert all(example.orders == 1 for example in other.examples)
+
+
+@pytest.mark.parametrize("scores", [[0, 0, 0, 0, 0], [1, 1, 0, 0, 0], [2, 1, 1, 1, 0], [1, 0, 1, 0, 1]])
+@pytest.mark.parametrize("marked", [[0], [1, 3], [0, 2, 3, 4]])
+def test_against_marks_equal_scores_count_as_the_mean_over_their_orders(scores: list[int], marked: list[int]) -> None:
+    evidence = np.isin(np.arange(5), marked)
+    found = against_marks(np.array(scores, dtype=float), evidence, None)
+    orders = [p for p in itertools.permutations(range(5)) if all(scores[a] >= scores[b] for a, b in pairwise(p))]
+    apart = [against_marks(np.array([-float(order.index(i)) for i in range(5)]), evidence, None) for order in orders]
+    for name in ("pointing_game", "precision_at_mark"):
+        assert found[name] == pytest.approx(np.mean([values[name] for values in apart]))
+
+
 # --- what it must not depend on -------------------------------------------------------------------------------------
 
 
@@ -325,10 +365,12 @@ def test_equal_sets_are_run_once(seen: Context) -> None:
     masks = torch.tensor([[True] * 3 + [False] * 6, [False] * 9])
     costs = []
     for given in (masks, masks[[0, 1, 1, 0, 0]]):
-        before = model.cost.total
+        before = model.cost.flops
         found = replace_positions(model, seen.test[0], PATCHES, "zero", given)
-        costs.append(model.cost.total - before)
-    assert costs[0] == costs[1] == pytest.approx(2)
+        costs.append(model.cost.flops - before)
+    assert model.vision is not None
+    passes = 2 * model.sizes.flops(len(seen.test[0].tokens))
+    assert costs == [passes + model.vision.flops, passes]  # the picture is looked at once
     assert torch.equal(found[0], found[3]) and torch.equal(found[1], found[2])
 
 
@@ -524,14 +566,14 @@ def test_a_record_holds_all_that_its_aggregates_follow_from(toy: dict, told: Con
     stored = Record.model_validate_json(json.dumps(record.model_dump(mode="json")))
     assert stored == record
     assert set(stored.measurements) == {"localization", "speed"}
-    assert aggregates(stored.measurements.values(), stored.items) == record.aggregates
+    assert aggregates(stored.measurements.values(), stored.items, stored.frames) == record.aggregates
     assert {METRICS[name].measurement for name in record.aggregates} == {"localization", "speed"}
     assert record.scores and record.scores.top == [] and record.model and record.model.n_components == 5
     judged, cost = stored.measured(Localization), stored.measured(Speed)
     assert judged and cost and len(judged.examples) == len(record.items) == 6
     assert record.aggregates["pointing_game"].value == 1.0
-    # one pass for no example: the method looks at nothing, and two examples were timed
-    assert cost.examples == 2 and cost.forward_equivalents == 0
+    # no pass: the method looks at nothing; two examples were timed, and work is that of all
+    assert (cost.examples, cost.scored) == (2, 6) and cost.forward_equivalents == cost.flops == 0
     same = evaluate(told, methods.make("last_token").each(told.model, told.test, TOKENS), TOKENS, "counterfactual", [0])
     for a, b in zip(same.examples, judged.examples):
         assert a.scores == b.scores and a.pieces == b.pieces
@@ -582,13 +624,17 @@ def mixed(toy: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
         at_work = Worker()
         for task, model, level, method, replacement in plan:
             cell = Cell(task=task, method=method, model=model, level=level, replacement=replacement)
-            record, _ = at_work.execute("toy", Planned(cell, SETTINGS))
+            settings = SETTINGS.changed({"keep": "answer"}) if task == "echo" else SETTINGS
+            record, _ = at_work.execute("toy", Planned(cell, settings))
             assert record.status == "ok", record.reason
             folder.write(record)
     return folder.path
 
 
-FAITHFUL = ("sufficiency_log_area", "necessity_log_area", "cpr", "cmd", "ablation_drop_p")
+FAITHFUL = (
+    *("log_cmd", "necessity", "performance", "overshoot", "accuracy_area", "within_layers", "stability"),
+    *("cpr", "cmd", "ablation_drop_p", "ablation_drop_raw"),
+)
 
 
 def test_every_format_shows_each_level_its_own_columns(mixed: Path) -> None:
@@ -604,7 +650,7 @@ def test_every_format_shows_each_level_its_own_columns(mixed: Path) -> None:
     heads = {table.level: table.parts[0].metrics for table in board.tables}
     assert "deletion_auc" in heads["tokens"] and "deletion_auc_ring1" not in heads["tokens"]
     assert "deletion_auc_ring1" in heads["patches"] and "mass_other" in heads["patches"]
-    assert heads["heads"] == (*FAITHFUL, "seconds_per_example", "forward_equivalents", "peak_memory_mib")
+    assert heads["heads"] == (*FAITHFUL, *COSTS)
     assert "Evidence (the chance level of pointing, precision and the mass in it): " in text
     for form in ("latex", "html"):
         made = render(board, form)
@@ -621,15 +667,18 @@ def test_every_format_shows_each_level_its_own_columns(mixed: Path) -> None:
                 assert row.get(name) in (None, "")
 
 
-def test_overall_ranks_are_per_level_and_by_its_own_metrics(mixed: Path) -> None:
+def test_overall_ranks_are_per_level_and_by_its_own_metrics(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Table, "informative", "yes")  # so few examples do not tell methods from random
     board = Board.read(mixed)
     overall = board.overall()
     assert {row.level for row in overall} == {"heads", "tokens"}  # one method alone has no rank
     (best,) = (row for row in overall if (row.level, row.method) == ("tokens", "last_token"))
-    assert best.by_metric["mass_evidence"] == 0.0 and best.by_metric["deletion_auc"] == 0.0
+    for metric in ("mass_evidence", "deletion_auc"):
+        assert best.by_metric[metric] == max(row.by_metric[metric] for row in overall if row.level == "tokens") > 0.5
     text = render(board)
-    assert "| method | tables | mean rank | insertion | deletion | mass in evidence |" in text
-    assert "| method | tables | mean rank | S | N | drop in p |" in text
+    assert "| method | tables | wins | insertion | deletion | mass in evidence |" in text
+    titles = " | ".join(METRICS[metric].title for metric in ranking_columns("heads"))
+    assert f"| method | tables | wins | {titles} |" in text
     for row in json.loads(render(board, "json"))["overall"]:
         assert ("deletion_auc" in row) == (row["level"] == "tokens")
 

@@ -34,7 +34,7 @@ from attriboard.scores import Scores
 from attriboard.task import tasks
 from tests.bench.cli import call
 
-SPEED = {"seconds_per_example", "forward_equivalents", "peak_memory_mib"}
+SPEED = {"seconds_per_example", "forward_equivalents", "flops_per_example", "peak_memory_mib"}
 MORE = """
 [[groups]]
 tasks = ["repeat"]
@@ -84,6 +84,9 @@ def measured(record: Record) -> dict[str, Any]:
 def test_a_methods_scores_from_a_file_measure_as_the_method_itself(
     how: str, suite: Suite, toy: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # one set of scores, of every train example that is answered, as `attribute_task` makes it
+    # one set of scores, of all train examples that are answered, as those of the file
+    suite = suite.model_copy(update={"settings": suite.settings.changed({"folds": 0, "keep": "answer"})})
     own = suite.plan(method=["attribution_patching"], level=["nodes"])
     run(suite, own, tmp_path / "out")
     scores, _ = attribute_task(Request(str(toy["model"]), "attribution_patching", "nodes"), "repeat", 12)

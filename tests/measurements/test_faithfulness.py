@@ -46,34 +46,65 @@ def test_sizes_are_the_distinct_nearest_whole_numbers(n: int, expected: list[int
     assert faithfulness.sizes(n) == expected
 
 
-def _curves(suff: list[float], need: list[float], sizes: list[int]) -> faithfulness.Faithfulness:
-    flat = [[0.0]] * 10
+def _curves(f: list[float], sizes: list[int], **others: list[float]) -> faithfulness.Faithfulness:
+    """One example whose metric is 1 untouched and 0 with everything replaced; all kept curves are ``f``."""
+    own = {name: others.get(name, f) for name in ("absolute", "signed", "shuffled", "answered", "removed")}
     return faithfulness.Faithfulness(
         sizes=sizes,
+        examples=[0],
         full=[1.0],
         empty=[0.0],
-        sufficiency=[[x] for x in suff],
-        necessity=[[x] for x in need],
         mib_sizes=[1] * 10,
-        mib_signed=flat,
-        mib_absolute=flat,
+        mib_signed=[[0.0]] * 10,
+        mib_absolute=[[0.0]] * 10,
+        **{name: [[x] for x in values] for name, values in own.items()},
     )
 
 
-def test_log_areas_are_one_for_a_perfect_ranking_and_weigh_each_decade_alike() -> None:
-    at = np.arange(1)
-    perfect = _curves([1, 1, 1], [0, 0, 0], [1, 10, 100]).statistics()
-    assert float(perfect["sufficiency_log_area"](at)) == pytest.approx(1.0)
-    assert float(perfect["necessity_log_area"](at)) == pytest.approx(1.0)
-    half = _curves([0, 0, 1], [1, 1, 0], [1, 10, 100]).statistics()
-    assert float(half["sufficiency_log_area"](at)) == pytest.approx(0.25)  # a triangle over the last of two decades
-    over = _curves([2, 2, 2], [-1, -1, -1], [1, 10, 100]).statistics()
-    assert float(over["sufficiency_log_area"](at)) == pytest.approx(2.0)  # never clipped
-    assert float(over["necessity_log_area"](at)) == pytest.approx(2.0)
+def _values(measured: faithfulness.Faithfulness) -> dict[str, float]:
+    return {name: float(statistic(np.arange(measured.n))) for name, statistic in measured.statistics().items()}
+
+
+DECADES = [1, 10, 100]
+
+
+def test_a_first_component_that_does_it_all_is_perfect() -> None:
+    values = _values(_curves([1, 1, 1], DECADES, removed=[0, 0, 0], shuffled=[0, 0, 1]))
+    assert values["log_cmd"] == pytest.approx(0.0) and values["performance"] == pytest.approx(1.0)
+    assert values["necessity"] == pytest.approx(1.0) and values["accuracy_area"] == pytest.approx(1.0)
+    assert values["within_layers"] == pytest.approx(0.75)  # shuffled, it loses a triangle of two decades
+
+
+def test_every_decade_weighs_alike() -> None:
+    values = _values(_curves([0, 0, 1], DECADES, removed=[1, 1, 0]))
+    assert values["performance"] == pytest.approx(0.25)  # a triangle over the last of two decades
+    assert values["log_cmd"] == pytest.approx(0.75) and values["necessity"] == pytest.approx(0.25)
+
+
+def test_exceeding_the_model_is_as_far_from_it_as_falling_short_and_earns_nothing() -> None:
+    over = _values(_curves([2, 2, 2], DECADES, removed=[-1, -1, -1]))
+    short = _values(_curves([0, 0, 0], DECADES))
+    assert over["log_cmd"] == short["log_cmd"] == pytest.approx(1.0)
+    assert over["performance"] == pytest.approx(1.0) and over["overshoot"] == pytest.approx(1.0)
+    assert over["necessity"] == pytest.approx(1.0) and over["necessity_log_area"] == pytest.approx(2.0)
+    assert over["sufficiency_log_area"] == pytest.approx(over["performance"] + over["overshoot"])
+
+
+def test_the_headline_reads_the_ranking_by_absolute_score() -> None:
+    values = _values(_curves([1, 1, 1], DECADES, signed=[5, 5, 1]))
+    assert values["log_cmd"] == pytest.approx(0.0) and values["overshoot"] == pytest.approx(3.0)
 
 
 def test_f_is_a_ratio_of_averages_not_an_average_of_ratios() -> None:
-    faith = _curves([0.5], [0.5], [1]).model_copy(
-        update={"full": [1.0, 3.0], "empty": [0.0, 1.0], "sufficiency": [[1.0, 1.0]], "sizes": [1]}
+    faith = _curves([0.5], [1]).model_copy(
+        update={"examples": [0, 1], "full": [1.0, 3.0], "empty": [0.0, 1.0], "absolute": [[1.0, 1.0]]}
     )
-    assert float(faith.curve(faith.sufficiency, np.arange(2))[0]) == pytest.approx((1.0 - 0.5) / (2.0 - 0.5))
+    assert float(faith.curve(faith.absolute, np.arange(2))[0]) == pytest.approx((1.0 - 0.5) / (2.0 - 0.5))
+
+
+def test_rows_of_one_example_share_its_ends() -> None:
+    faith = _curves([0.5], [1]).model_copy(
+        update={"examples": [1, 0, 1], "full": [1.0, 3.0], "empty": [0.0, 1.0], "absolute": [[1.0, 1.0, 2.0]]}
+    )
+    full, empty = (3 + 1 + 3) / 3, (1 + 0 + 1) / 3
+    assert float(faith.curve(faith.absolute, np.arange(3))[0]) == pytest.approx((4 / 3 - empty) / (full - empty))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, permutations
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -19,14 +21,27 @@ def test_metrics_are_those_of_scikit_learn() -> None:
             found = judge(scores, truth)
             for suffix, used, positive in (("", scores, truth > 0), ("_absolute", abs(scores), truth != 0)):
                 assert found[f"truth_auroc{suffix}"] == pytest.approx(roc_auc_score(positive, used))
-                expected = average_precision_score(positive, used)
-                assert found[f"truth_average_precision{suffix}"] == pytest.approx(expected)
+                precision = found[f"truth_average_precision{suffix}"]
+                keys = generator.random((400, n))
+                broken = [average_precision_score(positive, n - np.argsort(np.lexsort((key, -used)))) for key in keys]
+                assert precision == pytest.approx(np.mean(broken), abs=0.03 if len(set(used)) < n else 1e-12)
                 k = int(positive.sum())
                 draws = [positive[np.lexsort((generator.random(n), -used))[:k]].mean() for _ in range(2000)]
                 precision = found[f"truth_precision_at_size{suffix}"]
                 assert precision == pytest.approx(np.mean(draws), abs=0.02 if decimals is not None else 1e-12)
             assert found["suppressor_auroc"] == pytest.approx(roc_auc_score(truth < 0, -scores))
             assert found["truth_share"] == (truth > 0).mean()
+
+
+@pytest.mark.parametrize("scores", [[0, 0, 0, 0, 0], [1, 1, 0, 0, 0], [2, 1, 1, 1, 0], [1, 0, 1, 0, 1]])
+@pytest.mark.parametrize("truth", [[1, 0, 0, 0, 0], [0, 1, 0, 1, 0], [1, 1, 0, 1, 1], [0, 0, -1, 1, 1]])
+def test_with_ties_every_metric_is_the_mean_over_all_orders_of_them(scores: list[int], truth: list[int]) -> None:
+    n = len(scores)
+    orders = [p for p in permutations(range(n)) if all(scores[a] >= scores[b] for a, b in pairwise(p))]
+    found = judge(np.array(scores, dtype=float), np.array(truth))
+    apart = [judge(np.array([-float(order.index(i)) for i in range(n)]), np.array(truth)) for order in orders]
+    for name in ("truth_auroc", "truth_average_precision", "truth_precision_at_size"):
+        assert found[name] == pytest.approx(np.mean([values[name] for values in apart]))
 
 
 def test_scores_that_rounding_makes_different_are_ties() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -643,6 +643,59 @@ def test_activation_norm_is_the_norm_of_each_output_at_the_last_token(family: st
             rows.append(torch.stack([out.square().sum().sqrt() for out in outputs]))
         expected.append(torch.stack(rows))
     assert close(scores_of(hooked(family), "activation_norm", level), average(expected), 1e-4)
+
+
+@pytest.mark.parametrize("level", ["heads", "neurons", "nodes"])
+def test_first_and_last_layers_score_the_place_of_the_layer_alone(level: str) -> None:
+    model = hooked("gemma2")
+    first, last = (scores_of(model, name, level) for name in ("first_layers", "last_layers"))
+    for layer in range(LAYERS):
+        assert first[layer].unique().tolist() == [model.n_layers - layer] and last[layer].unique().tolist() == [layer]
+    assert bool((first >= 0).all() and (last >= 0).all())  # by absolute score the order is the same
+
+
+@pytest.mark.parametrize("level", ["heads", "neurons", "nodes"])
+@pytest.mark.parametrize("family", [*FOUR, "gptj", "opt"])
+def test_difference_norm_is_the_norm_of_what_the_counterfactual_changes_in_each_output(family: str, level: str) -> None:
+    plain = plain_run(family)
+    expected = []
+    for e in EXAMPLES:
+        assert e.counterfactual is not None
+        both = [
+            plain.run(tokens, read=last_sites("z", "post", "mlp_out"))[1] for tokens in (e.tokens, e.counterfactual)
+        ]
+        rows = []
+        for layer in range(LAYERS):
+            site = "post" if level == "neurons" else "z"
+            squares: Any = 0
+            for at in range(len(e.tokens)):
+                outputs = []
+                for seen in both:
+                    own = literal_outputs(
+                        plain, "neurons" if level == "neurons" else "heads", seen[site, layer][at], layer
+                    )
+                    if level == "nodes":
+                        own = torch.cat([own, seen["mlp_out", layer][at][None]])
+                    outputs.append(own)
+                squares = squares + torch.stack([(a - b).square().sum() for a, b in zip(*outputs)])
+            rows.append(squares.sqrt())
+        expected.append(torch.stack(rows))
+    assert close(scores_of(hooked(family), "difference_norm", level), average(expected), 1e-4)
+
+
+def test_difference_norm_is_zero_where_both_prompts_agree_and_needs_a_counterfactual() -> None:
+    (e,) = EXAMPLES[:1]
+    model, same = hooked("gemma2"), replace(e, counterfactual=e.tokens)
+    assert float(scores_of(model, "difference_norm", "neurons", [same]).abs().max()) == 0
+    with pytest.raises(ConfigurationError, match="difference_norm needs a counterfactual for every example"):
+        scores_of(model, "difference_norm", "heads", [replace(e, counterfactual=None)])
+
+
+def test_only_methods_whose_scores_are_drawn_say_so() -> None:
+    drawn = {cls.name for cls in methods if cls.random}
+    assert drawn == {"random", "random_same_layer"}
+    for cls in methods:
+        assert not cls.random or (cls.control and "seed" in {option.name for option in fields(cls)})
 
 
 # --- every method -----------------------------------------------------------------------------------------------------

@@ -280,12 +280,15 @@ def test_a_restart_at_any_layer_is_bit_identical(family: str, prove: bool) -> No
 def test_cost_counts_rows_layers_and_positions_run_and_a_backward_pass_twice() -> None:
     model = hooked("llama")
     batch = model.batch(EXAMPLES)
+    whole = sum(map(model.full_pass, EXAMPLES))
     run = model.run(batch, names("resid_pre"))
-    assert (model.cost.forward, model.cost.backward) == (4, 0)
+    assert (model.cost.forward, model.cost.backward) == (whole, 0)
     model.run(batch, start=(2, run[hook_name("resid_pre", 2)]))
-    assert model.cost.forward == pytest.approx(4 + 4 / 3)
+    unembedded = 4 * 2 * model.W_U.numel()  # by a pass of the last of 3 layers too
+    restarted = (whole - unembedded) // 3 + unembedded
+    assert model.cost.forward == whole + restarted
     run = model.run(batch, names("z"), gradients=True)
     run.gradients(model.metric(run.logits, batch), names("z"))
-    assert model.cost.forward == pytest.approx(8 + 4 / 3)
-    assert model.cost.backward == pytest.approx(8)
-    assert model.cost.total == pytest.approx(16 + 4 / 3)
+    assert (model.cost.forward, model.cost.backward) == (2 * whole + restarted, 2 * whole)
+    assert model.cost.flops == 4 * whole + restarted
+    assert model.forward_equivalents(EXAMPLES) == 4 + restarted / whole

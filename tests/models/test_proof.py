@@ -20,7 +20,7 @@ def test_every_family_proves_itself_and_knows_its_shape(family: str) -> None:
     assert (model.n_layers, model.n_heads, model.d_model, model.d_mlp) == (LAYERS, 4, D_MODEL, 40)
     assert model.d_head * 4 == out.shape[0]
     assert model.d_vocab == VOCAB
-    assert model.cost.total == 0
+    assert model.cost.flops == 0
 
 
 @pytest.mark.parametrize("family", ["gptj", "gemma2", "qwen3", "neox_sequential"])

@@ -22,7 +22,7 @@ def test_a_table_of_an_evaluations_name_holds_its_options() -> None:
     settings = Settings.model_validate({"max_kept": 3, "ablation": {"draws": 7}, "pruning": {"slice": 0.25}})
     assert settings.max_kept == 3
     assert settings.of("ablation") == Ablation.Options(draws=7)
-    assert settings.asked("ablation") == {"draws": 7}
+    assert settings.asked("ablation") == {"draws": 7, "repetitions": 2}
     assert settings.asked("pruning")["slice"] == 0.25
     assert settings == Settings.model_validate({"max_kept": 3, "options": dict(settings.options)})
 
@@ -33,6 +33,7 @@ def test_options_that_are_not_given_are_the_defaults_of_their_evaluation() -> No
     for name, measurement in MEASUREMENTS.items():
         assert settings.of(name) == measurement.Options()
         assert ("capability" in settings.asked(name)) == measurement.uses_capability
+        assert ("repetitions" in settings.asked(name)) == measurement.cross_fitted
 
 
 def test_settings_come_back_from_json() -> None:
@@ -69,7 +70,7 @@ def test_a_change_changes_tables_key_by_key() -> None:
     assert (changed.max_kept, changed.min_kept) == (3, 1)
     pruning = changed.asked("pruning")
     assert (pruning["slice"], pruning["recovery_steps"]) == (0.75, 4)
-    assert changed.asked("ablation") == {"draws": 2}
+    assert changed.asked("ablation")["draws"] == 2
     assert settings.asked("pruning")["slice"] == 0.25 and settings.options.keys() == {"pruning"}
     assert settings.changed({}) == settings
 

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -140,6 +141,7 @@ CELLS = {
 }
 """By task and variant, what all groups together ask of a cell; each is a table of two methods."""
 METHODS = ("attribution_patching", "random")
+CROSS_FITTED = ("faithfulness", "ablation")
 LACKING = ["attriboard_next_word", "no_such_task"]
 
 
@@ -261,7 +263,7 @@ def test_records_are_read_as_they_were_written(made: tuple[Path, Outcome, int]) 
 def test_aggregates_follow_from_the_stored_measurements(made: tuple[Path, Outcome, int]) -> None:
     for record in Folder(made[0]).read():
         assert record.measurements["speed"]
-        assert aggregates(record.measurements.values(), record.items) == record.aggregates
+        assert aggregates(record.measurements.values(), record.items, record.frames) == record.aggregates
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -517,7 +519,9 @@ def test_a_task_has_one_table_and_one_for_every_variant(board: Board) -> None:
 
 def test_a_title_says_which_variant_was_measured(board: Board) -> None:
     for table in board.tables:
-        conditions = [table.task, table.level, table.model, table.variant, "n = 6"]
+        # what is cross-fitted is judged on the 6 examples of each half, all of different items
+        n = 12 if "faithfulness" in measurements_of(table) else 6
+        conditions = [table.task, table.level, table.model, table.variant, f"n = {n} (n_eff {n})"]
         assert table.title == ", ".join(filter(None, conditions))
     assert [table.variant for table in board.tables].count("global allocation") == 1
 
@@ -557,11 +561,12 @@ def test_every_table_shows_its_evaluations_and_its_records_own_numbers(board: Bo
         section = text.split(f"### {table.title}\n")[1].split("\n### ")[0]
         for columns, records in table.parts:
             head = " | ".join(METRICS[name].title.replace("|", r"\|") for name in columns)
-            rows = section.split(f"| method | {head} |\n")[1].splitlines()[1 : 1 + len(records)]
+            rows = section.split(f"| method | sees | {head} |\n")[1].splitlines()[1 : 1 + len(records)]
             assert len(rows) == len(records) == len(METHODS)
             for row, record in zip(rows, records, strict=True):
-                label, *cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+                label, sees, *cells = [cell.strip() for cell in row.strip("|").split(" | ")]
                 assert label.strip("*") == record.cell.method and len(cells) == len(columns)
+                assert sees == ("nothing" if record.cell.method == "random" else "answer, foil, cf")
                 for name, cell in zip(columns, cells, strict=True):
                     value = record.aggregates.get(name)
                     printed = "" if value is None else number(METRICS[name], value.value)
@@ -623,16 +628,20 @@ def test_a_table_says_what_is_judged_on_all_examples_drawn(board: Board) -> None
     for table in board.tables:
         for evaluation in measurements_of(table) - {"speed"}:
             line = examples_line(only(table, evaluation))
-            assert ("n = 6 of them judged here (pruning and bias: all 14)," in line) == (
-                evaluation in ("pruning", "bias")
-            )
+            assert ("(pruning and bias: all 14 of the test half)." in line) == (evaluation in ("pruning", "bias"))
+            judged = "12 of them, in two halves of 4 groups, are judged 2 times"
+            once = "6 of them are judged by the scores of 6 train examples"
+            assert (judged in line, once in line) == ((True, False) if evaluation in CROSS_FITTED else (False, True))
 
 
-def test_the_overall_ranks_come_from_tables_with_faithfulness(board: Board) -> None:
-    overall = board.overall()
-    assert {row.tables for row in overall} == {"1 of 1"} and len(overall) == 2
-    for row in overall:
-        assert {"sufficiency_log_area", "necessity_log_area", "ablation_drop_p"} <= set(row.by_metric)
+def test_the_overall_ranks_come_from_tables_with_faithfulness_that_tell_methods_from_random(
+    made: tuple[Path, Outcome, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for informative, ranked in (("yes", 2), ("no", 0)):
+        monkeypatch.setattr(Table, "informative", informative)
+        overall = Board.read(made[0]).overall()
+        assert len(overall) == ranked and all((row.tables, row.of) == (1, 1) for row in overall)
+        assert all(set(row.by_metric) == {"log_cmd", "necessity"} for row in overall)
 
 
 def test_without_faithfulness_there_are_no_overall_ranks(suite: Suite, tmp_path: Path) -> None:
@@ -650,7 +659,8 @@ def test_figures_are_drawn_of_what_the_records_hold(board: Board, tmp_path: Path
     assert len(wanted) == 5
     wanted += [".agreement" for table in board.tables if len(table.records) > 1]
     of_tables = [file for file in drawn if not file.name.endswith(".tasks.png")]
-    assert sorted(file.name.split("n---6")[1] for file in of_tables) == sorted(f"{kind}.png" for kind in wanted)
+    ends = [re.split(r"n_eff-\d+-", file.name)[1] for file in of_tables]
+    assert sorted(ends) == sorted(f"{kind}.png" for kind in wanted)
     assert len(set(drawn)) == len(drawn)
     for file in drawn:
         with Image.open(file) as image:

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attriboard.board.board import Board
@@ -87,12 +88,14 @@ def test_a_group_may_have_models_and_settings_of_its_own(toy: dict, suite: Suite
     file.write_text(toy["suite"].read_text() + more)
     plan = Suite.load(file).plan(method=["random"])
     assert [p.settings.max_kept for p in plan] == [6, 4]
-    assert [p.settings.asked("ablation") for p in plan] == [{"draws": 2}, {"draws": 1}]
+    assert [p.settings.asked("ablation") for p in plan] == [{"draws": n, "repetitions": 2} for n in (2, 1)]
     folder = Folder(tmp_path / "out")
     assert not run_cells(suite.name, plan, folder).failed
     large, small = sorted(folder.read(), key=lambda r: -r.settings.max_kept)
     assert (large.settings.max_kept, small.settings.max_kept) == (6, 4)
-    assert len(small.measurements["ablation"].random) == 1
+    assert [r.settings.asked("ablation")["draws"] for r in (large, small)] == [2, 1]
+    # twice each: as many train as test examples are kept
+    assert [r.measurements["ablation"].n for r in (large, small)] == [2 * (6 + 6), 2 * (4 + 4)]
     assert (len(large.items), len(small.items)) == (6, 4)
     assert run_cells(suite.name, plan, folder).done_before == 2
 
@@ -218,7 +221,7 @@ def test_a_rerun_skips_what_is_done_and_runs_what_changed(suite: Suite, tmp_path
 
 def test_only_what_changed_is_measured_again(suite: Suite, tmp_path: Path) -> None:
     before = {r.cell.method: r for r in _run(suite, tmp_path).made}
-    changed = suite.model_copy(update={"settings": suite.settings.changed({"ablation": {"draws": 3}})})
+    changed = suite.model_copy(update={"settings": suite.settings.changed({"ablation": {"draws": 40}})})
     made = _run(changed, tmp_path).made
     assert len(made) == len(before) == len(Folder(tmp_path).read())
     for record in made:
@@ -228,7 +231,10 @@ def test_only_what_changed_is_measured_again(suite: Suite, tmp_path: Path) -> No
             assert record.stages[name] == old.stages[name]
         assert record.measurements["faithfulness"] == old.measurements["faithfulness"]
         assert record.measurements["speed"] == old.measurements["speed"]
-        assert len(record.measurements["ablation"].random) == 3
+        new, ablation = record.measurements["ablation"], old.measurements["ablation"]
+        assert record.stages["ablation"] != old.stages["ablation"] and new.random != ablation.random
+        for again, first in ((new.clean, ablation.clean), (new.top, ablation.top)):
+            np.testing.assert_allclose(again, first, rtol=0, atol=1e-5)  # other batches
 
 
 def test_cells_that_differ_in_the_replacement_are_scored_once(suite: Suite, tmp_path: Path) -> None:
@@ -326,9 +332,17 @@ def test_what_is_no_longer_asked_for_stays(suite: Suite, tmp_path: Path) -> None
     (after,) = _run(other, tmp_path, plan=other.plan(method=["random"])).made
     assert set(after.measurements) == {"faithfulness", "ablation", "sanity", "speed"}
     assert after.stages["ablation"] == before.stages["ablation"]
-    assert after.settings.asked("ablation") == {"draws": 2}
+    assert after.settings.asked("ablation") == {"draws": 2, "repetitions": 2}
     assert {name: after.aggregates[name] for name in before.aggregates} == before.aggregates
     assert _run(suite, tmp_path, plan=suite.plan(method=["random"])).done_before == 1
+
+
+def test_what_was_judged_another_number_of_times_does_not_stay(suite: Suite, tmp_path: Path) -> None:
+    _run(suite, tmp_path, plan=suite.plan(method=["random"]))
+    changes = {"evaluations": ["sanity"], "repetitions": 3}
+    other = suite.model_copy(update={"settings": suite.settings.changed(changes)})
+    (after,) = _run(other, tmp_path, plan=other.plan(method=["random"])).made
+    assert set(after.measurements) == {"sanity", "speed"} and after.settings.repetitions == 3
 
 
 def test_forcing_keeps_what_is_there_where_the_new_fails(
@@ -483,7 +497,9 @@ def test_records_carry_what_made_them(suite: Suite, tmp_path: Path) -> None:
     assert record.model.n_components == 12
     assert len(record.data_sha256) == 64
     assert record.provenance and record.provenance.torch and record.provenance.created
-    assert len(record.items) == len(record.measurements["faithfulness"].full) == 6
+    faithful = record.measurements["faithfulness"]
+    assert len(record.items) == len(record.frames) == 6 and len(faithful.full) == 12 and faithful.n == 24
+    assert set(faithful.base_items[6:12]) == set(record.items)  # the train half is judged first
     assert record.chance == pytest.approx(1 / 24)
     assert json.loads((tmp_path / record.filename).read_text())["status"] == "ok"
     assert record.filename.endswith(f"{record.identity[:12]}.json")

@@ -5,16 +5,47 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from attriboard.measurements.base import Measurement, Metric, Statistic
 from attriboard.measurements.reliability import Reliability
 from attriboard.measurements.sanity import Sanity
 from attriboard.records.aggregate import aggregates
 from attriboard.records.store import Folder
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
+from attriboard.run.worker import _derived, _Measured
 from attriboard.task import tasks
 from tests.bench.toy import toy_context
+
+
+class Means(Measurement):
+    """A mean over the test examples kept; without a name, so that suites cannot ask for it."""
+
+    metrics = (Metric("mean_of_kept", title="mean", unit="1", better="higher", text="A mean."),)
+    values: list[float]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    def statistics(self) -> dict[str, Statistic]:
+        values = np.array(self.values)
+        return {"mean_of_kept": lambda index: values[index].mean(-1)}
+
+
+def test_the_intervals_of_a_fresh_record_heed_items_and_frames_as_those_derived_again_do() -> None:
+    means = Means(values=[1.0, 1.1, 5.0, 5.1, 2.0, 2.1, 7.0, 7.1])
+    items, frames = ([f"{name}{i // size}" for i in range(8)] for name, size in (("item", 1), ("frame", 2)))
+    derived, gaps = _derived(_Measured(measurements={"means": means}), items, frames)
+    assert derived == aggregates([means], items, frames) and gaps == {}
+    alone = aggregates([means], items)["mean_of_kept"]
+    assert derived["mean_of_kept"].value == alone.value == pytest.approx(3.8)
+    # pairs of one frame say nearly the same, so there are half as many examples
+    low, high = derived["mean_of_kept"].low, derived["mean_of_kept"].high
+    assert low is not None and high is not None and alone.low is not None and alone.high is not None
+    assert high - low > alone.high - alone.low
 
 
 def test_reliability_of_stored_records_gives_the_same_aggregates(toy: dict[str, Path], tmp_path: Path) -> None:

@@ -77,6 +77,12 @@ def subset_first(x: Tensor, examples: Any, level: Any) -> Tensor:
     return x * (2 if examples[0].example.subset == "a" else 1)
 
 
+def first_ahead(x: Tensor, *_: Any) -> Tensor:
+    x = x.clone()
+    x[..., 0] += 0.5
+    return x
+
+
 @dataclass
 class Unchecked(methods.get("weight_norm")):  # type: ignore[misc]
     """Has an option that nobody checks."""
@@ -177,6 +183,8 @@ BROKEN: list[tuple[str, str, type[Method]]] = [
     ("scales_with_output", "squared", changed("weight_norm", lambda x, *_: x**2)),
     ("ignores_output_scale", "norms", changed("weight_norm")),
     ("standard_normal", "shifted", changed("random", lambda x, *_: x + 0.1)),
+    ("orders_layers", "the first component ahead", changed("first_layers", first_ahead)),
+    ("orders_layers", "down and up", changed("first_layers", lambda x, *_: (x - 2) ** 2)),
     ("permutes_reference", "across layers", changed("random_same_layer", lambda x, *_: x.roll(1, 0))),
     ("mirror_symmetric", "looks at the picture", changed("color_contrast")),
 ]

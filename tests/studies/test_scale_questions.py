@@ -69,7 +69,8 @@ def test_expected_values_do_not_depend_on_batch_padding_or_neighbors(batch_size:
 def test_the_prompt_is_run_once() -> None:
     model = hooked("llama")
     expected_values(model, PROMPTS[3:], SCALE)
-    assert model.cost.forward == pytest.approx(1 + 1 / 8 + 2 / 9)  # the prompt; w5; w5 w9
+    n = len(PROMPTS[3].split())
+    assert model.cost.flops == sum(model.sizes.flops(*span) for span in ((n, 0), (1, n), (2, n)))  # prompt; w5; w5 w9
 
 
 def test_rows_of_different_lengths_are_not_continued() -> None:

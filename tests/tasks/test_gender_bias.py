@@ -12,7 +12,7 @@ import pytest
 from attriboard.evaluation.drawing import answered, draw
 from attriboard.loading import load_model
 from attriboard.model import Model
-from attriboard.task import SPLITS, Example, split_of, tasks
+from attriboard.task import SPLITS, Example, split_of, split_of_frame, tasks
 
 OPPOSITE = {"she": "he", "he": "she"}
 
@@ -41,11 +41,11 @@ def smollm2() -> Model:
 def test_as_many_professions_of_each_stereotype_in_each_split_and_a_control_set() -> None:
     nouns = table()
     counts = Counter(nouns.values())
-    assert counts["she"] == counts["he"] == 40
+    assert counts["she"] == counts["he"] >= 65
     assert counts["none"] >= 20
     for split in SPLITS:
         here = Counter(of for noun, of in nouns.items() if split_of(noun) == split)
-        assert min(here["she"], here["he"]) >= 15 and here["none"] >= 20
+        assert here["she"] + here["he"] >= 64 and min(here["she"], here["he"]) >= 30 and here["none"] >= 20
 
 
 def test_no_profession_names_a_gender() -> None:
@@ -61,6 +61,7 @@ def test_examples_answer_with_the_stereotype_and_exchange_it_in_the_counterfactu
         noun = noun_in(example.prompt, nouns)
         other = noun_in(example.counterfactual or "", nouns)
         assert example.item == noun and split_of(noun) == split_of(other) == split
+        assert example.frame == example.prompt.replace(noun, "{noun}", 1) and split_of_frame(example.frame) == split
         assert example.answer == f" {nouns[noun]}" and example.foil == f" {OPPOSITE[nouns[noun]]}"
         assert nouns[other] == OPPOSITE[nouns[noun]]
         assert example.counterfactual == example.prompt.replace(noun, other)
@@ -116,14 +117,23 @@ def test_the_control_set_is_left_out_unless_asked_for_and_has_no_stereotype() ->
     assert not any(e.has_counterfactual or e.marks for e in examples)
 
 
-def test_paraphrases_stand_in_frames_that_no_example_uses() -> None:
+def test_splits_share_no_frame_not_even_in_paraphrases() -> None:
     task = tasks.make("gender_bias", {"subsets": ("profession", "neutral")})
     nouns = table()
-    examples = [e for split in SPLITS for e in task.examples(split, 80, 0)]
-    frames = {e.prompt.replace(noun_in(e.prompt, nouns), "-") for e in examples}
-    other = {p.replace(noun_in(p, nouns), "-") for e in examples for p in e.paraphrases}
-    assert len(frames) == 3 and len(other) == 2 and not frames & other
-    assert all(noun_in(p, nouns) == e.item for e in examples for p in e.paraphrases)
+    found: dict[str, set[str]] = {}
+    for split in SPLITS:
+        examples = task.examples(split, 128, 0)
+        assert all(len({e.prompt, *e.paraphrases}) == 3 for e in examples)
+        assert all(noun_in(p, nouns) == e.item for e in examples for p in e.paraphrases)
+        found[split] = {t.replace(noun_in(t, nouns), "-", 1) for e in examples for t in (e.prompt, *e.paraphrases)}
+        assert len({e.frame for e in examples}) >= 24
+    assert not found["train"] & found["test"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_profession_comes_again_before_all_of_its_stereotype_have_come(split: str) -> None:
+    examples = tasks.make("gender_bias").examples(split, 60, 0)
+    assert len({e.item for e in examples}) == 60
 
 
 def test_smollm2_has_the_bias_and_has_it_in_paraphrases_too(smollm2: Model) -> None:

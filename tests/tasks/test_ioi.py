@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -29,25 +30,41 @@ from tests.tasks.test_tasks import draw, length, marked, no_shared_cache  # noqa
 both_orders = pytest.mark.parametrize("order", ["receiver_first", "giver_first"])
 
 
-def said(prompt: str) -> tuple[str, list[str]]:
-    """The frame of a prompt, found by matching it against every one of them, and its names in order."""
-    slots = {"place": ioi.PLACES, "object": ioi.OBJECTS, "first": ioi.NAMES, "second": ioi.NAMES, "giver": ioi.NAMES}
-    found = []
-    for frame in ioi.FRAMES:
-        pattern = re.sub(r"\\{(\w+)\\}", lambda slot: f"({'|'.join(slots[slot[1]])})", re.escape(frame))
-        if re.fullmatch(pattern, prompt):
-            found.append(frame)
+SLOTS = {"place": ioi.PLACES, "object": ioi.OBJECTS, "first": ioi.NAMES, "second": ioi.NAMES, "giver": ioi.NAMES}
+
+
+def matching(parts: tuple[str, ...], end: str) -> dict[str, re.Pattern[str]]:
+    return {
+        part: re.compile(re.sub(r"\\{(\w+)\\}", lambda slot: f"({'|'.join(SLOTS[slot[1]])})", re.escape(part)) + end)
+        for part in parts
+    }
+
+
+OPENINGS, ACTS = matching(ioi.OPENINGS, " "), matching(ioi.ACTS, "")
+
+
+def said(prompt: str) -> tuple[tuple[str, str], list[str]]:
+    """The opening and the act of a prompt, found by matching it against all of them, and its names in order."""
+    found = [
+        (opening, act)
+        for opening, form in OPENINGS.items()
+        if (begun := form.match(prompt))
+        for act, rest in ACTS.items()
+        if rest.fullmatch(prompt[begun.end() :])
+    ]
     (frame,) = found
     return frame, [word for word in re.findall(r"\w+", prompt) if word in ioi.NAMES]
 
 
 def test_there_is_enough_to_say() -> None:
-    assert len(set(ioi.FRAMES)) >= 15 and len(set(ioi.NAMES)) >= 30
-    assert len(set(ioi.PLACES)) >= 15 and len(set(ioi.OBJECTS)) >= 15
-    for frame in ioi.FRAMES:
-        assert re.findall(r"\{(first|second|giver)\}", frame) == ["first", "second", "giver"]
-        assert all(f" {slot}" in frame for slot in ("{first}", "{second}", "{giver}"))  # each name behind a space
-        assert {"{place}", "{object}"} <= set(re.findall(r"\{\w+\}", frame))
+    for words in (ioi.OPENINGS, ioi.ACTS, ioi.NAMES, ioi.PLACES, ioi.OBJECTS):
+        assert len(set(words)) == len(words)
+    assert len(ioi.PLACES) >= 15 and len(ioi.OBJECTS) >= 15
+    for opening in ioi.OPENINGS:
+        assert re.findall(r"\{(first|second)\}", opening) == ["first", "second"]
+        assert all(f" {slot}" in opening for slot in ("{first}", "{second}")) and "{place}" in opening
+    for act in ioi.ACTS:
+        assert act.startswith("{giver} ") and "{object}" in act  # behind the space after the opening
     consonants = "bcdfghjklmnpqrstvwxyz"
     assert all(word[0] in consonants for word in (*ioi.OBJECTS, *ioi.PLACES))  # "a" is right before all of them
 
@@ -91,12 +108,38 @@ def test_both_orders_are_drawn_equally_often_so_that_no_place_gives_the_answer_a
         examples = tasks.make("ioi").examples(split, 64, 0)
         firsts = Counter(said(e.prompt)[1][0] == str(e.answer).strip() for e in examples)
         assert firsts == {True: 32, False: 32}
-        assert len({said(e.prompt)[0] for e in examples}) >= 15  # frames
 
 
-def test_no_pair_of_names_is_asked_about_in_both_splits() -> None:
-    pairs = [{frozenset(said(e.prompt)[1]) for e in tasks.make("ioi").examples(s, 200, 0)} for s in SPLITS]
-    assert not pairs[0] & pairs[1] and min(map(len, pairs)) > 100
+def test_splits_share_no_pair_no_name_no_opening_and_no_act() -> None:
+    seen: dict[str, list[set[Any]]] = {}
+    for split in SPLITS:
+        examples = tasks.make("ioi").examples(split, 200, 0)
+        told = [said(text) for e in examples for text in (e.prompt, e.other_question or "", *e.paraphrases)]
+        seen[split] = [
+            {e.item for e in examples},
+            {name for _, names in told for name in names},
+            {opening for (opening, _), _ in told},
+            {act for (_, act), _ in told},
+        ]
+        for example in examples:
+            (opening, _), names = said(example.prompt)
+            assert example.frame == opening and example.item == " and ".join(sorted(set(names)))
+        assert [len(values) >= least for values, least in zip(seen[split], (100, 30, 40, 18))] == [True] * 4
+    assert not any(train & test for train, test in zip(*seen.values()))
+
+
+def test_half_of_96_examples_have_48_pairs_or_nearly_so_and_many_frames() -> None:
+    for split in SPLITS:
+        examples = tasks.make("ioi").examples(split, 96, 0)
+        assert len({e.item for e in examples}) >= 64 and len({e.frame for e in examples}) >= 35
+
+
+@both_orders
+def test_the_other_question_lets_a_third_person_give(order: str) -> None:
+    for example in draw("ioi", order):
+        frame, (first, second, _) = said(example.prompt)
+        other, (first_too, second_too, third) = said(example.other_question or "")
+        assert other == frame and (first_too, second_too) == (first, second) and third not in (first, second)
 
 
 def test_paraphrases_say_the_same_of_the_same_people_in_another_frame() -> None:
@@ -105,18 +148,30 @@ def test_paraphrases_say_the_same_of_the_same_people_in_another_frame() -> None:
         assert len(example.paraphrases) == 2
         for paraphrase in example.paraphrases:
             other, people = said(paraphrase)
-            assert other != frame and people == names
+            assert not set(other) & set(frame) and people == names
             for words in (ioi.PLACES, ioi.OBJECTS):
                 assert set(words) & set(re.findall(r"\w+", paraphrase)) == set(words) & set(
                     re.findall(r"\w+", example.prompt)
                 )
 
 
+def mean_metric(model: Model, examples: list[Any]) -> float:
+    values = [v for batch in model.batches(examples) for v in model.metric(model.run(batch).logits, batch).tolist()]
+    return fmean(values)
+
+
 def test_smollm2_answers_mostly_and_the_other_name_on_the_counterfactual(smollm2: Model) -> None:  # noqa: F811
     drawn = draw_for(smollm2, tasks.make("ioi"), "train", 48, 0)
-    assert sum(answered(smollm2, drawn)) >= 40
     flipped = [Example(e.example.counterfactual or "", e.example.foil or "", e.example.answer) for e in drawn]
-    assert sum(answered(smollm2, [smollm2.encode(e) for e in flipped])) >= 40
+    both = zip(answered(smollm2, drawn), answered(smollm2, [smollm2.encode(e) for e in flipped]))
+    kept = [e for e, right in zip(drawn, both) if all(right)]
+    assert len(kept) >= 28
+    # where a third person gives, next to nothing of the preference is left
+    asked = [Example(e.example.other_question or "", e.example.answer, e.example.foil) for e in kept]
+    left, whole = (
+        mean_metric(smollm2, [smollm2.encode(e) for e in these]) for these in (asked, [e.example for e in kept])
+    )
+    assert abs(left) < 0.25 * whole
     for encoded in drawn[:8]:
         (s2,) = smollm2.mark_positions(encoded, "s2")
         differ = [i for i, (a, b) in enumerate(zip(encoded.tokens, encoded.counterfactual or ())) if a != b]
@@ -131,6 +186,7 @@ LETTERS = ("A", "B", "C", "D")
 def indirect_object(i: int) -> dict[str, Any]:
     return {
         "prompt": f"Number {i}: Ann met Bo, and Bo wrote to",
+        "template": "{name_A} met {name_B}, and {name_B} wrote to",
         "metadata": {"subject": "Bo", "indirect_object": "Ann", "random_c": "Cy"},
         "s2_io_flip_counterfactual": {"prompt": f"Number {i}: Ann met Bo, and Ann wrote to"},
     }
@@ -208,8 +264,10 @@ def test_the_fields_mean_what_they_mean_in_mib(copies: Path) -> None:
     for example in asked(copies, "ioi"):
         assert (example.answer, example.foil) == (" Ann", " Bo")
         assert example.counterfactual == example.prompt.replace("and Bo", "and Ann")
+        assert example.frame == "{name_A} met {name_B}, and {name_B} wrote to"
     for subset, space in (("copycolors_mcqa", " "), ("arc_easy", " "), ("arc_challenge", "")):
         for example in asked(copies, subset):
+            assert example.frame == ""
             i = number(example)
             assert (example.answer, example.foil) == (space + LETTERS[i % 4], space + LETTERS[(i + 1) % 4])
             assert example.counterfactual == example.prompt.replace(f"{i}.", f"{i}, relabelled.")

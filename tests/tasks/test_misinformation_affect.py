@@ -19,7 +19,7 @@ from attriboard.errors import ConfigurationError, TaskError
 from attriboard.evaluation.drawing import answered, draw
 from attriboard.loading import load_model
 from attriboard.model import Model
-from attriboard.task import Example, split_of, tasks
+from attriboard.task import Example, split_of, split_of_frame, tasks
 
 NAME = "misinformation_affect"
 SUBSETS = tasks.get(NAME).all_subsets
@@ -56,7 +56,7 @@ def words_of(text: str) -> list[str]:
 
 def test_there_are_enough_distinct_texts_and_every_pair_differs_in_its_label() -> None:
     texts = [(post.context, post.text) for post in affect.own_posts()]
-    assert len(texts) == len(set(texts)) >= 240
+    assert len(texts) == len(set(texts)) >= 550
     for one, two in pairs():
         assert one.label != two.label and one.subset == two.subset and one.group == two.group
         assert {one.label, two.label} <= set(affect.LABELS[one.subset])
@@ -133,15 +133,27 @@ def word_of(subset: str, form: str) -> dict[str, str]:
     return dict(zip(affect.LABELS[subset], words[subset]))
 
 
+def frame_of(example: Example, subset: str) -> tuple[str, str]:
+    """The line above a few-shot prompt and the form of its texts."""
+    ((head, form),) = [
+        (head, form)
+        for head in affect.HEADS[subset]
+        for form in affect.FORMS[subset]
+        if head + form == example.frame and example.prompt.startswith(head)
+    ]
+    return head, form
+
+
 def asked(example: Example, subset: str, form: str) -> tuple[Any, Any, str]:
     """The post that a prompt asks about, its other wording, and the prompt that asks about that."""
     one, two = (post for post in affect.own_posts() if post.item == example.item)
     for query, other in ((one, two), (two, one)):
         if form == "few_shot":
-            frame = affect.FRAMES[subset][0][1]
+            _, frame = frame_of(example, subset)
             end = affect.fill(frame, query)[0]
             if example.prompt.endswith(f"\n{end}"):
                 return query, other, example.prompt.removesuffix(end) + affect.fill(frame, other)[0]
+            continue
         for frame in affect.PUBLISHED[subset]:
             begin, end = "Human: \n", "\n\nAssistant:\n" + ("Prediction:" if subset == "claim" else "")
             if example.prompt == begin + affect.fill(frame, query)[0] + end:
@@ -169,19 +181,60 @@ def test_answers_counterfactuals_and_marks_are_those_of_the_query(subset: str, f
 @each_subset
 def test_few_shot_prompts_show_every_label_equally_often_in_varying_order(subset: str) -> None:
     words = word_of(subset, "few_shot")
-    head, frame = affect.FRAMES[subset][0]
-    posts = {
-        affect.fill(frame, post)[0] + words[post.label]: post for post in affect.own_posts() if post.subset == subset
-    }
     orders = set()
     for example in drawn(subset, 24, shots=1):
+        head, form = frame_of(example, subset)
+        posts = {
+            affect.fill(form, post)[0] + words[post.label]: post for post in affect.own_posts() if post.subset == subset
+        }
         shown = [posts[line] for line in example.prompt.removeprefix(head).split("\n")[:-1]]
+        assert example.demonstrations == tuple(post.item for post in shown)
         for post in shown:
             assert split_of(post.item) == "test" and post.item != example.item
         assert Counter(post.label for post in shown) == dict.fromkeys(words, 1)
         assert len({post.item for post in shown}) == len(shown)
         orders.add(tuple(post.label for post in shown))
     assert len(orders) > 1
+
+
+@each_subset
+def test_the_other_question_asks_for_what_is_balanced_against_the_label(subset: str) -> None:
+    for example in drawn(subset, 24):
+        query, _, _ = asked(example, subset, "few_shot")
+        head, *shown, end = (example.other_question or "").split("\n")
+        assert head not in affect.HEADS[subset]
+        posts = {post.item: post for post in affect.own_posts() if post.subset == subset}
+        both = [p for item in example.demonstrations for p in affect.own_posts() if p.item == item]
+        for line, item in zip(shown, example.demonstrations, strict=True):
+            text, _, word = line.rpartition(" ")
+            assert word == posts[item].group
+            assert any(post.text in text and post.context in text for post in both if post.item == item)
+        assert query.text in end and query.context in end and end.endswith((" Tone:", " Veracity:"))
+        labels = {word.strip() for word in word_of(subset, "few_shot").values()}
+        if subset not in ("polarity",):
+            assert not labels & set(re.findall(r"\w+", head))
+
+
+@each_subset
+def test_splits_share_no_frame_nor_part_of_one(subset: str) -> None:
+    parts: dict[str, list[set[str]]] = {}
+    for split in ("train", "test"):
+        examples = drawn(subset, 60, split)
+        frames = [frame_of(example, subset) for example in examples]
+        parts[split] = [set(map("".join, frames)), {head for head, _ in frames}, {form for _, form in frames}]
+        assert all(split_of_frame(example.frame) == split for example in examples)
+        if subset in affect.USUAL:
+            assert len(parts[split][0]) >= 20
+    assert not any(train & test for train, test in zip(parts["train"], parts["test"]))
+
+
+def test_emotion_and_polarity_are_asked_unless_others_are_named() -> None:
+    assert tasks.make(NAME).subsets == ("emotion", "polarity")
+    assert tasks.make(NAME, {"subsets": ("claim",)}).subsets == ("claim",)
+    for split in ("train", "test"):
+        frames = {split: {e.frame for e in tasks.make(NAME).examples(split, 96, 0)}}
+        assert len(frames[split]) >= 48
+        assert sum(split_of(one.item) == split for one, _ in pairs() if one.subset in ("emotion", "polarity")) >= 64
 
 
 def test_answers_come_up_equally_often() -> None:

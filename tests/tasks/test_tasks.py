@@ -36,14 +36,14 @@ NAMES = (
 PARTS = [
     (name, subset)
     for name in NAMES
-    for subset in tasks.get(name).all_subsets
+    for subset in tasks.make(name).subsets
 ]  # fmt: skip
 ONE_OBJECT = ("one_object", "held_out", "kind", "color")  # whose pictures may show one object alone
 OPERATIONS: dict[str, Callable[[int, int], float]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
+    "÷": lambda a, b: a / b,
 }
 each_part = pytest.mark.parametrize(("name", "subset"), PARTS)
 
@@ -92,7 +92,7 @@ def test_enough_for_both_splits_and_no_item_in_both(name: str, subset: str) -> N
 def test_answers_foils_and_counterfactuals_fit_the_tokenizer(
     name: str, subset: str, length: Callable[[str], int]
 ) -> None:
-    labels = tasks.make(name).labels
+    labels = tasks.make(name, {"subsets": (subset,)}).labels
     for example in draw(name, subset):
         assert example.foil is not None and example.has_counterfactual
         assert example.answer != example.foil
@@ -138,38 +138,129 @@ def test_unknown_subset_gets_a_near_name(name: str) -> None:
 
 def solve(line: str) -> int:
     """The result of the sum a line states or asks for, computed here."""
-    left, sign, right = re.match(r"x = (\d+) ?([-+*/]) ?(\d+) ?=", line).groups()  # type: ignore[union-attr]
+    left, sign, right = re.match(r"[a-z] = (\d+) ?([-+*÷]) ?(\d+) ?=", line).groups()  # type: ignore[union-attr]
     result = OPERATIONS[sign](int(left), int(right))
     assert result == int(result)
     return int(result)
 
 
-@pytest.mark.parametrize("options", [{}, {"shots": 4, "largest": 81}, {"spaces": False, "largest": 9}], ids=str)
+def lines_of(prompt: str) -> tuple[str, list[str]]:
+    """What is between the lines of an arithmetic prompt, and the lines, without the heading."""
+    body = prompt.partition(":\n")[2] or prompt
+    separator = next(s for s in ("\n\n", "\n", "; ", ", ") if s in body)
+    return separator, body.split(separator)
+
+
+ARITHMETIC_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"shots": 3, "harder": True},
+    {"spaces": False, "shots": 1, "given": False, "subsets": ("addition", "subtraction", "division")},
+]
+
+
+@pytest.mark.parametrize("options", ARITHMETIC_OPTIONS, ids=str)
 @pytest.mark.parametrize("subset", tasks.get("arithmetic").all_subsets)
 def test_arithmetic_is_true(subset: str, options: dict[str, Any]) -> None:
-    for example in draw("arithmetic", subset, **options):
-        *shown, query = example.prompt.split("\n")
-        *shown_otherwise, other = (example.counterfactual or "").split("\n")
+    if subset not in options.get("subsets", (subset,)):
+        pytest.skip("few products have one digit")
+    for example in draw("arithmetic", subset, **{**options, "subsets": (subset,)}):
+        (separator, (*shown, query)), (_, (*shown_otherwise, other)) = map(
+            lines_of, (example.prompt, example.counterfactual or "")
+        )
         assert len(shown) == options.get("shots", 2)
         assert shown == shown_otherwise
-        assert example.answer == str(solve(query))
-        assert example.foil == str(solve(other))
-        results = [line[-1] for line in shown]
+        for line, answer in ((query, example.answer), (other, example.foil or "")):
+            given = line.rpartition("=")[2].strip()
+            assert given + answer == str(solve(line))
+            assert not given or options.get("given", True)
+        assert query.rpartition("=")[2] == other.rpartition("=")[2]
+        results = [line.rpartition("=")[2].strip() for line in shown]
         assert results == [str(solve(line)) for line in shown] == marked(example, "label")
-        assert not {example.answer, example.foil} & set(results)
         left, right = marked(example, "operands")
-        assert query.replace(" ", "") == f"x={left}{marked(example, 'operator')[0]}{right}="
-        assert example.item == query.replace(" ", "")[2:-1]
+        sign = marked(example, "operator")[0]
+        assert query.replace(" ", "")[1:].startswith(f"={left}{sign}{right}=")
+        assert separator in example.frame and shown[0][:4] in example.frame
 
 
-def test_operands_have_one_and_two_digits_unless_asked_otherwise() -> None:
-    for subset in ("subtraction", "division"):
-        lengths = {tuple(map(len, marked(e, "operands"))) for e in draw("arithmetic", subset)}
-        assert {(1, 1), (2, 1)} <= lengths
-        assert {tuple(map(len, marked(e, "operands"))) for e in draw("arithmetic", subset, largest=9)} == {(1, 1)}
+@pytest.mark.parametrize("options", [{}, {"harder": True}], ids=str)
+@pytest.mark.parametrize("subset", tasks.get("arithmetic").all_subsets)
+def test_neither_answer_nor_foil_stands_in_an_arithmetic_prompt(subset: str, options: dict[str, Any]) -> None:
+    for example in draw("arithmetic", subset, **options):
+        for prompt in (example.prompt, example.counterfactual or "", *example.paraphrases):
+            assert example.answer not in prompt
+        assert (example.foil or "") not in example.prompt + (example.counterfactual or "")
 
 
-@pytest.mark.parametrize("options", [{"shots": 0}, {"shots": 9}, {"largest": 8}, {"largest": 100}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"harder": True}], ids=str)
+@pytest.mark.parametrize("subset", tasks.get("arithmetic").all_subsets)
+def test_no_identity_is_asked_or_shown(subset: str, options: dict[str, Any]) -> None:
+    for example in draw("arithmetic", subset, **options):
+        for line in lines_of(example.prompt)[1] + lines_of(example.counterfactual or "")[1]:
+            left, sign, right = re.match(r"[a-z] = (\d+) ([-+*÷]) (\d+) =", line).groups()  # type: ignore[union-attr]
+            assert "0" not in (left, right) and solve(line) != 0
+            if sign in "-÷":
+                assert left != right
+            if sign in "*÷":
+                assert "1" not in (left, right)
+            assert str(solve(line)) not in (left, right) or line in lines_of(example.prompt)[1][:-1]
+
+
+@pytest.mark.parametrize("subset", tasks.get("arithmetic").all_subsets)
+def test_the_other_question_of_arithmetic_has_another_result(subset: str) -> None:
+    for example in draw("arithmetic", subset):
+        _, (*shown, third) = lines_of(example.other_question or "")
+        assert shown == lines_of(example.prompt)[1][:-1]
+        given = third.rpartition("=")[2].strip()
+        assert str(solve(third)).startswith(given) and len(str(solve(third))) == len(given) + 1
+        assert str(solve(third))[-1] not in (example.answer, example.foil)
+        assert not {example.answer, example.foil} & set(third)
+        assert len(third) == len(lines_of(example.prompt)[1][-1])
+
+
+def commuted(line: str) -> str:
+    """A fact as its task names it: the smaller operand of a sum or product first."""
+    left, sign, right = re.match(r"[a-z] = (\d+) ([-+*÷]) (\d+) =", line).groups()  # type: ignore[union-attr]
+    if sign in "+*":
+        left, right = sorted((left, right), key=int)
+    return f"{left}{sign}{right}"
+
+
+@pytest.mark.parametrize("subset", tasks.get("arithmetic").all_subsets)
+def test_no_fact_and_no_frame_of_arithmetic_in_both_splits(subset: str) -> None:
+    facts, frames = {}, {}
+    for split in ("train", "test"):
+        examples = draw("arithmetic", subset, 64, split)
+        for example in examples:
+            *shown, query = map(commuted, lines_of(example.prompt)[1])
+            assert (example.item, list(example.demonstrations)) == (query, shown)
+            assert len({query, *shown}) == len(shown) + 1
+        facts[split] = {
+            commuted(line) for e in examples for p in (e.prompt, e.counterfactual or "") for line in lines_of(p)[1]
+        }
+        frames[split] = {re.sub(r"\d+ [-+*÷] \d+ =( \d*)?", "_", e.prompt) for e in examples}
+        assert len({e.frame for e in examples}) == len(frames[split]) >= 48
+    assert not facts["train"] & facts["test"]
+    assert not frames["train"] & frames["test"]
+
+
+def test_how_many_questions_each_operation_has() -> None:
+    facts = importlib.import_module("attriboard.tasks.arithmetic").facts
+
+    def count(subset: str, **options: bool) -> int:
+        return sum(fact.answer not in fact.shown for fact in facts(subset, **options))
+
+    operations = tasks.get("arithmetic").all_subsets
+    assert [count(o) for o in operations] == [548, 32, 63, 50]  # addition, subtraction, multiplication, division
+    assert [count(o, given=False) for o in operations] == [36, 32, 6, 50]
+    assert min(count(o, harder=True) for o in operations) >= 64
+
+
+def test_items_come_once_before_any_comes_again() -> None:
+    for split in ("train", "test"):
+        assert len({e.item for e in draw("arithmetic", "addition", 64, split)}) == 64
+
+
+@pytest.mark.parametrize("options", [{"shots": 0}, {"shots": 5}], ids=str)
 def test_arithmetic_refuses(options: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         tasks.make("arithmetic", options)
@@ -178,36 +269,70 @@ def test_arithmetic_refuses(options: dict[str, int]) -> None:
 # Colors
 
 
-@pytest.mark.parametrize("subset", tasks.get("color_tqa").all_subsets)
-def test_color_marks_and_counterfactual(subset: str) -> None:
-    count = 2 if subset == "two_objects" else 3
-    positions, objects = set(), set()
-    for example in draw("color_tqa", subset, 200):
+color_tqa = importlib.import_module("attriboard.tasks.color_tqa")
+each_count = pytest.mark.parametrize(("subset", "count"), [("two_objects", 2), ("three_objects", 3)])
+
+
+def things_and_colors(text: str) -> tuple[list[str], list[str]]:
+    """The objects and the colors that a text names, in its order; the object of the question comes last."""
+    words, every = re.findall(r"\w+", text), {thing for line in color_tqa.OBJECTS for thing in line.split()}
+    return [w for w in words if w in every], [w for w in words if w in color_tqa.COLORS]
+
+
+@each_count
+@pytest.mark.parametrize("foil", ["other_object", "absent_color"])
+def test_color_marks_and_counterfactual(foil: str, subset: str, count: int) -> None:
+    places: list[int] = []
+    for example in draw("color_tqa", subset, 200, foil=foil):
         (color,) = marked(example, "color")
-        assert example.answer == f" {color}"
-        others = marked(example, "other_color")
-        assert len({color, *others}) == count
-        assert (example.foil or "").strip() not in {color, *others}
         assert marked(example, "object") == [example.item, example.item]
-        start, end = example.marks["color"][0]
-        assert example.counterfactual == example.prompt[:start] + (example.foil or "").strip() + example.prompt[end:]
-        positions.add(sum(span < (start, end) for span in example.marks["other_color"]))
-        objects.add(example.item)
-        assert re.search(rf"\b({color} {example.item}|{example.item} is {color})\b", example.prompt)
-    assert positions == set(range(count))
-    assert len(objects) >= 15
+        (*things, asked), colors = things_and_colors(example.prompt)
+        assert len(set(things)) == len(set(colors)) == count and asked == example.item
+        of = dict(zip(things, colors))
+        assert example.answer == f" {color}" == f" {of[asked]}"
+        assert sorted(marked(example, "other_color")) == sorted(set(colors) - {color})
+        foil_color = (example.foil or "").strip()
+        (*same, other), same_colors = things_and_colors(example.other_question or "")
+        assert (same, same_colors) == (things, colors) and other in set(things) - {asked}
+        (*still, still_asked), exchanged = things_and_colors(example.counterfactual or "")
+        assert (still, still_asked) == (things, asked)
+        now = dict(zip(still, exchanged))
+        if foil == "other_object":
+            assert foil_color == of[other]
+            assert now == {**of, asked: of[other], other: of[asked]}
+        else:
+            assert foil_color not in colors
+            assert now == {**of, asked: foil_color}
+        places.append(things.index(asked))
+    assert all(0.7 / count < places.count(i) / len(places) < 1.3 / count for i in range(count))
 
 
-def test_color_splits_share_no_object() -> None:
-    scenes = importlib.import_module("attriboard.tasks.color_tqa").SCENES
-    every = {name for scene in scenes for name in scene.objects}
-    assert len(every) >= 20
-    words = {
-        split: {w for e in draw("color_tqa", "three_objects", 200, split) for w in re.findall(r"\w+", e.prompt)} & every
-        for split in ("train", "test")
-    }
-    assert words["train"] | words["test"] == every
-    assert not words["train"] & words["test"]
+def test_both_foils_ask_the_same() -> None:
+    for one, two in zip(*(draw("color_tqa", "three_objects", foil=foil) for foil in color_tqa.FOILS)):
+        assert (one.prompt, one.answer, one.other_question) == (two.prompt, two.answer, two.other_question)
+        assert one.foil != two.foil
+
+
+@each_count
+def test_color_splits_share_neither_object_nor_wording(subset: str, count: int) -> None:
+    drawn = {split: draw("color_tqa", subset, 400, split) for split in ("train", "test")}
+    every = {thing for line in color_tqa.OBJECTS for thing in line.split()}
+    said: dict[str, set[str]] = {}
+    wordings: dict[str, set[str]] = {}
+    for split, examples in drawn.items():
+        texts = [t for e in examples for t in (e.prompt, e.counterfactual, e.other_question, *e.paraphrases)]
+        said[split] = {thing for text in texts for thing in things_and_colors(text or "")[0]}
+        assert {e.item for e in examples} == said[split] and len(said[split]) >= 32
+        assert len({e.frame for e in examples}) >= 48
+        pattern = re.compile(rf"\b({'|'.join(sorted(every | set(color_tqa.COLORS)))})\b")
+        wordings[split] = {pattern.sub("_", text or "") for text in texts}
+    assert said["train"] | said["test"] == every and not said["train"] & said["test"]
+    assert not wordings["train"] & wordings["test"]
+
+
+def test_color_tqa_refuses_another_foil() -> None:
+    with pytest.raises(ConfigurationError, match=r"^foil is 'near', expected 'other_object' or 'absent_color'\.$"):
+        tasks.make("color_tqa", {"foil": "near"})
 
 
 # Sentiment
@@ -238,8 +363,8 @@ def in_order(a: list[str], b: list[str]) -> int:
 def test_pairs_are_distinct_and_of_equal_length(length: Callable[[str], int]) -> None:
     pairs = own_pairs()
     sentences = [sentence for pair in pairs for sentence in pair]
-    assert len(pairs) >= 70
-    assert len(set(sentences)) == len(sentences) >= 120
+    assert len(pairs) >= 120
+    assert len(set(sentences)) == len(sentences) >= 240
     for positive, negative in pairs:
         for before in ("", " ", "\n"):
             assert length(f"{before}{positive} ->") == length(f"{before}{negative} ->"), (positive, negative)
@@ -259,34 +384,66 @@ def test_no_template_behind_the_sentences() -> None:
 
 def demonstrations(example: Example) -> list[tuple[str, str]]:
     """Each demonstration's sentence and label."""
-    return [tuple(line.split(" -> ")) for line in example.prompt.split("\n")[:-1]]  # type: ignore[misc]
+    lead, arrow, separator = map(re.escape, parts_of(example))
+    return re.findall(f"{lead}(.+?){arrow} (\\w+){separator}", example.prompt)
+
+
+def parts_of(example: Example) -> tuple[str, str, str]:
+    """What stands before a sentence, before its label and after it."""
+    lead, arrow, separator = example.frame.split("_")
+    return lead, arrow.removesuffix(" "), separator
 
 
 @pytest.mark.parametrize("subset", tasks.get("icl_sentiment").all_subsets)
 def test_sentiment_labels_and_marks(subset: str) -> None:
     truth = {sentence: label for pair in own_pairs() for sentence, label in zip(pair, ("positive", "negative"))}
     other = {a: b for pair in own_pairs() for a, b in (pair, pair[::-1])}
+    positive = {sentence: pair[0] for pair in own_pairs() for sentence in pair}
     for example in draw("icl_sentiment", subset):
         (query,) = marked(example, "query")
-        assert example.prompt.endswith(f"\n{query} ->")
+        lead, arrow, separator = parts_of(example)
+        assert example.prompt.endswith(f"{separator}{lead}{query}{arrow}")
         assert example.answer == f" {truth[query]}" and example.foil == f" {truth[other[query]]}"
         assert example.counterfactual == example.prompt.replace(query, other[query])
         shown = demonstrations(example)
         assert [label for _, label in shown] == marked(example, "label") == [truth[sentence] for sentence, _ in shown]
         assert not {query, other[query]} & {sentence for sentence, _ in shown}
+        assert [positive[sentence] for sentence, _ in shown] == list(example.demonstrations)
         labels = [label for _, label in shown]
         assert labels.count("positive") in ({1, 3} if subset == "imbalanced" else {2})
         if subset == "order":
             assert labels[0] == labels[1] != labels[2] == labels[3]
 
 
-def test_sentiment_splits_share_no_sentence() -> None:
-    seen = {
-        split: {s for e in draw("icl_sentiment", "balanced", 64, split) for s, _ in demonstrations(e)}
-        | {marked(e, "query")[0] for e in draw("icl_sentiment", "balanced", 64, split)}
-        for split in ("train", "test")
-    }
+def test_sentiment_splits_share_no_sentence_and_no_frame() -> None:
+    seen, frames = {}, {}
+    for split in ("train", "test"):
+        examples = draw("icl_sentiment", "balanced", 96, split)
+        seen[split] = {s for e in examples for s in (*(s for s, _ in demonstrations(e)), marked(e, "query")[0])}
+        frames[split] = {e.frame for e in examples}
+        assert len(frames[split]) >= 24
+        assert len({e.item for e in examples}) >= 64
+        assert len({e.item for e in examples[:60]}) == 60  # each comes once before any comes again
+        assert [e.answer for e in examples].count(" positive") == 48
     assert not seen["train"] & seen["test"]
+    assert not frames["train"] & frames["test"]
+
+
+def test_the_other_question_of_sentiment_is_a_sentence_that_judges_nothing() -> None:
+    path = Path(__file__).parents[2] / "tasks" / "data" / "neutral.tsv"
+    header, *neutral = path.read_text(encoding="utf-8").splitlines()
+    assert header == "sentence" and len(set(neutral)) == len(neutral) >= 40
+    judged = {sentence for pair in own_pairs() for sentence in pair}
+    assert not judged & set(neutral)
+    for example in draw("icl_sentiment", "balanced"):
+        (query,) = marked(example, "query")
+        start, end = example.marks["query"][0]
+        before, after = example.prompt[:start], example.prompt[end:]
+        other = example.other_question or ""
+        assert other.startswith(before) and other.endswith(after)
+        said = other.removeprefix(before).removesuffix(after)
+        assert said in neutral
+        assert abs(len(said.split()) - len(query.split())) <= 1
 
 
 def test_exchanged_labels_and_other_words(length: Callable[[str], int]) -> None:
@@ -295,7 +452,7 @@ def test_exchanged_labels_and_other_words(length: Callable[[str], int]) -> None:
     assert tasks.make("icl_sentiment", options).labels == (" foo", " bar")
     assert tasks.get("icl_sentiment").labels == (" positive", " negative")
     for example in draw("icl_sentiment", "imbalanced", **options):
-        assert example.counterfactual == re.sub(r"(?<=-> )(foo|bar)", lambda m: exchange[m[0]], example.prompt)
+        assert example.counterfactual == re.sub(r"\b(foo|bar)$", lambda m: exchange[m[0]], example.prompt, flags=re.M)
         assert length(example.counterfactual or "") == length(example.prompt)
         assert {example.answer, example.foil} == {" foo", " bar"}
 
@@ -368,9 +525,10 @@ def test_sst2_from_a_folder(kind: str, sst2_copies: dict[str, Path], length: Cal
     assert examples[:5] == task.examples("test", 5, 0, fits)
     for example in examples:
         (query,) = marked(example, "query")
-        other = (example.counterfactual or "").split("\n")[-1].removesuffix(" ->")
+        start, end = example.marks["query"][0]
+        counterfactual = example.counterfactual or ""
+        other = counterfactual.removeprefix(example.prompt[:start]).removesuffix(example.prompt[end:])
         assert example.answer == truth[query] and example.foil == truth[other]
-        assert (example.counterfactual or "").split("\n")[:-1] == example.prompt.split("\n")[:-1]
         shown = [sentence for sentence, _ in demonstrations(example)]
         assert len({query, other, *shown}) == len(shown) + 2
         assert example.item == f"sst2-{list(truth).index(query)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -30,7 +31,7 @@ Write = Callable[[Example, int], str]
 color_vqa = importlib.import_module("attriboard.tasks.color_vqa")
 captioning = importlib.import_module("attriboard.tasks.captioning_neurons")
 SUBSETS = tasks.get("color_vqa").all_subsets
-FOILS = [("recolored", subset) for subset in SUBSETS] + [("other_object", subset) for subset in SUBSETS[1:]]
+FOILS = [("absent_color", subset) for subset in SUBSETS] + [("other_object", subset) for subset in SUBSETS[1:]]
 each_foil = pytest.mark.parametrize(("foil", "subset"), FOILS)
 each_subset = pytest.mark.parametrize("subset", SUBSETS)
 each_word = pytest.mark.parametrize("subset", ["kind", "color"])
@@ -77,13 +78,49 @@ def check_regions(example: Example, names: set[str]) -> None:
 # Colors of objects, seen and told
 
 
-@each_foil
-def test_counterfactual_recolors_the_asked_object_alone(foil: str, subset: str) -> None:
-    for example in draw("color_vqa", subset, foil=foil):
+def colors_of(example: Example) -> list[str]:
+    """What a picture in words calls the colors, from left to right."""
+    spans = sorted([*example.marks["color"], *example.marks.get("other_color", ())])
+    return [example.prompt[start:end] for start, end in spans]
+
+
+@each_subset
+def test_with_an_absent_color_the_asked_object_alone_changes(subset: str) -> None:
+    for example in draw("color_vqa", subset, foil="absent_color"):
         difference = changed(example)
         assert difference.any() and not (difference & ~example.regions["object"]).any()
         assert difference.sum() > 0.95 * example.regions["object"].sum()  # but for pixels that it barely touches
         assert example.counterfactual is None and example.has_counterfactual
+
+
+@pytest.mark.parametrize("subset", SUBSETS[1:])
+def test_two_objects_exchange_their_colors(subset: str) -> None:
+    for seen, told in zip(draw("color_vqa", subset), draw("color_tqa_scenes", subset)):
+        difference, objects = changed(seen), seen.regions["object"] | seen.regions["other"]
+        assert not (difference & ~objects).any()
+        assert (difference & seen.regions["object"]).sum() > 0.95 * seen.regions["object"].sum()
+        assert (difference & seen.regions["other"]).any()
+        first, second = told.answer.strip(), (told.foil or "").strip()
+        exchange = {first: second, second: first}
+        words = told.prompt.split("\n")[0]
+        expected = " ".join(exchange.get(word, word) for word in words.split(" "))
+        assert (told.counterfactual or "").split("\n")[0] == expected
+        assert sorted(re.findall(r"\w+", told.counterfactual or "")) == sorted(re.findall(r"\w+", told.prompt))
+
+
+@each_foil
+def test_the_other_question_is_about_something_else_in_the_same_scene(foil: str, subset: str) -> None:
+    for seen, told in zip(*(draw(name, subset, foil=foil) for name in ("color_vqa", "color_tqa_scenes"))):
+        shown, asked = (told.other_question or "").split("\n", 1)
+        assert shown == told.prompt.split("\n")[0] and asked == (seen.other_question or "").split("\n", 1)[1]
+        (kind,) = set(re.findall(r"the color of the (\w+)", asked))
+        colored = {k: c for c, k in re.findall(r"\ba (\w+) (\w+)", shown)}
+        assert kind in KINDS and kind != told.item.split()[1]
+        assert (kind in colored) == (len(colored) > 1)
+        if foil == "other_object":
+            assert colored[kind] == (told.foil or "").strip()
+        else:
+            assert (told.foil or "").strip() not in colored.values()
 
 
 @each_foil
@@ -97,7 +134,7 @@ def test_seen_answers_foils_marks_and_regions(foil: str, subset: str) -> None:
         )
         assert seen.answer == f" {color}" and marked(seen, "object") == [kind, kind]
         assert seen.subset == subset
-        assert (seen.foil or "").strip() in (set(COLORS) - set(colors) if foil == "recolored" else set(colors[1:]))
+        assert (seen.foil or "").strip() in (set(COLORS) - set(colors) if foil == "absent_color" else set(colors[1:]))
         assert n in {"one_object": {1}, "two_objects": {2}, "three_objects": {3}}.get(subset, {1, 2, 3})
         check_regions(seen, {"object", "background", "other"} if n > 1 else {"object", "background"})
         core = np.bincount(np.ravel_multi_index(pixels(seen.image)[seen.regions["object"]].T, (256, 256, 256))).argmax()
@@ -106,7 +143,7 @@ def test_seen_answers_foils_marks_and_regions(foil: str, subset: str) -> None:
 
 @each_subset
 def test_told_says_the_same(subset: str) -> None:
-    for example in draw("color_tqa_scenes", subset):
+    for example in draw("color_tqa_scenes", subset, foil="absent_color"):
         color, kind = example.item.split()
         statement, question = example.prompt.split("\n", 1)
         assert statement.startswith("USER: There is a ") and statement.endswith(".")
@@ -127,7 +164,7 @@ def test_told_reads_as_english() -> None:
         scenes.Thing("star", "blue", 55.0, 20.0, 32.0),
     )
     task = tasks.make("color_tqa_scenes")
-    drawn = [color_vqa.Question(scenes.Scene(things[:n], back), 0, "black") for n in (1, 2, 3)]
+    drawn = [color_vqa.Question(scenes.Scene(things[:n], back), 0, "black", "cup", False) for n in (1, 2, 3)]
     assert [task.ask(question, "").prompt for question in drawn] == [  # type: ignore[attr-defined]
         f"USER: {told}\nWhat is the color of the moon?\nASSISTANT: The color of the moon is"
         for told in (
@@ -165,6 +202,17 @@ def test_splits_share_no_pair_and_held_out_is_respected(foil: str, subset: str) 
     assert len(pairs["train"]) >= 5 and len(pairs["test"]) >= 5
     for color, kind in pairs["train"] | pairs["test"]:
         assert ((color, kind) in HELD_OUT) == (subset == "held_out")
+
+    def stated(split: str) -> set[tuple[str, ...]]:
+        told = draw("color_tqa_scenes", subset, 60, split, foil=foil)
+        return {
+            pair
+            for e in told
+            for text in (e.prompt, e.counterfactual)
+            for pair in re.findall(r"\ba (\w+) (\w+)", text or "")
+        }
+
+    assert stated("train") and not stated("train") & stated("test")
     for example in draw("color_tqa_scenes", subset, 60, foil=foil):
         for text, allowed in ((example.prompt, subset == "held_out"), (example.counterfactual or "", False)):
             words = text.split("\n")[0].replace(",", "").replace(".", "").split()
@@ -176,9 +224,9 @@ def test_neither_order_nor_place_gives_the_asked_object_away() -> None:
     for subset in ("three_objects", "held_out"):
         places: Counter[int] = Counter()
         for example in draw("color_tqa_scenes", subset, 240, "train"):
-            colors = sorted([*example.marks["color"], *example.marks.get("other_color", ())])
+            colors = colors_of(example)
             if len(colors) == 3:
-                places[colors.index(example.marks["color"][0])] += 1
+                places[colors.index(example.answer.strip())] += 1
         total = sum(places.values())
         assert all(0.2 * total < places[i] < 0.47 * total for i in range(3)), places
 
@@ -191,19 +239,20 @@ def test_same_seed_same_pictures() -> None:
 
 
 def test_color_vqa_refuses() -> None:
-    with pytest.raises(ConfigurationError, match=r"foil is 'near', expected 'recolored' or 'other_object'\.$"):
+    with pytest.raises(ConfigurationError, match=r"foil is 'near', expected 'other_object' or 'absent_color'\.$"):
         tasks.make("color_vqa", {"foil": "near"})
-    with pytest.raises(ConfigurationError, match="does not have: leave out that subset, or set foil='recolored'"):
+    with pytest.raises(ConfigurationError, match="does not have: leave out that subset, or set foil='absent_color'"):
         tasks.make("color_tqa_scenes", {"foil": "other_object", "subsets": ("one_object",)})
     with pytest.raises(UnknownNameError, match="did you mean 'two_objects'"):
         tasks.make("color_vqa", {"subsets": ("two_object",)})
-    assert tasks.make("color_vqa", {"foil": "other_object"}).subsets == SUBSETS[1:]
+    assert tasks.make("color_vqa").subsets == SUBSETS[1:]
+    assert tasks.make("color_vqa", {"foil": "absent_color"}).subsets == SUBSETS
 
 
 def test_asking_for_more_than_there_is_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(color_vqa, "REPEATS", 20)
     with pytest.raises(TaskError, match="its candidates ran out"):
-        draw("color_tqa_scenes", "one_object", 2000)
+        draw("color_tqa_scenes", "one_object", 2000, foil="absent_color")
 
 
 # Captions of drawn pictures

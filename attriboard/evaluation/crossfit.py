@@ -1,0 +1,151 @@
+"""Cross-fitting: every kept example is judged with scores that were found on others.
+
+The kept examples stand in two halves that share no base item and no frame. Each half is divided into groups; the
+examples of a group are judged with the scores that were found on a group of the other half, and in each further
+repetition with those of another group. So every example is judged once per repetition, by scores that never saw its
+item or, where the task declares frames, its wording, and how far scores depend on the examples they are found on is
+part of what is measured (after the two-way cross-fitting of Chiang, Kato, Ma & Sasaki 2022).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..scores import tied_orders
+
+if TYPE_CHECKING:
+    from .context import Context
+
+HALVES = ("train", "test")
+RANDOM_DRAWS = 16
+"""A control at random is the mean over at least so many draws."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The scores found on the groups of both halves.
+
+    Attributes:
+        values: ``[2, groups, draws, *shape]`` float32: by half and group, and of controls at random by draw.
+    """
+
+    values: Tensor
+
+    @property
+    def groups(self) -> int:
+        return self.values.shape[1]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Examples, and the scores with which they are judged.
+
+    Attributes:
+        members: the examples, as places in :attr:`attriboard.evaluation.context.Context.both`; all of one half.
+        train: names the group on which the scores were found; empty where there is no such side.
+        values: ``[draws, n]``: the scores, one row but for controls at random.
+        seed: of what is drawn at random in judging them.
+        trials: how many there are, among which draws are divided.
+    """
+
+    members: tuple[int, ...]
+    train: str
+    values: Tensor
+    seed: int
+    trials: int
+
+    def draws(self, wanted: int) -> int:
+        """How many draws this trial makes, so that all together make at least ``wanted``."""
+        return math.ceil(wanted / self.trials)
+
+    def orders(self, wanted: int, key: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """Rankings ``[n]`` of components, highest first by ``key`` of the scores.
+
+        One for each draw of a control at random; where scores tie, so many seeded random orders of the tied ones that
+        all trials together have at least ``wanted``.
+        """
+        for draw, values in enumerate(self.values):
+            again = self.draws(wanted) if len(self.values) == 1 else 1
+            yield from tied_orders(key(values), seeds=[seed_of(self.seed, "ties", draw, i) for i in range(again)])
+
+
+def seed_of(*key: object) -> int:
+    """A seed that what names a draw determines."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+
+def trials(
+    context: Context, scores: Tensor, found: Found | None, folds: int, repetitions: int, key: tuple[object, ...]
+) -> tuple[Trial, ...]:
+    """Which examples are judged with which scores.
+
+    Args:
+        scores: ``[n]``: of all train examples, or precomputed.
+        found: those of the groups; None where there are none: the test half is then judged by ``scores``, as without
+            cross-fitting. Precomputed scores may have been found on the train half.
+        folds: into how many groups each half is divided; 0 for none.
+        repetitions: how often every example is judged.
+        key: names the cell; what is drawn at random follows from it.
+
+    Returns:
+        By repetition, half and group.
+    """
+    if not folds or found is None:
+        members = tuple(context.test_half)
+        return (Trial(members, "", scores.reshape(1, -1), seed_of(*key), 1),)
+    made = []
+    for repetition in range(repetitions):
+        for half, name in enumerate(HALVES):
+            start = 0 if name == HALVES[0] else len(context.train)
+            for place, group in enumerate(context.groups(name, folds)):
+                index = (place + repetition) % found.groups
+                own = found.values[1 - half, index].flatten(1)
+                # a control at random has other draws in every repetition
+                values = own[repetition % len(own) :: repetitions] if len(own) > 1 else own
+                members = tuple(start + i for i in group)
+                train = f"{HALVES[1 - half]} {index}"
+                made.append((members, train, values, seed_of(*key, repetition, half, place)))
+    return tuple(Trial(*trial, len(made)) for trial in made)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What :func:`judged` measured, in rows of one example in one trial.
+
+    Attributes:
+        examples: ``[rows]``: places in :attr:`attriboard.evaluation.context.Context.both`, counted from ``first``.
+        items, frames, train: ``[rows]``: the base item and frame of each, and the group its scores were found on.
+        values: by name, ``[..., rows]``.
+    """
+
+    examples: list[int]
+    items: list[str]
+    frames: list[str]
+    train: list[str]
+    values: dict[str, Tensor]
+
+
+def judged(context: Context, chosen: Sequence[Trial], judge: Callable[[Trial], dict[str, Tensor]]) -> Rows:
+    """What a function measures of every trial, put together.
+
+    Args:
+        judge: of one trial, tensors whose last axis is its members.
+    """
+    measured = [judge(trial) for trial in chosen]
+    members = [i for trial in chosen for i in trial.members]
+    everyone = context.both
+    first = min(members)
+    return Rows(
+        examples=[i - first for i in members],
+        items=[everyone[i].example.item or f"example {i}" for i in members],
+        frames=[everyone[i].example.frame for i in members],
+        train=[trial.train for trial in chosen for _ in trial.members],
+        values={name: torch.cat([m[name] for m in measured], dim=-1) for name in measured[0]},
+    )
