@@ -18,7 +18,7 @@ import scipy.stats
 
 from attriboard.measurements.base import Statistic
 from attriboard.stats.clusters import Clusters, effective_n, spread_of_mean, train_share
-from attriboard.stats.intervals import ALPHA, LEVEL, Array, bootstrap_interval, pseudo_values
+from attriboard.stats.intervals import ALPHA, LEVEL, Array, bootstrap_interval, half_width, pseudo_values
 from attriboard.stats.tests import holm, paired_test
 
 EXAMPLES, ITEMS, FOLDS, REPETITIONS = 96, 64, 4, 2
@@ -210,8 +210,7 @@ def simulate(kind: str, frames: int, share: float | None, simulations: int, seed
         values.append(a.mean())
         if design.crossed:
             spread = spread_of_mean(a, design.clusters.test_side())
-            half = scipy.stats.t.ppf((1 + LEVEL) / 2, spread.df) * np.sqrt(spread.variance)
-            alone += int(abs(a.mean() - truth) <= half)
+            alone += int(abs(a.mean() - truth) <= half_width(spread))
         n_eff.append(effective_n(a, design.clusters, design.example.tolist()))
         shares.append(train_share(a, design.clusters))
         gaps.append((a - b, design.clusters))

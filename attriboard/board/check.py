@@ -34,7 +34,16 @@ from ..measurements.speed import Speed
 from ..records.record import Record, digest
 from ..records.store import Folder, newest
 from ..stats.clusters import FRAME, ITEM, Clusters, cluster_sums
-from ..stats.intervals import ALPHA, LEVEL, RESAMPLES, Array, bootstrap_interval, defined_examples, pseudo_values
+from ..stats.intervals import (
+    ALPHA,
+    LEVEL,
+    RESAMPLES,
+    Array,
+    bootstrap_interval,
+    defined_examples,
+    half_width,
+    pseudo_values,
+)
 from ..stats.tests import FLIPS, at_random, gap_of_means, holm, paired_test, smallest_p, unpaired_test
 from .check_report import REPEATS, MetricChange, Report, Times
 from .columns import is_cost
@@ -437,7 +446,7 @@ def _gap_of_rows(x: Array, y: Array, of_x: Clusters, of_y: Clusters) -> tuple[fl
     gap, spread = gap_of_means(x, y, of_x, of_y)
     if not np.isfinite(spread.variance):
         return gap, None
-    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, spread.df) * np.sqrt(spread.variance))
+    half = half_width(spread)
     return gap, (gap - half, gap + half)
 
 

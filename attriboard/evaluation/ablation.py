@@ -12,7 +12,7 @@ from torch import Tensor
 from ..levels import Replacement
 from ..measurements.ablation import Ablation, sizes
 from ..measurements.base import Measure
-from ..scores import ORDERS, top_mask
+from ..scores import top_mask
 from .base import Evaluation, Job
 from .controls import matched_draw
 from .crossfit import Trial, judged, seed_of
@@ -44,7 +44,7 @@ def evaluate(context: Context, trials: Sequence[Trial], level: Level, replacemen
     layer_of, ks = level.layer_of(context.model), sizes(n)
 
     def judge(trial: Trial) -> dict[str, Tensor]:
-        orders = list(trial.orders(ORDERS, lambda values: values))
+        orders = list(trial.orders())
         tops = [top_mask(order, k) for order in orders for k in ks]
         each = math.ceil(trial.draws(draws) / len(orders))
         random = [

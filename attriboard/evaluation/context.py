@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
 from ..components import Level
 from ..errors import TaskError
-from ..interventions import Intervention, component_means, replacement_kind
+from ..interventions import Intervention, component_means, measure_all, replacement_kind
 from ..levels import Replacement
-from ..measurements.base import Kept
+from ..measurements.base import Kept, Measure
 from ..model import EncodedExample, Model
 from ..stats.clusters import Clusters, effective_n
 from ..stats.intervals import ALPHA
 from ..task import SPLITS, Task, image_hash
 from .division import divided
-from .drawing import answered, draw, reversed_pair, untouched
+from .drawing import answered, draw, reversed_pair
 
 MIN_PASSING = 0.1
 """A subset of which a smaller share of the examples passes is no task for the model."""
@@ -80,7 +79,7 @@ class Context:
         self.examples: dict[str, list[EncodedExample]] = {}
         digest = hashlib.sha256()
         limits = {"train": max_kept if max_train is None else min(max_kept, max_train), "test": max_kept}
-        metric: list[NDArray[np.float64]] = []
+        metric: dict[EncodedExample, float] = {}
         for split, n in zip(SPLITS, (n_train, n_test)):
             seen = self.drawn[split] = draw(model, task, split, n, seed)
             for encoded in seen:
@@ -89,13 +88,15 @@ class Context:
                 digest.update(
                     repr((split, encoded.tokens, encoded.answer, encoded.foil, encoded.counterfactual, looks)).encode()
                 )
-            answers = answered(model, seen)
+            measured = measure_all(model, seen)
+            answers = measured[:, Measure.CORRECT].bool().tolist()
             right = [e for e, ok in zip(seen, answers) if ok]
             self.wrong[split] = [e for e, ok in zip(seen, answers) if not ok]
             turned = _turned(model, right) if keep == "both" else [True] * len(right)
             passing = [e for e, ok in zip(right, turned) if ok]
             chosen = _spread(passing, limits[split])
             self.examples[split] = chosen
+            metric.update(zip(seen, measured[:, Measure.METRIC].tolist()))
             by_subset = {s: (_of(s, passing), _of(s, right), _of(s, seen)) for s in task.subsets}
             self.kept[split] = Kept(
                 seen=len(seen),
@@ -103,9 +104,8 @@ class Context:
                 passing=len(passing),
                 kept=len(chosen),
                 by_subset=by_subset,
-                n_eff=_effective(chosen, values := untouched(model, chosen)),
+                n_eff=_effective(chosen, metric),
             )
-            metric.append(values)
         for subset in task.subsets if keep == "both" else ():
             counts = [kept.by_subset[subset] for kept in self.kept.values()]
             _check_subset(model, task, subset, *(sum(column) for column in zip(*counts)))
@@ -119,7 +119,7 @@ class Context:
                     f"or another model."
                 )
         self.data_sha256 = digest.hexdigest()
-        self.n_eff = _effective(self.both, np.concatenate(metric))
+        self.n_eff = _effective(self.both, metric)
         self._interventions: OrderedDict[tuple[str, str, tuple[int, ...]], Intervention] = OrderedDict()
         self._means: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._groups: dict[tuple[str, int], list[list[int]]] = {}
@@ -207,9 +207,10 @@ def clusters_of(examples: Sequence[EncodedExample]) -> Clusters:
     return Clusters(len(examples), {"item": items, "frame": frames})
 
 
-def _effective(examples: Sequence[EncodedExample], metric: NDArray[np.float64]) -> float | None:
+def _effective(examples: Sequence[EncodedExample], metric: Mapping[EncodedExample, float]) -> float | None:
     """To how many independent examples these amount, by the metric of each; None for fewer than two."""
-    return effective_n(metric, clusters_of(examples)) if len(examples) > 1 else None
+    values = np.array([metric[encoded] for encoded in examples])
+    return effective_n(values, clusters_of(examples)) if len(examples) > 1 else None
 
 
 def _turned(model: Model, examples: Sequence[EncodedExample]) -> list[bool]:

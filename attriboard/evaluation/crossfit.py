@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..scores import tied_orders
+from ..scores import ORDERS, tied_orders
+from ..task import SPLITS
 
 if TYPE_CHECKING:
     from .context import Context
 
-HALVES = ("train", "test")
 RANDOM_DRAWS = 16
 """A control at random is the mean over at least so many draws."""
 
@@ -65,15 +65,15 @@ class Trial:
         """How many draws this trial makes, so that all together make at least ``wanted``."""
         return math.ceil(wanted / self.trials)
 
-    def orders(self, wanted: int, key: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """Rankings ``[n]`` of components, highest first by ``key`` of the scores.
+    def orders(self, absolute: bool = False) -> Iterator[Tensor]:
+        """Rankings ``[n]`` of components by their (absolute, if asked) scores, highest first.
 
         One for each draw of a control at random; where scores tie, so many seeded random orders of the tied ones that
-        all trials together have at least ``wanted``.
+        all trials together have at least :data:`attriboard.scores.ORDERS`.
         """
         for draw, values in enumerate(self.values):
-            again = self.draws(wanted) if len(self.values) == 1 else 1
-            yield from tied_orders(key(values), seeds=[seed_of(self.seed, "ties", draw, i) for i in range(again)])
+            again = self.draws(ORDERS) if len(self.values) == 1 else 1
+            yield from tied_orders(values, absolute, [seed_of(self.seed, "ties", draw, i) for i in range(again)])
 
 
 def seed_of(*key: object) -> int:
@@ -102,15 +102,15 @@ def trials(
         return (Trial(members, "", scores.reshape(1, -1), seed_of(*key), 1),)
     made = []
     for repetition in range(repetitions):
-        for half, name in enumerate(HALVES):
-            start = 0 if name == HALVES[0] else len(context.train)
+        for half, name in enumerate(SPLITS):
+            start = 0 if name == SPLITS[0] else len(context.train)
             for place, group in enumerate(context.groups(name, folds)):
                 index = (place + repetition) % found.groups
                 own = found.values[1 - half, index].flatten(1)
                 # a control at random has other draws in every repetition
                 values = own[repetition % len(own) :: repetitions] if len(own) > 1 else own
                 members = tuple(start + i for i in group)
-                train = f"{HALVES[1 - half]} {index}"
+                train = f"{SPLITS[1 - half]} {index}"
                 made.append((members, train, values, seed_of(*key, repetition, half, place)))
     return tuple(Trial(*trial, len(made)) for trial in made)
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import TaskError
 from ..model import EncodedExample, Model
 from ..task import Task
@@ -32,14 +29,6 @@ def answered(model: Model, examples: Sequence[EncodedExample]) -> list[bool]:
     for batch in model.batches(examples):
         right += model.correct(model.run(batch).logits, batch).tolist()
     return right
-
-
-def untouched(model: Model, examples: Sequence[EncodedExample]) -> NDArray[np.float64]:
-    """``[N]``: the metric of each example in the model as it is."""
-    values: list[float] = []
-    for batch in model.batches(examples):
-        values += model.metric(model.run(batch).logits, batch).tolist()
-    return np.array(values)
 
 
 def reversed_pair(encoded: EncodedExample) -> EncodedExample | None:

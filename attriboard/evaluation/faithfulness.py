@@ -88,8 +88,8 @@ def _curves(
 ) -> dict[str, Tensor]:
     """The curves of one trial, by name ``[sizes, members]``, and ``full`` and ``empty`` ``[members]``."""
     n = level.size(context.model)
-    signed = list(trial.orders(ORDERS, lambda values: values))
-    absolute = list(trial.orders(ORDERS, Tensor.abs))
+    signed = list(trial.orders())
+    absolute = list(trial.orders(absolute=True))
     shuffles = max(len(trial.values), trial.draws(ORDERS))
     shuffled = []
     for i in range(shuffles):

@@ -65,12 +65,10 @@ class Settled:
     Attributes:
         scores: as given, but exactly 0 up to the floor.
         share: the share of all scores that was set to 0 and was not 0 before.
-        repeats: as of :class:`Noise`.
     """
 
     scores: Scores | list[Tensor]
     share: float
-    repeats: int
 
 
 def noise(method: Method, model: Model, examples: Sequence[EncodedExample], level: Level) -> Noise:
@@ -117,14 +115,7 @@ def settle(scores: Scores | Sequence[Tensor], noise: Noise, n: int = 1) -> Settl
     zeroed = sum(int(((a == 0) & (b != 0)).sum()) for a, b in zip(after, before))
     share = zeroed / max(1, sum(values.numel() for values in before))
     result = replace(scores, values=after[0]) if isinstance(scores, Scores) else after
-    return Settled(result, share, noise.repeats)
-
-
-def settled(
-    method: Method, model: Model, examples: Sequence[EncodedExample], level: Level, scores: Scores | Sequence[Tensor]
-) -> Settled:
-    """Scores that a method gave ``examples``, with what is no more than noise set to 0."""
-    return settle(scores, noise(method, model, examples, level), n=1 if level.inputs else len(examples))
+    return Settled(result, share)
 
 
 def _each(method: Method, model: Model, examples: Sequence[EncodedExample], level: Level) -> list[Tensor]:

@@ -24,7 +24,7 @@ from ..components import InputLevel, Level
 from ..errors import ScoresError, SkipCell
 from ..evaluation import speed
 from ..evaluation.context import Context
-from ..evaluation.crossfit import HALVES, RANDOM_DRAWS, Found, seed_of
+from ..evaluation.crossfit import RANDOM_DRAWS, Found, seed_of
 from ..evaluation.division import merged
 from ..exchange import precomputed
 from ..measurements.speed import Speed
@@ -32,6 +32,7 @@ from ..method import Method, checked, checked_inputs
 from ..model import EncodedExample
 from ..records.record import Cell, StoredScores
 from ..scores import Scores, ties
+from ..task import SPLITS
 from .noise import Noise, noise, settle
 
 GIT_BYTES = 2**16
@@ -130,7 +131,7 @@ def of_groups(
         SkipCell: the test half as a whole lacks what the method needs; says what.
     """
     model, halves = context.model, (context.train, context.test)
-    divided = [context.groups(half, folds) for half in HALVES]
+    divided = [context.groups(half, folds) for half in SPLITS]
     n = min(map(len, divided))
     while True:
         groups = [merged(of_half, n) for of_half in divided]

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from .clusters import Array, Clusters, clusters_of, members, spread_of_mean
+from .clusters import Array, Clusters, Spread, clusters_of, members, spread_of_mean
 
 __all__ = [
     "ALPHA",
@@ -117,8 +117,13 @@ def _multiway_interval(
     spread = spread_of_mean(shares, clusters)
     if not np.isfinite(spread.variance):
         return None
-    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, spread.df) * np.sqrt(spread.variance))
+    half = half_width(spread)
     return float(shares.mean()) - half, float(shares.mean()) + half
+
+
+def half_width(spread: Spread) -> float:
+    """How far the 95 % t interval of a mean reaches to either side."""
+    return float(scipy.stats.t.ppf((1 + LEVEL) / 2, spread.df) * np.sqrt(spread.variance))
 
 
 def _bca_interval(
@@ -141,7 +146,7 @@ def _bca_interval(
                 over_last_axis,
                 vectorized=True,
                 n_resamples=RESAMPLES,
-                confidence_level=_expanded(len(clusters)),
+                confidence_level=expanded_level(len(clusters)),
                 method=method,
                 rng=np.random.default_rng(seed),
             ).confidence_interval
@@ -150,7 +155,7 @@ def _bca_interval(
     return None
 
 
-def _expanded(n: int) -> float:
+def expanded_level(n: int) -> float:
     """The level at which a bootstrap interval over ``n`` independent draws is to be read for :data:`LEVEL`."""
     wide = np.sqrt(n / (n - 1)) * scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)
     return float(1 - 2 * scipy.stats.norm.sf(wide))

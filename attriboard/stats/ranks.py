@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from .intervals import ALPHA, LEVEL, RESAMPLES, Array
+from .intervals import ALPHA, RESAMPLES, Array, expanded_level
 from .tests import FLIPS
 
 TIES = 0.5
@@ -144,7 +144,7 @@ def win_shares(outcomes: Array, blocks: Sequence[Hashable], seed: int = 0, resam
         sums = per_unit[rng.integers(0, units, units)].sum(0)
         met = (sums + sums.T).sum(1) > 0
         row[:] = np.where(met, _mean_chance(_strengths(sums, strengths, 1e-4)), np.nan)
-    outside = 100 * scipy.stats.norm.sf(np.sqrt(units / (units - 1)) * scipy.stats.t.ppf((1 + LEVEL) / 2, units - 1))
+    outside = 50 * (1 - expanded_level(units))
     low, high = np.nanpercentile(drawn, (outside, 100 - outside), axis=0)
     return WinShares(wins, low, high, resampled)
 

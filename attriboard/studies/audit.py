@@ -17,16 +17,17 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from ..errors import ConfigurationError, check_name
-from ..evaluation.drawing import answered, draw
+from ..evaluation.drawing import answered, draw, reversed_pair
+from ..interventions import measure_all
+from ..measurements.base import Measure, Strict
 from ..model import EncodedExample, Model
 from ..stats.intervals import bootstrap_interval
 from ..task import SPLITS, Example, Task
@@ -48,12 +49,6 @@ Texts = Callable[[Example], str]
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------
-
-
-class Strict(BaseModel):
-    """A part of the stored audit; unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Stands(Strict):
@@ -479,34 +474,15 @@ class Answers:
 
 def ask(model: Model, examples: Sequence[EncodedExample]) -> list[Answers]:
     """Asks a model every example, its counterfactual and its other question."""
-    right = answered(model, examples)
-    metric = _metrics(model, examples)
-    turned = [_turned(e) for e in examples]
-    turns = dict(
-        zip(
-            (i for i, e in enumerate(turned) if e is not None),
-            answered(model, [e for e in turned if e is not None]),
-        )
-    )
-    others = [_other(model, e) for e in examples]
-    places = [i for i, e in enumerate(others) if e is not None]
-    elsewhere = dict(zip(places, _metrics(model, [e for e in others if e is not None])))
+    measured = measure_all(model, examples)
+    right = measured[:, Measure.CORRECT].bool().tolist()
+    metric = [m if e.foil is not None else None for m, e in zip(measured[:, Measure.METRIC].tolist(), examples)]
+    turned = {i: pair for i, e in enumerate(examples) if (pair := reversed_pair(e)) is not None}
+    turns = dict(zip(turned, answered(model, list(turned.values()))))
+    others = {i: other for i, e in enumerate(examples) if (other := _other(model, e)) is not None}
+    there = measure_all(model, list(others.values()))[:, Measure.METRIC].tolist() if others else []
+    elsewhere = dict(zip(others, there))
     return [Answers(right[i], turns.get(i), metric[i], elsewhere.get(i)) for i in range(len(examples))]
-
-
-def _turned(encoded: EncodedExample) -> EncodedExample | None:
-    """The counterfactual as a question whose answer is the foil."""
-    if encoded.counterfactual is None or encoded.foil is None:
-        return None
-    return replace(
-        encoded,
-        tokens=encoded.counterfactual,
-        answer=encoded.foil,
-        foil=encoded.answer,
-        counterfactual=None,
-        image=encoded.image if encoded.counterfactual_image is None else encoded.counterfactual_image,
-        counterfactual_image=None,
-    )
 
 
 def _other(model: Model, encoded: EncodedExample) -> EncodedExample | None:
@@ -523,14 +499,6 @@ def _other(model: Model, encoded: EncodedExample) -> EncodedExample | None:
         item=example.item,
     )
     return model.encode(asked) if model.why_not(asked) is None else None
-
-
-def _metrics(model: Model, examples: Sequence[EncodedExample]) -> list[float | None]:
-    values: list[float | None] = []
-    for batch in model.batches(examples):
-        found = model.metric(model.run(batch).logits, batch).tolist()
-        values += [value if e.foil is not None else None for value, e in zip(found, batch.examples)]
-    return values
 
 
 def worth(values: NDArray[np.float64], groups: Sequence[Hashable]) -> Worth:

@@ -15,7 +15,6 @@ from attriboard.errors import SkipCell
 from attriboard.evaluation import ablation, faithfulness
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.crossfit import (
-    HALVES,
     RANDOM_DRAWS,
     Found,
     Trial,
@@ -28,7 +27,7 @@ from attriboard.method import Method, methods
 from attriboard.model import EncodedExample
 from attriboard.run.scoring import of_groups, packed, unpacked
 from attriboard.scores import ORDERS, ordered
-from attriboard.task import Example
+from attriboard.task import SPLITS, Example
 from tests.bench.toy import toy_context
 
 HEADS = get_level("heads")
@@ -82,10 +81,10 @@ def test_every_example_is_judged_once_per_repetition_by_scores_of_the_other_half
         assert sorted(i for trial in repetition for i in trial.members) == list(range(n))
     met: dict[int, set[str]] = {i: set() for i in range(n)}
     for trial in made:
-        halves = {HALVES[i >= len(context.train)] for i in trial.members}
+        halves = {SPLITS[i >= len(context.train)] for i in trial.members}
         half, _, group = trial.train.partition(" ")
         assert halves == {"test" if half == "train" else "train"}
-        assert torch.equal(trial.values[0], values[HALVES.index(half), int(group), 0].flatten())
+        assert torch.equal(trial.values[0], values[SPLITS.index(half), int(group), 0].flatten())
         for i in trial.members:
             met[i].add(trial.train)
     assert all(len(groups) == 2 for groups in met.values())
@@ -134,13 +133,13 @@ def test_tied_components_are_ranked_at_random_and_others_never_move() -> None:
 def test_ties_get_orders_enough_over_all_trials_and_scores_without_ties_one() -> None:
     def orders(values: list[float], share: int) -> list[list[int]]:
         trial = Trial((0,), "", torch.tensor([values]), 3, share)
-        return [order.tolist() for order in trial.orders(ORDERS, lambda scores: scores)]
+        return [order.tolist() for order in trial.orders()]
 
     assert len(orders([1.0, 2.0, 3.0], 1)) == 1
     assert len(orders([1.0, 1.0, 3.0], 1)) == ORDERS and len(orders([1.0, 1.0, 3.0], 4)) == ORDERS // 4
     assert {tuple(order) for order in orders([0.0] * 4, 1)} != {(0, 1, 2, 3)}
     absolute = Trial((0,), "", torch.tensor([[-1.0, 1.0, 3.0]]), 3, 1)
-    assert len(list(absolute.orders(ORDERS, torch.Tensor.abs))) == ORDERS  # tied in size alone
+    assert len(list(absolute.orders(absolute=True))) == ORDERS  # tied in size alone
 
 
 # --- scores of groups -------------------------------------------------------------------------------------------------
@@ -152,7 +151,7 @@ def test_scores_of_a_group_are_those_of_its_examples_alone(context: Context, nam
     scores = method.attribute(context.model, context.train, HEADS)
     found = of_groups(method, context, HEADS, scores, 4)
     assert found.values.shape == (2, 4, 1, *HEADS.shape(context.model))
-    for half, split in enumerate(HALVES):
+    for half, split in enumerate(SPLITS):
         for place, group in enumerate(context.groups(split, 4)):
             alone = method.attribute(context.model, [context.examples[split][i] for i in group], HEADS).values
             torch.testing.assert_close(found.values[half, place, 0], alone, rtol=1e-4, atol=1e-6)
@@ -176,7 +175,7 @@ class NeedsThree(Method):
 def test_a_method_that_cannot_score_few_examples_gets_larger_groups(context: Context) -> None:
     method = NeedsThree()
     found = of_groups(method, context, HEADS, method.attribute(context.model, context.train, HEADS), 4)
-    sizes = [[len(group) for group in merged(context.groups(half, 4), 2)] for half in HALVES]
+    sizes = [[len(group) for group in merged(context.groups(half, 4), 2)] for half in SPLITS]
     assert found.groups == 2 and found.values[:, :, 0, 0, 0].tolist() == sizes
 
 

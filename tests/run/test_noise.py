@@ -18,7 +18,7 @@ from attriboard.loading import load_model
 from attriboard.method import Method, methods
 from attriboard.model import Batch, EncodedExample, Model
 from attriboard.models.rounding import BLOCK, stochastic
-from attriboard.run.noise import EXAMPLES, REPEATS, TIMES, Noise, noise, settle, settled
+from attriboard.run.noise import EXAMPLES, REPEATS, TIMES, Noise, noise, settle
 from attriboard.scores import Scores
 from attriboard.task import tasks
 from tests.bench.models import EXAMPLES as ROWS
@@ -111,7 +111,7 @@ def test_what_is_rounding_is_set_to_zero_and_what_is_more_stays_as_it_was(small:
     model, heads = hooked("llama"), LEVELS["heads"]
     method = Cancelling(small=small)
     given = method.attribute(model, ROWS, heads)
-    found = settled(method, model, ROWS, heads, given)
+    found = settle(given, noise(method, model, ROWS, heads), len(ROWS))
     assert isinstance(found.scores, Scores)
     own = small * torch.arange(given.values.numel()).view(given.values.shape)
     assert torch.equal(found.scores.values != 0, own > 0)
@@ -125,7 +125,7 @@ def test_at_inputs_there_is_one_floor_from_the_positions_that_are_within_their_o
     each = method.each(model, ROWS, TOKENS)
     found = noise(method, model, ROWS, TOKENS)
     assert found.sd.shape == () and 0.1 * EPS * 3e4 < float(found.sd) < 10 * EPS * 3e4
-    done = settled(method, model, ROWS, TOKENS, each)
+    done = settle(each, noise(method, model, ROWS, TOKENS))
     assert isinstance(done.scores, list)
     for before, after in zip(each, done.scores, strict=True):
         assert torch.equal(after, torch.where(before.abs() <= TIMES * found.sd, 0.0, before))
