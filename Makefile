@@ -20,7 +20,7 @@ quick: install
 	mkdir -p results/quick && touch results/quick/.unfinished
 	$(BIN)/attriboard run benchmarks/quick.toml --out results/quick
 	rm results/quick/.unfinished
-	$(BIN)/attriboard leaderboard results/quick --out leaderboard.md
+	$(BIN)/attriboard leaderboard results/quick --audits results/audit --out leaderboard.md
 
 test: install lint
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
@@ -42,12 +42,12 @@ lock: install
 # sanity: whether scores are the same on other examples, and change with the model and the answer
 full downstream sanity: install
 	$(BIN)/attriboard run benchmarks/$@.toml --out results/$@
-	$(BIN)/attriboard leaderboard results/$@ --out results/$@/leaderboard.md
+	$(BIN)/attriboard leaderboard results/$@ --audits results/audit --out results/$@/leaderboard.md
 
 # models whose mechanism is known: what each method finds of it
 planted: install
 	$(BIN)/attriboard run benchmarks/planted.toml --out results/planted
-	$(BIN)/attriboard leaderboard results/planted --out results/planted/leaderboard.md
+	$(BIN)/attriboard leaderboard results/planted --audits results/audit --out results/planted/leaderboard.md
 	$(BIN)/python benchmarks/ground_truth.py
 
 speed: install
@@ -68,7 +68,7 @@ audit: install
 	$(BIN)/python -m attriboard.studies.audit_report results/audit > docs/audit.md
 
 board: install
-	$(BIN)/attriboard leaderboard results/quick --out leaderboard.md
+	$(BIN)/attriboard leaderboard results/quick --audits results/audit --out leaderboard.md
 	$(BIN)/python benchmarks/readme.py
 
 # the same questions asked of a picture and in words
@@ -80,7 +80,7 @@ docs: install
 	$(BIN)/python -m attriboard.measurements.registry > docs/metrics.md
 	$(BIN)/python -m attriboard.selftest > docs/selftests.md
 	$(BIN)/python -m attriboard.studies.audit_report results/audit > docs/audit.md
-	$(BIN)/attriboard leaderboard results/quick --figures build/figures --out leaderboard.md
+	$(BIN)/attriboard leaderboard results/quick --audits results/audit --figures build/figures --out leaderboard.md
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png
 
 clean:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from attriboard import METRICS, Board, Folder, render
 from attriboard.board.columns import ranking_columns
 from attriboard.records.aggregate import up_to_date
+from attriboard.studies.audit_report import findings, read_audits
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK, DOWNSTREAM, SPEED = (ROOT / "results" / name for name in ("quick", "downstream", "speed.json"))
@@ -56,8 +57,8 @@ class Section(NamedTuple):
 
 
 def board_text(folder: Path) -> str:
-    """The board of a folder of records, in Markdown."""
-    return render(Board.read(folder), "md")
+    """The board of a folder of records, in Markdown, with what the audits beside it found."""
+    return render(Board.read(folder, findings(read_audits(folder.parent / "audit"))), "md")
 
 
 def cells(row: str) -> list[str]:

@@ -6,7 +6,7 @@ The same records give the same board: what is resampled here has a fixed seed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Options = dict[str, dict[str, Any]]
+Findings = Mapping[tuple[str, int, str], Sequence[str]]
+"""By task, its version and a model's weights (SHA-256), what an audit of the task found beyond its limits."""
 
 
 class Part(NamedTuple):
@@ -46,6 +48,7 @@ class Table:
     """Records of one task, level, model, replacement, variant and seed with equal examples and weights; best first.
 
     Records that hold the same measurement hold it with the same options; not all need hold the same ones.
+    ``findings`` are sentences of an audit of the task on the model.
     """
 
     task: str
@@ -55,6 +58,7 @@ class Table:
     variant: str
     seed: int
     records: tuple[Record, ...]
+    findings: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -289,8 +293,11 @@ class Board:
     superseded: int
 
     @classmethod
-    def read(cls, path: Path) -> Board:
+    def read(cls, path: Path, findings: Findings | None = None) -> Board:
         """The board of a results folder; aggregates of older definitions are derived again.
+
+        Args:
+            findings: of audits, said above the tables of the same task, version and model.
 
         Raises:
             ConfigurationError: no such folder, or not one record in it.
@@ -300,7 +307,7 @@ class Board:
         superseded += folder.set_aside
         return cls(
             about=folder.about(),
-            tables=_tables([up_to_date(record) for record in records if record.measurements]),
+            tables=_tables([up_to_date(record) for record in records if record.measurements], findings or {}),
             not_run=tuple(record for record in records if record.status != "ok"),
             foreign=dict(sorted(folder.foreign.items())),
             superseded=superseded,
@@ -483,7 +490,7 @@ def _drawn(record: Record) -> list[Any]:
     return [record.settings.drawing(), record.settings.dtype, record.settings.device]
 
 
-def _tables(records: Iterable[Record]) -> tuple[Table, ...]:
+def _tables(records: Iterable[Record], findings: Findings) -> tuple[Table, ...]:
     groups: dict[tuple[str, str, str, str, str, int, str], list[Record]] = defaultdict(list)
     for record in records:
         c = record.cell
@@ -493,7 +500,10 @@ def _tables(records: Iterable[Record]) -> tuple[Table, ...]:
     tables = []
     for key, group in sorted(groups.items(), key=lambda item: (*item[0][:-1], -len(item[1][0].items), item[0][-1])):
         most_first = sorted(group, key=lambda r: (-len(r.measurements), r.filename))
-        tables += [Table(*key[:-1], best_first(part)) for part in _of_one_mind(most_first, options_of)]
+        first = group[0]
+        weights = first.model.weights_sha256 if first.model else ""
+        found = tuple(findings.get((first.cell.task, first.task_version, weights), ()))
+        tables += [Table(*key[:-1], best_first(part), found) for part in _of_one_mind(most_first, options_of)]
     return tuple(tables)
 
 

@@ -241,12 +241,13 @@ def _measures_more(table: Table) -> bool:
 
 
 def lines_above(table: Table) -> list[str]:
-    """All that is said above a table: its examples; how its methods stand against the controls; ties; what has no best.
+    """All that is said above a table: its examples; what an audit found; how its methods stand; ties; what has no best.
 
     A sentence stands there only where it has something to say.
     """
-    said = [_against_random(table), _against_trivial(table), _ties(table), _beyond_perfect(table), _all_alike(table)]
-    return [examples_line(table), " ".join(sentence for sentence in said if sentence)][: 1 + any(said)]
+    methods = [_against_random(table), _against_trivial(table), _ties(table), _beyond_perfect(table), _all_alike(table)]
+    paragraphs = (" ".join(table.findings), " ".join(sentence for sentence in methods if sentence))
+    return [examples_line(table), *(paragraph for paragraph in paragraphs if paragraph)]
 
 
 def _against_random(table: Table) -> str:

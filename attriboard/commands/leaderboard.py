@@ -20,6 +20,10 @@ def leaderboard(
     figures: Annotated[
         Path | None, typer.Option(help="Also draw curves and maps of every table into this folder.")
     ] = None,
+    audits: Annotated[
+        Path | None,
+        typer.Option(help="A folder of audits; above its tables stands what is beyond a task's limits."),
+    ] = None,
     include: Include = None,
 ) -> None:
     """Builds the board from stored records and nothing else."""
@@ -28,7 +32,14 @@ def leaderboard(
 
     include_files(include)
     formats.check_format(form)
-    board = Board.read(folder)
+    findings = None
+    if audits is not None:
+        from ..studies import audit_report
+
+        if not audits.is_dir():
+            raise ConfigurationError(f"{audits} is not a folder of audits; `attriboard audit TASK --json` makes them.")
+        findings = audit_report.findings(audit_report.read_audits(audits))
+    board = Board.read(folder, findings)
     text = formats.render(board, form)
     for name, why in board.foreign.items():
         note_foreign_file(folder / name, why)

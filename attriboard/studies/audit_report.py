@@ -242,6 +242,15 @@ def read_audits(folder: Path) -> list[Audit]:
     return sorted(found, key=lambda audit: (audit.task, repr(sorted(audit.options.items())), audit.model))
 
 
+def findings(audits: Iterable[Audit]) -> dict[tuple[str, int, str], tuple[str, ...]]:
+    """What audits of tasks with their usual options found beyond the limits, as boards take it.
+
+    By task, its version and the model's weights (SHA-256).
+    """
+    usual = [audit for audit in audits if not audit.options]
+    return {(audit.task, audit.version, audit.weights_sha256): tuple(problems(audit)) for audit in usual}
+
+
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     rule = "|".join(["---", *["--:"] * (len(head) - 1)])
     return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]

@@ -28,6 +28,7 @@ from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Precomputed, Provenance, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
+from attriboard.studies.audit_report import findings, read_audits
 from tests.bench.boards import COSTS, METRIC, ablation, faithfulness, record, speed
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,19 @@ def test_csv_and_json_hold_unrounded_values_of_every_record(folder: Path) -> Non
         for name in record.aggregates:
             assert float(row[name]) == pytest.approx(record.aggregates[name].value, rel=1e-12)
     assert parsed["not_run"][0]["status"] == "failed"
+
+
+def test_findings_of_an_audit_stand_above_the_tables_of_the_same_task_version_and_model(folder: Path) -> None:
+    (table,) = Board.read(folder).tables
+    first = table.records[0]
+    assert first.model is not None
+    key = (first.cell.task, first.task_version, first.model.weights_sha256)
+    sentences = ("Shortcut: all of it is kept.", "Overlap: 3 prompts.")
+    for form in ("md", "latex", "html"):
+        text = render(Board.read(folder, {key: sentences}), form)
+        assert text.count("Shortcut: all of it is kept. Overlap: 3 prompts.") == 1
+    for other in ((f"{key[0]}s", *key[1:]), (key[0], key[1] + 1, key[2]), (*key[:2], "0")):
+        assert render(Board.read(folder, {other: sentences})) == render(Board.read(folder))
 
 
 def test_latex_is_a_booktabs_table_with_escaped_names(folder: Path) -> None:
@@ -334,7 +348,8 @@ def _reference() -> list[Record]:
 
 
 def test_the_committed_board_is_what_its_records_give() -> None:
-    assert (ROOT / "leaderboard.md").read_text() == render(Board.read(REFERENCE))
+    found = findings(read_audits(ROOT / "results" / "audit"))
+    assert (ROOT / "leaderboard.md").read_text() == render(Board.read(REFERENCE, found))
 
 
 def test_the_committed_aggregates_follow_from_the_per_example_measurements() -> None:

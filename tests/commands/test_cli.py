@@ -26,6 +26,7 @@ from tests.bench.cli import call
         (["list", "task"], "unknown kind 'task': did you mean 'tasks'"),
         (["leaderboard", "/nowhere"], "there is no results folder /nowhere"),
         (["leaderboard", "results", "--format", "markdown"], "unknown format 'markdown'"),
+        (["leaderboard", "results", "--audits", "/nowhere"], "/nowhere is not a folder of audits"),
     ],
 )
 def test_wrong_names_exit_2_with_one_sentence(

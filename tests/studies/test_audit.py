@@ -33,7 +33,7 @@ from attriboard.studies.audit import (
     question_start,
     remarks,
 )
-from attriboard.studies.audit_report import page, read_audits, render
+from attriboard.studies.audit_report import findings, page, read_audits, render
 from attriboard.task import SPLITS, Example, Task, split_of, tasks
 from attriboard.zoo.language import caption
 from tests.bench.toy import WORDS
@@ -388,6 +388,14 @@ def test_stored_audits_make_the_page(tmp_path: Path, repeats: Model) -> None:
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"bad\.json is not an audit of this version; make it again"):
         read_audits(tmp_path)
+
+
+def test_a_board_is_told_what_audits_with_the_usual_options_found(repeats: Model) -> None:
+    usual = measure(LastWord(), repeats, 24)
+    other = measure(LastWord(other="answer"), repeats, 24, options={"other": "answer"})
+    key = ("last_word", LastWord.version, repeats.weights_sha256)
+    assert findings([usual, other]) == findings([usual]) == {key: tuple(problems(usual))}
+    assert findings([other]) == {}
 
 
 def test_the_page_is_what_the_stored_audits_say() -> None:
