@@ -79,6 +79,7 @@ compare: install
 docs: install
 	$(BIN)/python -m attriboard.measurements.registry > docs/metrics.md
 	$(BIN)/python -m attriboard.selftest > docs/selftests.md
+	$(BIN)/python -m attriboard.run.suite_page > docs/suites.md
 	$(BIN)/python -m attriboard.studies.audit_report results/audit > docs/audit.md
 	$(BIN)/attriboard leaderboard results/quick --audits results/audit --figures build/figures --out leaderboard.md
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png

@@ -33,7 +33,7 @@ from attriboard.zoo import planted
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-GENERATED = {"audit.md", "metrics.md", "selftests.md"}
+GENERATED = {"audit.md", "metrics.md", "selftests.md", "suites.md"}
 """Pages that are made from the code."""
 SPACE = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
 

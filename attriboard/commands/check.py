@@ -14,7 +14,10 @@ from .output import out
 
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records.")],
-    against: Annotated[Path, typer.Option(metavar="DIR", help="The folder of records it is held against.")],
+    against: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="The records it is held against: a folder, or `quick`, which ships."),
+    ],
     metric: Annotated[
         list[str] | None, typer.Option(help="Compare this metric (repeatable); the headlines by default.")
     ] = None,
@@ -24,9 +27,10 @@ def check(
 ) -> None:
     """Fails if a method became significantly worse, slower, or is missing in DIR, cell by cell."""
     from ..board.check import check_folders
+    from ..shipped import records_folder
 
     include_files(include)
-    report = check_folders(folder, against, metric or (), speed)
+    report = check_folders(records_folder(folder), records_folder(against), metric or (), speed)
     if as_json:
         content = {"failed": report.failed, "lines": report.lines(), **report.model_dump(mode="json")}
         typer.echo(json.dumps(content, indent=1))

@@ -14,7 +14,7 @@ from .output import err, make_folder_of, note_foreign_file, writing
 
 
 def leaderboard(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records, or `quick`, which ships.")],
     form: Annotated[str, typer.Option("--format", help="md, csv, latex, html or json.")] = "md",
     out_file: Annotated[Path | None, typer.Option("--out", help="A file; standard output by default.")] = None,
     figures: Annotated[
@@ -29,6 +29,7 @@ def leaderboard(
     """Builds the board from stored records and nothing else."""
     from ..board import formats
     from ..board.board import Board
+    from ..shipped import records_folder
 
     include_files(include)
     formats.check_format(form)
@@ -39,6 +40,7 @@ def leaderboard(
         if not audits.is_dir():
             raise ConfigurationError(f"{audits} is not a folder of audits; `attriboard audit TASK --json` makes them.")
         findings = audit_report.findings(audit_report.read_audits(audits))
+    folder = records_folder(folder)
     board = Board.read(folder, findings)
     text = formats.render(board, form)
     for name, why in board.foreign.items():

@@ -15,7 +15,7 @@ from .progress import progress_of_cells
 
 
 def run(
-    suite: Annotated[Path, typer.Argument(help="A suite file, or the name of one in benchmarks/.")],
+    suite: Annotated[Path, typer.Argument(help="A suite file, or a name of `attriboard list suites`.")],
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for records; results/SUITE by default.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task (repeatable).")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method (repeatable); a new one is added.")] = None,

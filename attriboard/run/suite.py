@@ -20,6 +20,7 @@ from ..measurements.registry import MEASUREMENTS
 from ..method import methods
 from ..records.record import Cell, Planned, Precomputed
 from ..records.settings import HARDWARE, Settings
+from ..shipped import shipped
 from ..task import Task, tasks
 
 if sys.version_info >= (3, 11):
@@ -44,9 +45,12 @@ class Group(BaseModel):
     """Every listed method on every listed task at every listed level.
 
     Attributes:
+        tasks, methods: by name, or as tables of a name and options.
+        levels: what is scored.
+        replacements: by what components are replaced when they are judged, one after the other.
         models, seeds: the suite's if empty.
         variant: tells its cells apart from those of another group that are measured with other options.
-        settings: what differs from the suite's settings, but for :data:`attriboard.records.settings.HARDWARE`.
+        settings: what differs from the suite's settings.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,10 +75,11 @@ class Suite(BaseModel):
 
     Attributes:
         name: also the name of its results folder.
-        description, expected: what it is for, and how long it takes on what.
-        models: names for :func:`attriboard.loading.load_model`.
+        description: what it is for.
+        expected: how long it takes, and on what.
+        models: whatever ``--model`` takes: short names, Hugging Face ids, folders.
         seeds: of examples and random choices.
-        settings: see :class:`attriboard.records.settings.Settings`.
+        settings: how cells are run.
         groups: what is run.
         not_run: what was left out on purpose and why; printed below the board.
     """
@@ -450,7 +455,7 @@ def limited(limit: int) -> dict[str, Any]:
 
 
 def find_suite(path: Path) -> Path:
-    """A suite by path, or by the bare name of a file in ``benchmarks/``.
+    """A suite by path, or by its bare name among :func:`suites`.
 
     Raises:
         UnknownNameError: there is no such file; carries the names of the suites that there are.
@@ -464,8 +469,8 @@ def find_suite(path: Path) -> Path:
 
 
 def suites() -> dict[str, Path]:
-    """The suites by name: those in ``benchmarks/`` of this checkout and of the current folder."""
-    folders = (Path(__file__).resolve().parents[2] / "benchmarks", Path.cwd() / "benchmarks")
+    """The suites by name: those that ship, and those in ``benchmarks/`` of the current folder, which come first."""
+    folders = (*shipped("suites"), Path.cwd() / "benchmarks")
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
 
 

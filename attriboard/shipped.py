@@ -1,0 +1,19 @@
+"""Files that ship with the package and are no code: suites, and the records of reference runs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+
+def shipped(part: str) -> list[Path]:
+    """The folders of a part, ``suites`` or ``reference``: in a checkout ``benchmarks/`` and ``results/``."""
+    return [Path(folder) for folder in import_module(f"attriboard.{part}").__path__]
+
+
+def records_folder(path: Path) -> Path:
+    """A folder of records by path, or by the bare name of a reference run that ships, such as ``quick``."""
+    if path.exists() or path.parent != Path():
+        return path
+    known = {marker.parent.name: marker.parent for root in shipped("reference") for marker in root.glob("*/suite.json")}
+    return known.get(path.name, path)

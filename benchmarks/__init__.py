@@ -1,0 +1,1 @@
+"""The suites; installed as ``attriboard.suites``, without the programs beside them."""

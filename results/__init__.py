@@ -1,0 +1,1 @@
+"""The records of reference runs; those of ``quick/`` are installed as ``attriboard.reference``."""
