@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -17,3 +18,12 @@ def records_folder(path: Path) -> Path:
         return path
     known = {marker.parent.name: marker.parent for root in shipped("reference") for marker in root.glob("*/suite.json")}
     return known.get(path.name, path)
+
+
+def pages_from(folder: Path) -> str | None:
+    """The way from a folder of a checkout to its ``docs/``; None outside, where links would lead nowhere."""
+    checkout = Path(__file__).resolve().parents[1]
+    inside = folder.resolve().is_relative_to(checkout)
+    if not inside or not (checkout / "docs" / "metrics.md").is_file():
+        return None
+    return Path(os.path.relpath(checkout / "docs", folder.resolve())).as_posix()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,11 @@ import venv
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ("attriboard", "benchmarks", "docs", "methods", "results", "tasks", "tests")
@@ -97,6 +103,45 @@ def test_the_wheel_runs_a_suite_that_ships(program: Path, tmp_path: Path) -> Non
     ]
     board = attriboard(program, tmp_path, "leaderboard", "mine")
     assert board.returncode == 0 and "| gradient_x_activation |" in board.stdout
+
+
+def test_entry_points_of_another_package_are_found(program: Path, tmp_path: Path) -> None:
+    """The package of docs/adding.md, with the method, task and evaluation that the page shows."""
+    page = (ROOT / "docs" / "adding.md").read_text()
+    groups = tomllib.loads(next(b for b in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "entry-points" in b))
+    points = groups["project"]["entry-points"]
+    assert set(points) == {"attriboard.methods", "attriboard.tasks", "attriboard.evaluation"}
+    (packages,) = (program.parents[1] / "lib").glob("python*/site-packages")
+    (packages / "my_probes").mkdir()
+    (packages / "my_probes" / "__init__.py").touch()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    lines = []
+    for group, named in points.items():
+        lines.append(f"[{group}]")
+        for name, where in named.items():
+            code = next(block for block in blocks if f'    name = "{name}"\n' in block)
+            module = where.partition(":")[0]
+            (packages / f"{module.replace('.', '/')}.py").write_text(code)
+            lines.append(f"{name} = {where}")
+        lines.append("no_such = my_probes.no_such")
+    about = packages / "my_probes-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-probes\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    listed = json.loads(attriboard(program, tmp_path, "list", "--json").stdout)
+    for kind, name in (("methods", "output_size"), ("tasks", "capitals"), ("evaluations", "standing_out")):
+        rows = {row["name"]: row for row in listed[kind]}
+        assert name in rows and len(rows) > 10
+        assert "No module named 'my_probes.no_such'" in str(rows["no_such"])
+
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nmodels = ["planted-copy"]\n[settings]\nevaluations = ["standing_out"]\n'
+        "[settings.standing_out]\npower = 2.0\n[[groups]]\n"
+        'tasks = ["planted_copy"]\nmethods = ["activation_norm"]\nlevels = ["heads"]\n'
+    )
+    ran = attriboard(program, tmp_path, "run", "mine.toml", "--limit", "8", "--out", "mine")
+    assert ran.returncode == 0, ran.stderr
+    assert "stands out" in attriboard(program, tmp_path, "leaderboard", "mine").stdout
 
 
 def test_the_wheel_has_reference_records_to_be_held_against(program: Path, tmp_path: Path) -> None:

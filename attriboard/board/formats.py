@@ -26,11 +26,14 @@ def check_format(form: str) -> None:
         raise UnknownNameError("format", form, FORMATS)
 
 
-def render(board: Board, form: str = "md") -> str:
+def render(board: Board, form: str = "md", docs: str | None = "docs") -> str:
     """The board in one of :data:`FORMATS`.
+
+    Args:
+        docs: where links of a Markdown board find the pages of ``docs/``; None for a board without links.
 
     Raises:
         UnknownNameError: no such format.
     """
     check_format(form)
-    return FORMATS[form](board)
+    return markdown(board, docs) if form == "md" else FORMATS[form](board)

@@ -24,12 +24,12 @@ from .wording import (
 )
 
 
-def markdown(board: Board) -> str:
-    """The whole page."""
+def markdown(board: Board, docs: str | None = "docs") -> str:
+    """The whole page, with links to the pages in ``docs``, or without any."""
     lines = ["# Leaderboard", ""]
     if board.about:
         lines += [f"Suite `{board.about.get('suite')}`. {board.about.get('description', '')}".rstrip(), ""]
-    lines += [how_it_ran(board), "", legend(board), "", *_overall(board), "## Tables", ""]
+    lines += [how_it_ran(board), "", legend(board, docs), "", *_overall(board), "## Tables", ""]
     for table in board.tables:
         lines += [f"### {table.title}", ""]
         for line in lines_above(table):

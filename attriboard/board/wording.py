@@ -350,8 +350,8 @@ def how_it_ran(board: Board) -> str:
 ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
 
 
-def legend(board: Board) -> str:
-    """What the columns, brackets and typefaces mean."""
+def legend(board: Board, docs: str | None = "docs") -> str:
+    """What the columns, brackets and typefaces mean; ``docs`` is the link to the pages, None for no links."""
     shown = [METRICS[m] for m in dict.fromkeys(m for table in board.tables for m in table.metrics)]
     columns = "; ".join(f"**{m.title}**{ARROWS[m.better]} ({m.unit})" for m in shown)
     outside = any(r.cell.precomputed for table in board.tables for r in table.records)
@@ -378,9 +378,13 @@ def legend(board: Board) -> str:
         "says so. Nor is anything bold where a value goes beyond the untouched model's: components that work against "
         "the answer were dropped, which is no better attribution. **n_eff**: how many independent examples the n "
         "amount to. *Italic*: controls; the random "
-        f"ones are {draws}.{precomputed} Definitions: [docs/metrics.md](docs/metrics.md); tests: "
-        "[docs/statistics.md](docs/statistics.md)."
+        f"ones are {draws}.{precomputed} Definitions: {_page('metrics.md', docs)}; tests: "
+        f"{_page('statistics.md', docs)}."
     )
+
+
+def _page(name: str, docs: str | None) -> str:
+    return f"docs/{name} of attriboard" if docs is None else f"[docs/{name}]({docs}/{name})"
 
 
 def not_run(board: Board) -> list[str]:

@@ -29,7 +29,7 @@ def leaderboard(
     """Builds the board from stored records and nothing else."""
     from ..board import formats
     from ..board.board import Board
-    from ..shipped import records_folder
+    from ..shipped import pages_from, records_folder
 
     include_files(include)
     formats.check_format(form)
@@ -42,7 +42,7 @@ def leaderboard(
         findings = audit_report.findings(audit_report.read_audits(audits))
     folder = records_folder(folder)
     board = Board.read(folder, findings)
-    text = formats.render(board, form)
+    text = formats.render(board, form, pages_from(Path() if out_file is None else out_file.parent))
     for name, why in board.foreign.items():
         note_foreign_file(folder / name, why)
     if figures is not None:

@@ -92,6 +92,7 @@ def _rows(kind: str) -> list[dict[str, Any]]:
         from ..evaluation.base import evaluations
         from ..measurements.registry import MEASUREMENTS
 
+        evaluations.names()  # measurements of other packages come with their evaluations
         return [
             {
                 "name": name,

@@ -245,22 +245,32 @@ def _check_subset(model: Model, task: Task, subset: str, passing: int, right: in
 
 
 def _spread(examples: list[EncodedExample], n: int) -> list[EncodedExample]:
-    """``n`` examples, taken from the subsets in turn, each time one whose item and frame were taken least often."""
+    """``n`` examples, taken from the subsets in turn, each time one whose item and frame were taken least often.
+
+    A subset that has no new item left waits for those that have: more examples of few items are worth less than
+    examples of other items.
+    """
     queues: dict[str, list[EncodedExample]] = {}
     for example in examples:
         queues.setdefault(example.example.subset, []).append(example)
     taken: Counter[tuple[str, str]] = Counter()
+    asked: Counter[tuple[str, str]] = Counter()
     chosen: list[EncodedExample] = []
 
     def often(encoded: EncodedExample) -> int:
         example = encoded.example
         return sum(taken[kind, name] for kind, name in (("item", example.item), ("frame", example.frame)) if name)
 
+    def repeats(encoded: EncodedExample) -> int:
+        return asked[encoded.example.subset, encoded.example.item] if encoded.example.item else 0
+
     while len(chosen) < n and any(queues.values()):
+        fewest = min(repeats(encoded) for queue in queues.values() for encoded in queue)
         for queue in queues.values():
-            if queue and len(chosen) < n:
+            if len(chosen) < n and any(repeats(encoded) <= fewest for encoded in queue):
                 encoded = queue.pop(min(range(len(queue)), key=lambda i: often(queue[i])))
                 taken.update((("item", encoded.example.item), ("frame", encoded.example.frame)))
+                asked[encoded.example.subset, encoded.example.item] += 1
                 chosen.append(encoded)
     return chosen
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_serializer, field_validator, model_validator
@@ -168,11 +171,20 @@ class Settings(Strict):
 
 
 def measurement_of(name: str) -> type[Measurement]:
-    """The measurement of that name.
+    """The measurement of that name; one that does not ship is looked for among the entry points of evaluations.
 
     Raises:
         UnknownNameError: there is none; carries near names.
     """
     if name not in MEASUREMENTS:
+        _load_entry_points()
+    if name not in MEASUREMENTS:
         raise UnknownNameError("evaluation", name, MEASUREMENTS, "One of your own is found by --include FILE.")
     return MEASUREMENTS[name]
+
+
+@functools.cache
+def _load_entry_points() -> None:
+    for point in entry_points(group="attriboard.evaluation"):
+        with contextlib.suppress(Exception):  # `attriboard list evaluations` says what is wrong with it
+            point.load()

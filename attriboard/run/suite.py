@@ -103,6 +103,7 @@ class Suite(BaseModel):
             ConfigurationError: no such file, not TOML, a wrong key or a wrong type; names file, key and expectation.
         """
         path = find_suite(path)
+        evaluations.names()  # those of other packages have settings of their own
         try:
             suite = cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         except tomllib.TOMLDecodeError as error:

@@ -28,6 +28,7 @@ from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Precomputed, Provenance, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
+from attriboard.shipped import pages_from
 from attriboard.studies.audit_report import findings, read_audits
 from tests.bench.boards import COSTS, METRIC, ablation, faithfulness, record, speed
 
@@ -92,6 +93,24 @@ def test_markdown_shows_every_method_what_was_kept_and_what_was_not_run(folder: 
     assert "judged by the scores of 6 train examples." in text and "### made_up, heads, no_model, n = 6\n" in text
     assert "nothing else exists here" in text
     assert "failed: hopeless / heads / random on no_model, seed 0: It is hopeless." in text
+
+
+@pytest.mark.parametrize(
+    ("docs", "link"),
+    [
+        ("docs", "[docs/metrics.md](docs/metrics.md)"),
+        ("../../docs", "[docs/metrics.md](../../docs/metrics.md)"),
+        (None, "docs/metrics.md of attriboard"),
+    ],
+)
+def test_links_lead_to_the_pages_from_where_the_board_is_written(folder: Path, docs: str | None, link: str) -> None:
+    text = render(Board.read(folder), docs=docs)
+    assert f"Definitions: {link}; tests:" in text and ("](" in text) == (docs is not None)
+
+
+def test_the_way_to_the_pages(tmp_path: Path) -> None:
+    assert pages_from(ROOT) == "docs" and pages_from(ROOT / "results" / "quick") == "../../docs"
+    assert pages_from(tmp_path) is None
 
 
 def test_every_number_in_a_row_is_the_records_own(folder: Path) -> None:

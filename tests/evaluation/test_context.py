@@ -145,3 +145,13 @@ def test_examples_of_other_items_and_frames_are_preferred() -> None:
     ]
     chosen = [(e.example.item, e.example.frame) for e in _spread(examples, 3)]
     assert chosen == [("a", "x"), ("b", "y"), ("c", "z")]
+
+
+def test_a_subset_of_few_items_waits_for_one_that_has_new_ones() -> None:
+    """Of a subset with one item, the second example is worth less than a new item of the other subset."""
+    examples = [
+        EncodedExample(Example(f"{subset}{i}", " a", item=item, subset=subset), (1,), 1, None, None)
+        for subset, item, i in [*(("few", "a", i) for i in range(4)), *(("many", f"b{i}", i) for i in range(4))]
+    ]
+    for n, subsets in ((2, "fm"), (5, "fmmmm"), (7, "fmmmmff"), (8, "fmmmmfff")):
+        assert "".join(e.example.subset[0] for e in _spread(examples, n)) == subsets
