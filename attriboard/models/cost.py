@@ -1,6 +1,7 @@
 """What work a model does, in floating-point operations worked out from the shapes of its weights.
 
-Counted are matrix products: those with every weight matrix of a block at every position that is run, those of attention
+Counted are matrix products: those with every weight matrix of a block at every position that is run (in a mixture of
+experts, of the experts that work there, and of all of them where the model multiplies by all), those of attention
 (queries with keys, the pattern with values), the unembedding at the positions at which it is evaluated, and the vision
 tower where a picture is looked at. A multiply-add is two operations. Not counted are elementwise operations, norms,
 softmax, biases and look-ups.
@@ -106,17 +107,33 @@ class Sizes:
         return sum(self.flops(n, before, at, logits) for (n, before), at in zip(batch.spans, starts, strict=True))
 
 
-def sizes_of(blocks: Sequence[nn.Module], attention: int, unembedding: Tensor) -> Sizes:
-    """The sizes of a model with these blocks, first to last, and unembedding ``[V, d_model]``."""
+def sizes_of(
+    blocks: Sequence[nn.Module], attention: int, unembedding: Tensor, experts: Sequence[int] | None = None
+) -> Sizes:
+    """The sizes of a model.
+
+    Args:
+        blocks: first to last.
+        attention: query heads times their width.
+        unembedding: ``[V, d_model]``.
+        experts: by layer, the entries of the matrices of as many experts as work at one position; none if None.
+    """
     behind = [0]
-    for block in reversed(blocks):
-        behind.append(behind[-1] + sum(weight.numel() for _, weight in _matrices(block.modules())))
+    for block, routed in zip(reversed(blocks), reversed(experts or [0] * len(blocks)), strict=True):
+        behind.append(behind[-1] + routed + sum(weight.numel() for _, weight in _matrices(block.modules())))
     return Sizes(tuple(reversed(behind)), attention, unembedding.numel())
 
 
 def _matrices(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, Tensor]]:
-    """The modules that multiply by a weight of at least two axes, with that weight."""
-    weights = [(module, getattr(module, "weight", None)) for module in modules if not isinstance(module, nn.Embedding)]
+    """The modules that multiply by a weight of at least two axes, with that weight.
+
+    Embeddings look theirs up, and norms (some have a weight per head and dimension) multiply entry by entry.
+    """
+    weights = [
+        (module, getattr(module, "weight", None))
+        for module in modules
+        if not isinstance(module, nn.Embedding) and not type(module).__name__.endswith("Norm")
+    ]
     return [(module, weight) for module, weight in weights if isinstance(weight, Tensor) and weight.dim() > 1]
 
 

@@ -108,6 +108,92 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
 }
 FAMILIES = tuple(CONFIGS)
+
+_MIX: dict[str, Any] = {"num_experts_per_tok": 2, "head_dim": 8}
+_FALCON: dict[str, Any] = {k: v for k, v in _LLAMA.items() if k not in ("num_key_value_heads", "intermediate_size")}
+_FALCON["ffn_hidden_size"] = 40
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+CONFIGS |= {
+    "phi": lambda: transformers.PhiConfig(**_LLAMA),
+    "phi3": lambda: transformers.Phi3Config(**_LLAMA, sliding_window=5),
+    "olmo": lambda: transformers.OlmoConfig(**_LLAMA),
+    "olmo2": lambda: transformers.Olmo2Config(**_LLAMA),
+    "olmo3": lambda: transformers.Olmo3Config(**_LLAMA, sliding_window=4, layer_types=_WINDOWS),
+    "stablelm": lambda: transformers.StableLmConfig(**_LLAMA, use_qkv_bias=True),
+    "stablelm_parallel": lambda: transformers.StableLmConfig(**_LLAMA, use_parallel_residual=True, qk_layernorm=True),
+    "mixtral": lambda: transformers.MixtralConfig(**_LLAMA, **_MIX, num_local_experts=4),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+        **_LLAMA,
+        num_experts_per_tok=2,
+        num_experts=4,
+        moe_intermediate_size=12,
+        shared_expert_intermediate_size=20,
+        mlp_only_layers=[1],
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**_LLAMA, **_MIX, num_experts=4, moe_intermediate_size=12),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **_LLAMA, **_MIX, num_local_experts=4, sliding_window=4, layer_types=_WINDOWS, rope_parameters=_YARN
+    ),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **_LLAMA,
+        head_dim=8,
+        intermediate_size_mlp=24,
+        num_local_experts=3,
+        num_experts_per_tok=1,
+        moe_layers=[0, 2],
+        no_rope_layers=[1, 0, 1],
+        attention_chunk_size=4,
+        layer_types=["chunked_attention", "full_attention", "chunked_attention"],
+    ),
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
+        vocab_size=VOCAB,
+        hidden_size=D_MODEL,
+        num_layers=LAYERS,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1], [["global"], 1]],
+        max_position_embeddings=64,
+        intermediate_size=40,
+        window_size=4,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "gpt_bigcode": lambda: transformers.GPTBigCodeConfig(**_GPT),
+    "gpt_bigcode_heads": lambda: transformers.GPTBigCodeConfig(**_GPT, multi_query=False),
+    "starcoder2": lambda: transformers.Starcoder2Config(**_LLAMA, sliding_window=5),
+    "granite": lambda: transformers.GraniteConfig(
+        **_LLAMA, residual_multiplier=0.4, embedding_multiplier=2.0, logits_scaling=3.0, attention_multiplier=0.2
+    ),
+    "cohere": lambda: transformers.CohereConfig(**_LLAMA, logit_scale=0.25, use_qk_norm=True),
+    "cohere2": lambda: transformers.Cohere2Config(**_LLAMA, logit_scale=0.25, sliding_window=4, layer_types=_WINDOWS),
+    "glm": lambda: transformers.GlmConfig(**_LLAMA, head_dim=8),
+    "glm4": lambda: transformers.Glm4Config(**_LLAMA, head_dim=8),
+    "exaone4": lambda: transformers.Exaone4Config(**_LLAMA, sliding_window=4, layer_types=_WINDOWS),
+    "bloom": lambda: transformers.BloomConfig(
+        vocab_size=VOCAB, hidden_size=D_MODEL, n_layer=LAYERS, n_head=4, bos_token_id=1, eos_token_id=2
+    ),
+    "falcon": lambda: transformers.FalconConfig(**_FALCON, multi_query=True, parallel_attn=True),
+    "falcon_groups": lambda: transformers.FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon_heads": lambda: transformers.FalconConfig(**_FALCON, multi_query=False, parallel_attn=False, bias=True),
+    "ministral": lambda: transformers.MinistralConfig(**_LLAMA, head_dim=8, sliding_window=4, layer_types=_WINDOWS),
+    "ministral3": lambda: transformers.Ministral3Config(
+        **_LLAMA,
+        head_dim=8,
+        rope_parameters={**_YARN, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 4},
+    ),
+}
+EVERY = tuple(CONFIGS)
+"""Every kind of block that is known; tests of methods take :data:`FAMILIES`, which differ in what methods see."""
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "llama4")
+"""Families without neurons."""
+WITH_NEURONS = tuple(family for family in EVERY if family not in MIXTURES)
+PARALLEL = ("gptj", "neox_parallel", "phi", "stablelm_parallel", "cohere", "cohere2", "falcon", "falcon_groups")
 FOUR = ("llama", "gpt2", "gemma2", "neox_parallel")
 """One family of each kind of block: grouped queries, biases and LayerNorm, norms after the sub-layer, parallel."""
 
@@ -123,7 +209,7 @@ class Parts:
     down: str
     attn_end: str
     mlp_end: str
-    ln1: str
+    ln1: str | None
     second_norm: str | None
 
 
@@ -170,8 +256,30 @@ def _parts(family: str) -> Parts:
             "self_attn_layer_norm",
             "final_layer_norm",
         )
-    out, down = "self_attn.o_proj", "mlp.down_proj"
-    ends = (out, down, "input_layernorm", "post_attention_layernorm")
+    if family.startswith(("gpt_neo", "gpt_bigcode")):
+        out, down = "attn.attention.out_proj" if family == "gpt_neo" else "attn.c_proj", "mlp.c_proj"
+        names = ("transformer.h", "transformer.wte", "transformer.ln_f")
+        return Parts(*names, out, down, out, down, "ln_1", "ln_2")
+    if family.startswith(("bloom", "falcon")):
+        out, down = "self_attention.dense", "mlp.dense_4h_to_h"
+        names = ("transformer.h", "transformer.word_embeddings", "transformer.ln_f")
+        first = "ln_attn" if family == "falcon_groups" else "input_layernorm"
+        return Parts(*names, out, down, out, down, first, None if family in PARALLEL else "post_attention_layernorm")
+    if family == "phi":
+        out, down = "self_attn.dense", "mlp.fc2"
+        names = ("model.layers", "model.embed_tokens", "model.final_layernorm")
+        return Parts(*names, out, down, out, down, "input_layernorm", None)
+    out, down = "self_attn.o_proj", "mlp.c_proj" if family == "starcoder2" else "mlp.down_proj"
+    if family in MIXTURES:
+        down = "feed_forward" if family == "llama4" else "mlp"
+    second = None if family in PARALLEL else "post_attention_layernorm"
+    if family in ("olmo2", "olmo3", "exaone4"):
+        ends = ("post_attention_layernorm", "post_feedforward_layernorm", None, None)
+        return Parts("model.layers", "model.embed_tokens", "model.norm", out, down, *ends)
+    if family == "glm4":
+        ends = ("post_self_attn_layernorm", "post_mlp_layernorm", "input_layernorm", second)
+        return Parts("model.layers", "model.embed_tokens", "model.norm", out, down, *ends)
+    ends = (out, down, "input_layernorm", second)
     if family in ("gemma2", "gemma3"):
         ends = (
             "post_attention_layernorm",
@@ -182,7 +290,7 @@ def _parts(family: str) -> Parts:
     return Parts("model.layers", "model.embed_tokens", "model.norm", out, down, *ends)
 
 
-PARTS = {family: _parts(family) for family in FAMILIES}
+PARTS = {family: _parts(family) for family in EVERY}
 PARTS["llava"] = Parts(
     "model.language_model.layers",
     "model.language_model.embed_tokens",

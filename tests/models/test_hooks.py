@@ -8,8 +8,8 @@ from torch import Tensor
 
 from attriboard.model import Model, hook_name
 from tests.bench.models import (
+    EVERY,
     EXAMPLES,
-    FAMILIES,
     LAYERS,
     PARTS,
     Plain,
@@ -30,7 +30,7 @@ def real_rows(x: Tensor, model: Model, length: int, b: int) -> Tensor:
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_every_site_reads_what_a_plain_unpadded_eager_run_has_there(family: str, padding_side: str) -> None:
     model, plain = hooked(family, padding_side=padding_side), plain_run(family)
     run = model.run(model.batch(EXAMPLES), ["hook_embed", *names(*LINEAR_SITES)])
@@ -55,7 +55,7 @@ def test_every_site_reads_what_a_plain_unpadded_eager_run_has_there(family: str,
             assert close(mine(hook_name(name, layer)), seen[name, layer], ROUNDING)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if PARTS[f].second_norm])
+@pytest.mark.parametrize("family", [f for f in EVERY if PARTS[f].second_norm])
 def test_resid_mid_is_what_enters_the_norm_before_the_ffn(family: str) -> None:
     model, plain = hooked(family), plain_run(family)
     e = EXAMPLES[0]
@@ -69,7 +69,7 @@ def test_resid_mid_is_what_enters_the_norm_before_the_ffn(family: str) -> None:
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_patterns_and_values_are_those_of_eager_attention_and_of_the_cache(family: str, padding_side: str) -> None:
     model, plain = hooked(family, padding_side=padding_side), plain_run(family)
     batch = model.batch(EXAMPLES)
@@ -123,7 +123,7 @@ def scramble(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("site", ["hook_embed", "resid_pre", "z", "attn_out", "post", "mlp_out", "resid_post"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_writing_a_site_equals_a_plain_hook_there(family: str, site: str) -> None:
     model, plain = hooked(family), plain_run(family)
     e = EXAMPLES[0]
@@ -137,7 +137,7 @@ def test_writing_a_site_equals_a_plain_hook_there(family: str, site: str) -> Non
         assert float((run.logits - model.run(model.batch([e])).logits).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("gptj", "neox_parallel")])
+@pytest.mark.parametrize("family", [f for f in EVERY if f not in ("gptj", "neox_parallel")])
 def test_writing_the_mid_residual_equals_replacing_what_enters_the_second_half_of_the_block(family: str) -> None:
     model, plain = hooked(family), plain_run(family)
     e = EXAMPLES[0]
@@ -173,7 +173,7 @@ def test_in_parallel_blocks_writing_the_mid_residual_shifts_only_the_sum(family:
         assert close(logits, expected, ROUNDING)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_pattern_replaced_by_itself_changes_nothing(family: str) -> None:
     model = hooked(family)
     batch = model.batch(EXAMPLES)
@@ -182,7 +182,7 @@ def test_a_pattern_replaced_by_itself_changes_nothing(family: str) -> None:
     assert close(again.logits, own.logits, ROUNDING)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_uniform_pattern_makes_heads_average_the_values_read_so_far(family: str) -> None:
     model, plain = hooked(family), plain_run(family)
     e = EXAMPLES[0]
@@ -208,7 +208,7 @@ def test_a_row_can_be_edited_without_touching_its_neighbors() -> None:
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_gradients_equal_central_finite_differences_in_double_precision(family: str) -> None:
     double = in_double(tiny(family))
     model, plain = Model(double, prove=False), Plain(family, double)
@@ -265,7 +265,7 @@ def test_a_captured_activation_that_the_value_does_not_use_has_gradient_zero() -
 
 
 @pytest.mark.parametrize("prove", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_restart_at_any_layer_is_bit_identical(family: str, prove: bool) -> None:
     model = Model(tiny(family), prove=prove)
     for batch in (model.batch(EXAMPLES), model.batch(EXAMPLES[:1])):

@@ -8,10 +8,10 @@ import pytest
 
 from attriboard.errors import ModelError
 from attriboard.model import Model
-from tests.bench.models import D_MODEL, FAMILIES, LAYERS, PARTS, VOCAB, fresh, get, hooked, in_double, in_out, tiny
+from tests.bench.models import D_MODEL, EVERY, LAYERS, PARTS, VOCAB, fresh, get, hooked, in_double, in_out, tiny
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_every_family_proves_itself_and_knows_its_shape(family: str) -> None:
     hf = tiny(family)
     model = Model(hf)

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from attriboard.components import LEVELS
 from attriboard.method import methods
 from attriboard.model import Model, hook_name
-from tests.bench.models import D_MODEL, EXAMPLES, FAMILIES, LAYERS, PARTS, close, fresh, get, hooked, tiny, tokenizer
+from tests.bench.models import D_MODEL, EVERY, EXAMPLES, LAYERS, PARTS, close, fresh, get, hooked, tiny, tokenizer
 from tests.bench.sites import LINEAR_SITES, names
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_head_and_neuron_outputs_with_biases_add_up_to_the_sub_layers(family: str) -> None:
     model = hooked(family)
     run = model.run(model.batch(EXAMPLES[:1]), names(*LINEAR_SITES))
@@ -31,7 +31,7 @@ def test_head_and_neuron_outputs_with_biases_add_up_to_the_sub_layers(family: st
         assert close(gain * terms, run[hook_name("mlp_out", layer)], 1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_value_weights_times_the_normalized_input_give_the_values_up_to_a_constant_bias(family: str) -> None:
     """``v = norm(x) W_V + b``: over two prompts, whatever ``b`` is, it must be the same at every position."""
     model = hooked(family)
