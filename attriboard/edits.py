@@ -130,8 +130,8 @@ def why_no_rewrite(model: Model, level: Level) -> str | None:
         return f"only {able} have one output vector each that can be rewritten, {level.name} have not."
     if model.follows_ffn is not None:
         return (
-            f"{model.follows_ffn} follows the FFN of {model.architecture.family} models, so what is added to an output vector does "
-            f"not simply add to the residual stream."
+            f"{model.follows_ffn} follows the FFN of {model.architecture.family} models, so what is added to an output "
+            f"vector does not simply add to the residual stream."
         )
     return None
 

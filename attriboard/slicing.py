@@ -98,8 +98,8 @@ def _slice_neurons(model: Model, kept: list[list[int]], config: Any, state: dict
     a = model.architecture
     if a.mlp_down is None or a.mlp_width is None:
         raise ModelError(
-            f"a plain {a.family} model with fewer neurons does not exist, since its configuration does not say how many "
-            f"each FFN has; prune by masks alone."
+            f"a plain {a.family} model with fewer neurons does not exist, since its configuration does not say how "
+            f"many each FFN has; prune by masks alone."
         )
     width = max(1, *map(len, kept))
     for layer, neurons in enumerate(kept):

@@ -87,8 +87,8 @@ def evaluate(context: Context, method: Method, level: Level, draws: int) -> Conc
         clean, noised = _noised(model, examples, _with_random(tops, layer_of, draws), sigma)
     else:
         not_measured["concept_causal_effect"] = (
-            f"{model.follows_ffn} follows the FFN of {model.architecture.family} models, so noise on an output vector does not "
-            f"simply add to the residual stream."
+            f"{model.follows_ffn} follows the FFN of {model.architecture.family} models, so noise on an output vector "
+            f"does not simply add to the residual stream."
         )
     return Concepts(
         naming=naming,

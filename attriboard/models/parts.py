@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
 from .architectures import Architecture
@@ -93,4 +94,8 @@ def submodule(root: nn.Module, path: str) -> Any:
 def in_out(module: nn.Module) -> Tensor:
     """A projection's weight as ``[in, out]``, whether a Linear or GPT-2's Conv1D holds it."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight.T if isinstance(module, nn.Linear) else weight
+    if isinstance(module, nn.Linear):
+        return weight.T
+    if isinstance(module, Conv1D):
+        return weight
+    raise ModelError(f"a projection of type {type(module).__name__} is neither a Linear nor GPT-2's Conv1D.")

@@ -53,9 +53,9 @@ class Weights:
         self.d_head: int = in_out(self.parts.attn_out[0]).shape[0] // self.n_heads
         columns = in_out(self.parts.value[0]).shape[1] // self.d_head
         self.n_kv_heads: int = columns if self.architecture.fused is None else (columns - self.n_heads) // 2
-        self.d_vocab: int = self.hf.get_output_embeddings().weight.shape[0]
         self.residual_scale: float = self.architecture.residual_scale(self.config)
         self.logit_scale: float = self.architecture.logit_scale(self.config)
+        self.d_vocab: int = self.W_U.shape[0]
 
     @property
     def blocks(self) -> list[Any]:
@@ -69,7 +69,7 @@ class Weights:
 
     @property
     def follows_ffn(self) -> str | None:
-        """What stands between neurons' output vectors and the residual stream; None where they are added as they are."""
+        """What stands between neurons' output vectors and the residual stream; None where nothing does."""
         if self.architecture.mlp_post_norm is not None:
             return "a norm"
         return None if self.residual_scale == 1 else "a factor"

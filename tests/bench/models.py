@@ -24,6 +24,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForCausalLM,
     CLIPImageProcessorPil,
@@ -193,6 +194,8 @@ EVERY = tuple(CONFIGS)
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "llama4")
 """Families without neurons."""
 WITH_NEURONS = tuple(family for family in EVERY if family not in MIXTURES)
+MULTIPLIED = {"granite": 0.4}
+"""What the outputs of attention and FFN are multiplied by before they are added to the residual stream."""
 PARALLEL = ("gptj", "neox_parallel", "phi", "stablelm_parallel", "cohere", "cohere2", "falcon", "falcon_groups")
 FOUR = ("llama", "gpt2", "gemma2", "neox_parallel")
 """One family of each kind of block: grouped queries, biases and LayerNorm, norms after the sub-layer, parallel."""
@@ -274,7 +277,7 @@ def _parts(family: str) -> Parts:
         down = "feed_forward" if family == "llama4" else "mlp"
     second = None if family in PARALLEL else "post_attention_layernorm"
     if family in ("olmo2", "olmo3", "exaone4"):
-        ends = ("post_attention_layernorm", "post_feedforward_layernorm", None, None)
+        ends = ("post_attention_layernorm", "post_feedforward_layernorm", None, "mlp")
         return Parts("model.layers", "model.embed_tokens", "model.norm", out, down, *ends)
     if family == "glm4":
         ends = ("post_self_attn_layernorm", "post_mlp_layernorm", "input_layernorm", second)
@@ -325,7 +328,8 @@ def drawn(hf: Any, embed: str, embed_scale: float = 0.6, seed: int = 0) -> Any:
             elif name.startswith(embed):
                 weight.copy_(embed_scale * noise)
             else:
-                weight.copy_(1.3 * noise / weight[0].numel() ** 0.5)
+                fan_in = weight.shape[-1] if weight.dim() == 3 else weight[0].numel()  # of experts, stacked matrices
+                weight.copy_(1.3 * noise / fan_in**0.5)
     return hf.requires_grad_(False)
 
 
@@ -348,13 +352,24 @@ def hooked(family: str, batch_size: int = 16, padding_side: str = "left") -> Mod
 def in_double(hf: Any) -> Any:
     """A float64 copy, smooth and with root-mean-square norms that also compute in float64, for finite differences."""
     double = copy.deepcopy(hf).double()
+    if hasattr(double, "set_experts_implementation"):
+        double.set_experts_implementation("eager")  # grouped products know no float64
     for module in double.modules():
         if type(module).__name__.endswith("RMSNorm"):
             offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
             module.forward = functools.partial(_rms_norm, module, offset)
-        if hasattr(module, "activation_fn"):
+        if type(module).__name__ in ("CohereLayerNorm", "Cohere2LayerNorm", "OlmoLayerNorm"):
+            module.forward = functools.partial(_layer_norm, module)
+        if hasattr(module, "activation_fn") and type(module).__name__.startswith("OPT"):
             module.activation_fn = nn.GELU()  # OPT's ReLU has kinks that finite differences would step over
     return double
+
+
+def _layer_norm(module: Any, x: Tensor) -> Tensor:
+    epsilon = getattr(module, "variance_epsilon", 1e-5)
+    centered = x - x.mean(-1, keepdim=True)
+    normed = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + epsilon)
+    return normed * module.weight if hasattr(module, "weight") else normed
 
 
 def _rms_norm(module: Any, offset: float, x: Tensor) -> Tensor:
@@ -586,6 +601,25 @@ def in_out(module: Any) -> Tensor:
 Site = tuple[str, int]
 
 
+class _SoftmaxInDouble(TorchFunctionMode):
+    """Keeps attention weights in float64, which eager attention would round to float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is nn.functional.softmax and args[0].dtype == torch.float64:
+            kwargs["dtype"] = None
+        return func(*args, **kwargs)
+
+
+def in_single_products(hf: Any) -> Any:
+    """The model with attention and experts in products that can be counted, and patterns that can be read."""
+    hf.set_attn_implementation("eager")
+    hf.config._attn_implementation = "eager"  # Falcon follows its configuration, and refuses to be asked
+    if hasattr(hf, "set_experts_implementation"):
+        hf.set_experts_implementation("eager")
+    return hf
+
+
 class Plain:
     """A Hugging Face model run literally: one unpadded row, eager attention, a hook for every activation touched.
 
@@ -595,8 +629,8 @@ class Plain:
     def __init__(self, family: str, hf: Any = None) -> None:
         self.family, self.parts = family, PARTS[family]
         source = tiny(family) if hf is None else hf
-        self.hf = copy.deepcopy(source)
-        self.hf.set_attn_implementation("eager")
+        self.hf = in_single_products(copy.deepcopy(source))
+        self.scale = MULTIPLIED.get(family, 1.0)
         self.blocks = list(get(self.hf, self.parts.layers))
         self.n_heads = self.hf.config.get_text_config().num_attention_heads
         self.n_layers = len(self.blocks)
@@ -618,18 +652,22 @@ class Plain:
             for site in {*edits, *read}:
                 stack.callback(self._hook(site, edits.get(site), seen).remove)
             inputs = {} if "inputs_embeds" in kwargs else {"input_ids": torch.tensor([list(tokens)])}
+            if self.hf.dtype == torch.float64:
+                stack.enter_context(_SoftmaxInDouble())
             logits = self.hf(**inputs, use_cache=False, **kwargs).logits[0, -1]
         return logits, seen
 
     def _hook(self, site: Site, edit: Callable[[Tensor], Tensor] | None, seen: dict[Site, Tensor]) -> Any:
         name, layer = site
+        scale = self.scale if name in ("attn_out", "mlp_out") else 1.0
 
         def touch(x: Tensor) -> Tensor:
             row = x[0] if x.dim() == 3 else x  # OPT's FFN drops the batch axis
             row = row.view(len(row), self.n_heads, -1) if name == "z" else row
+            row = row * scale
             row = row if edit is None else edit(row)
             seen[site] = row
-            return row.reshape(x.shape)
+            return (row / scale).reshape(x.shape).clone()  # Falcon adds to it in place
 
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:

@@ -29,6 +29,7 @@ from tests.bench.models import (
     fresh,
     fresh_seeing,
     hooked,
+    in_single_products,
     tiny_llava,
     tokenizer,
     vision_examples,
@@ -61,10 +62,8 @@ def judged(work: Callable[[], Any]) -> int:
 
 @functools.cache
 def _eager(family: str) -> Model:
-    """Attention in single products, since PyTorch has no formula for its fused kernels on a CPU."""
-    hf = fresh(family)
-    hf.set_attn_implementation("eager")
-    return Model(hf, tokenizer(), name=family)
+    """All in single products, since PyTorch has no formula for its fused kernels on a CPU."""
+    return Model(in_single_products(fresh(family)), tokenizer(), name=family)
 
 
 def eager(family: str) -> Model:

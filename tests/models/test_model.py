@@ -7,7 +7,7 @@ import torch
 
 from attriboard.model import hook_name
 from tests.bench.models import EVERY, EXAMPLES, LAYERS, close, example, hooked, plain_run
-from tests.bench.sites import LINEAR_SITES, ROUNDING, names
+from tests.bench.sites import ROUNDING, linear_sites, names
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -22,7 +22,7 @@ def test_behind_a_shared_prefix_everything_is_as_in_the_full_run(family: str, pa
         for full, part in ((batch, shared), (batch.counterfactual, shared.counterfactual)):
             assert full is not None
             assert part is not None
-            all_names = names(*LINEAR_SITES)
+            all_names = names(*linear_sites(family))
             expected, found = model.run(full, all_names), model.run(part, all_names)
             assert close(found.logits, expected.logits, ROUNDING)
             for name in all_names:
