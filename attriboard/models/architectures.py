@@ -264,7 +264,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         mlp_post_norm="post_mlp_layernorm",
     ),
     Architecture("Mixtral and Qwen MoE", ("mixtral", "qwen2_moe", "qwen3_moe"), **_MIXTURE),
-    Architecture("gpt-oss", ("gpt_oss",), **_MIXTURE),
+    Architecture("gpt-oss", ("gpt_oss",), **{**_MIXTURE, "free_heads": False}),
     Architecture(
         "Llama 4",
         ("llama4_text",),

@@ -196,6 +196,7 @@ MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "llama4")
 WITH_NEURONS = tuple(family for family in EVERY if family not in MIXTURES)
 MULTIPLIED = {"granite": 0.4}
 """What the outputs of attention and FFN are multiplied by before they are added to the residual stream."""
+LOGITS_MULTIPLIED = {"granite": 1 / 3, "cohere": 0.25, "cohere2": 0.25}
 PARALLEL = ("gptj", "neox_parallel", "phi", "stablelm_parallel", "cohere", "cohere2", "falcon", "falcon_groups")
 FOUR = ("llama", "gpt2", "gemma2", "neox_parallel")
 """One family of each kind of block: grouped queries, biases and LayerNorm, norms after the sub-layer, parallel."""
@@ -807,7 +808,10 @@ def literal_outputs(plain: Plain, level: str, activation: Tensor, layer: int) ->
     if getattr(plain.parts, end) != getattr(plain.parts, role):
         norm = plain.part(end, layer)
         whole = outputs.sum(0) if projection.bias is None else outputs.sum(0) + projection.bias
-        outputs = outputs / (whole.square().mean() + norm.eps).sqrt() * (1 + norm.weight)
+        epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+        weight = norm.weight + float(type(norm).__name__.startswith("Gemma"))
+        outputs = outputs / (whole.square().mean() + epsilon).sqrt() * weight
+    outputs = outputs * plain.scale
     return outputs.view(plain.n_heads, -1, outputs.shape[-1]).sum(1) if level == "heads" else outputs
 
 
@@ -817,16 +821,16 @@ class Literal:
     def __init__(self, plain: Plain, last_resid: Tensor, published: bool = False) -> None:
         norm, head = get(plain.hf, plain.parts.norm), plain.hf.get_output_embeddings()
         x = last_resid.double()
-        self.centered = type(norm).__name__ == "LayerNorm"
+        self.centered = type(norm).__name__.endswith("LayerNorm")
+        epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
         if self.centered:
-            self.scale = (x.var(correction=0) + norm.eps).sqrt()
+            self.scale = (x.var(correction=0) + epsilon).sqrt()
         else:
-            epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
             self.scale = (x.square().mean() + epsilon).sqrt()
         self.gamma = norm.weight.double() + float(type(norm).__name__.startswith("Gemma"))
-        self.W_U = head.weight.double()
+        self.W_U = head.weight.double() * LOGITS_MULTIPLIED.get(plain.family, 1.0)
         self.bias = torch.zeros(len(self.W_U), dtype=torch.float64)
-        if self.centered and not published:
+        if self.centered and not published and hasattr(norm, "bias"):
             self.bias += self.W_U @ norm.bias.double()
         if getattr(head, "bias", None) is not None:
             self.bias += head.bias.double()
