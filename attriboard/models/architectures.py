@@ -54,6 +54,8 @@ class Architecture:
         logit_multiplier, logit_divisor: the entries that the unembedding's output is multiplied or divided by.
         experts: the module that holds the experts' matrices, stacked; only layers that have it mix experts.
         experts_per_token: the entry that says how many experts work at a position; None where all do.
+        bidirectional: which positions also see what follows them where a picture is shown: those of the picture each
+            other (Gemma 3), or the whole prompt (PaliGemma); None where attention is causal throughout.
     """
 
     family: str
@@ -89,6 +91,7 @@ class Architecture:
     logit_divisor: str | None = None
     experts: str | None = None
     experts_per_token: str | None = None
+    bidirectional: Literal["images", "prompt"] | None = None
 
     def has_parallel_blocks(self, config: Any) -> bool:
         """Whether the FFN of a block does not see what its heads write, in a model of this configuration."""
@@ -161,12 +164,45 @@ VISION = {
     "vipllava": "model.language_model",
     "idefics3": "model.text_model",
     "smolvlm": "model.text_model",
+    "gemma3": "model.language_model",
+    "paligemma": "model.language_model",
+    "mistral3": "model.language_model",
+    "qwen2_vl": "model.language_model",
+    "qwen2_5_vl": "model.language_model",
+    "qwen3_vl": "model.language_model",
 }
-"""By ``config.model_type``: where vision-language models keep their text model; those whose patches stand in one
-row-major grid."""
+"""By ``config.model_type``: where vision-language models keep their text model. That patches stand in one row-major
+grid is proven at load (:meth:`.Vision.prove`)."""
+
+_BIDIRECTIONAL: dict[str, Literal["images", "prompt"]] = {"gemma3": "images", "paligemma": "prompt"}
+
+_NO_GRID = {
+    "llava_next": "it cuts a picture into crops and shows it as a whole beside them, so that a part of the picture "
+    "stands in more than one place",
+    "mllama": "its pictures are read by cross-attention from every layer and stand at no position of the prompt",
+    "idefics2": "its connector mixes all patches into a fixed number of queries",
+    "blip-2": "its connector mixes all patches into a fixed number of queries",
+    "instructblip": "its connector mixes all patches into a fixed number of queries",
+}
+"""Why the patches of some vision-language models form no grid of positions."""
 
 ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture("Llama", ("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "smollm3"), **_LLAMA),
+    Architecture(
+        "Llama",
+        (
+            "llama",
+            "mistral",
+            "ministral",
+            "ministral3",
+            "qwen2",
+            "qwen2_vl_text",
+            "qwen2_5_vl_text",
+            "qwen3",
+            "qwen3_vl_text",
+            "smollm3",
+        ),
+        **_LLAMA,
+    ),
     Architecture("Gemma", ("gemma",), **_LLAMA, unit_offset=True),
     Architecture(
         "Gemma 2 and 3",
@@ -346,16 +382,21 @@ def architecture_of(config: Any) -> Architecture:
     """
     kind = getattr(config, "model_type", "?")
     if kind in VISION:
+        if getattr(config.vision_config, "deepstack_visual_indexes", None):
+            raise ModelError(
+                f"this {kind!r} model adds features of the picture to the residual stream between its first blocks "
+                f"(deepstack_visual_indexes), so what blocks write does not add up to it; choose another model."
+            )
         entry = architecture_of(config.text_config)
         if not entry.layers.startswith("model."):
             raise ModelError(f"a {kind!r} model whose language model is of family {entry.family} is not supported.")
         path = VISION[kind]
         paths = {f: path + getattr(entry, f).removeprefix("model") for f in ("embed", "layers", "final_norm")}
-        return replace(entry, family=f"{kind} on {entry.family}", **paths)
+        return replace(entry, family=f"{kind} on {entry.family}", bidirectional=_BIDIRECTIONAL.get(kind), **paths)
     if getattr(config, "vision_config", None) is not None:
+        why = _NO_GRID.get(kind, "its patches are not known to form one grid of positions")
         raise ModelError(
-            f"vision-language models of type {kind!r} are not supported, since their patches are not known to form one "
-            f"grid (known: {', '.join(VISION)})."
+            f"vision-language models of type {kind!r} are not supported: {why} (supported: {', '.join(VISION)})."
         )
     if kind == "opt" and not (config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size):
         raise ModelError(

@@ -141,23 +141,20 @@ class Meter:
     """While open, counts the products of modules at the shapes they are called with, for parts run at one shape only.
 
     Args:
-        modules: whose weight matrices and convolutions count.
-        attention: the attention modules among them, whose queries and keys are their input's positions.
+        modules: whose weight matrices and convolutions count; products of attention do not.
 
     Attributes:
         flops: so far.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], attention: Sequence[nn.Module]) -> None:
-        self.modules, self.attention, self.flops = list(modules), attention, 0
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.modules, self.flops = list(modules), 0
         self._handles: list[Any] = []
 
     def __enter__(self) -> Meter:
         for module, weight in _matrices(self.modules):
             outputs = weight.shape[1] if type(module).__name__ == "Conv1D" else weight.shape[0]
             self._after(module, weight.numel() / outputs)
-        for module in self.attention:
-            self._handles.append(module.register_forward_hook(self._attended))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -169,7 +166,3 @@ class Meter:
             self.flops += round(2 * output.numel() * inputs)
 
         self._handles.append(module.register_forward_hook(count))
-
-    def _attended(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen: Tensor = output[0] if isinstance(output, tuple) else output  # [1, n, width]
-        self.flops += 4 * seen.numel() * seen.shape[-2]

@@ -109,7 +109,11 @@ def model_inputs(weights: Weights, batch: Batch) -> dict[str, Tensor]:
     """A batch as the Hugging Face model takes it."""
     inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask}
     if "position_ids" in _arguments(type(weights.hf).forward):
-        inputs["position_ids"] = batch.positions
+        inputs["position_ids"] = batch.positions if batch.axes is None else batch.axes.permute(2, 0, 1)
+    if weights.architecture.bidirectional == "images" and batch.images is not None:
+        inputs["token_type_ids"] = batch.image_mask.long()
+    if weights.architecture.bidirectional == "prompt" and not batch.past:
+        inputs["token_type_ids"] = torch.zeros_like(batch.tokens)
     return inputs
 
 

@@ -157,6 +157,7 @@ class Model(Weights):
             pad=self._encoder.pad,
             padding_side=self.padding_side,
             placeholder=-1 if self.vision is None else self.vision.placeholder,
+            grid=None if self.vision is None else self.vision.turned,
             device=self.device,
         )
 
@@ -209,10 +210,10 @@ class Model(Weights):
         Attention is causal, so activations there are the same in both prompts and replacing the one by the other
         does nothing: keys and values of the prefix are computed once and only what follows is run. Exact, for
         interventions that exchange activations between the two prompts; not for zero or mean replacement.
-        Returns the batch unchanged when nothing is shared.
+        Returns the batch unchanged when nothing is shared, or where prompts are read in both directions (PaliGemma).
         """
         other = batch.counterfactual
-        if other is None or batch.past:
+        if other is None or batch.past or self.architecture.bidirectional == "prompt":
             return batch
         own = own_prefixes(batch, other)
         if not any(own):

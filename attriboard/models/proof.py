@@ -150,7 +150,7 @@ def _prove_order(weights: Weights, batch: Batch, run: Run) -> None:
 
 
 def _prove_vision(weights: Weights, vision: Vision) -> None:
-    """Features in place of placeholders are what the whole model does with a picture."""
+    """Features in place of placeholders are what the whole model does with a picture, each where its patch lies."""
     noise = torch.randint(0, 256, (40, 56, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     picture = fromarray(noise.numpy())
     inputs = vision.inputs(f"{IMAGE}\na", picture)
@@ -159,5 +159,8 @@ def _prove_vision(weights: Weights, vision: Vision) -> None:
         plain_logits = weights.hf(**inputs, use_cache=False).logits[:, -1]
     ids = tuple(inputs["input_ids"][0].tolist())
     encoded = EncodedExample(Example("", "", image=picture), ids, 0, None, None, features)
-    batch = pad_rows([ids], [encoded], [features], placeholder=vision.placeholder, device=weights.device)
+    batch = pad_rows(
+        [ids], [encoded], [features], placeholder=vision.placeholder, grid=vision.turned, device=weights.device
+    )
     _same(weights, "the image features", forward(weights, batch, Cost()).logits, plain_logits)
+    vision.prove()
