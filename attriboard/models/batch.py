@@ -173,23 +173,25 @@ def _three_axes(positions: Tensor, image_mask: Tensor, grid: tuple[int, int]) ->
     return torch.where(image_mask[..., None], inside, text[..., None])
 
 
-def shared_columns(batch: Batch, other: Batch) -> int:
+def shared_columns(batch: Batch, other: Batch, before_image: bool = True) -> int:
     """How many leading columns two batches of one shape have in common.
 
-    At most those before the first row's last token, and never a part of an image.
+    At most those before the first row's last token, and never a part of an image. Without ``before_image``, nothing
+    where an image would follow.
     """
     differs = _differences(batch, other).any(0)
     n = int(differs.int().argmax()) if bool(differs.any()) else batch.tokens.shape[1] - 1
     n = min(n, int(batch.last.min()))
     if batch.images is not None and bool(batch.image_mask[:, n:].any()):
-        n = min(n, int(batch.image_mask.any(0).int().argmax()))  # never cut through an image
+        n = min(n, int(batch.image_mask.any(0).int().argmax())) if before_image else 0  # never cut through an image
     return n
 
 
-def own_prefixes(batch: Batch, other: Batch) -> list[int]:
+def own_prefixes(batch: Batch, other: Batch, before_image: bool = True) -> list[int]:
     """By row how many leading positions it would share with its counterfactual if it were run by itself.
 
-    At most those before its last token, and never a part of an image.
+    At most those before its last token, and never a part of an image; without ``before_image``, none where an image
+    would follow.
     """
     differs = _differences(batch, other)
     n = torch.where(differs.any(1), differs.int().argmax(1), batch.tokens.shape[1])
@@ -197,7 +199,8 @@ def own_prefixes(batch: Batch, other: Batch) -> list[int]:
     if batch.images is not None:
         columns = torch.arange(batch.tokens.shape[1], device=n.device)
         cut = (batch.image_mask & (columns >= n[:, None])).any(1)
-        n = torch.where(cut, torch.minimum(n, batch.image_mask.int().argmax(1)), n)
+        image = batch.image_mask.int().argmax(1)
+        n = torch.where(cut, torch.minimum(n, image) if before_image else torch.zeros_like(n), n)
     own: list[int] = (n - batch.first).clamp(min=0).tolist()
     return own
 

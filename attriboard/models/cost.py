@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -135,34 +134,3 @@ def _matrices(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, Tensor]]:
         if not isinstance(module, nn.Embedding) and not type(module).__name__.endswith("Norm")
     ]
     return [(module, weight) for module, weight in weights if isinstance(weight, Tensor) and weight.dim() > 1]
-
-
-class Meter:
-    """While open, counts the products of modules at the shapes they are called with, for parts run at one shape only.
-
-    Args:
-        modules: whose weight matrices and convolutions count; products of attention do not.
-
-    Attributes:
-        flops: so far.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.modules, self.flops = list(modules), 0
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> Meter:
-        for module, weight in _matrices(self.modules):
-            outputs = weight.shape[1] if type(module).__name__ == "Conv1D" else weight.shape[0]
-            self._after(module, weight.numel() / outputs)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _after(self, module: nn.Module, inputs: float) -> None:
-        def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self.flops += round(2 * output.numel() * inputs)
-
-        self._handles.append(module.register_forward_hook(count))

@@ -215,13 +215,15 @@ class Model(Weights):
         other = batch.counterfactual
         if other is None or batch.past or self.architecture.bidirectional == "prompt":
             return batch
-        own = own_prefixes(batch, other)
+        # a picture whose positions see each other is run with all that stands before it
+        before_image = self.architecture.bidirectional != "images"
+        own = own_prefixes(batch, other, before_image)
         if not any(own):
             return batch
         # what is counted is each row's own prefix, though neighbors that share less may leave more of it to be run
         self.cost.forward += sum(self.sizes.flops(n, logits=0) for n in own)
         spans = tuple((full - n, n) for (full, _), n in zip(batch.spans, own))
-        n = shared_columns(batch, other)
+        n = shared_columns(batch, other, before_image)
         if n < 1:
             return replace(batch, spans=spans, counterfactual=replace(other, spans=spans))
         leading = leading_columns(batch, n)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ExampleError, ModelError
 from ..images import as_rgb, check_size
 from ..task import IMAGE
 from .attention import Between, put_between, write_out
-from .cost import Meter
 
 SIDE = 448
 """Pixels along a picture for a processor that keeps pictures' shapes: all are stretched to what it makes of this."""
@@ -245,17 +245,12 @@ class Vision:
     @functools.cached_property
     def flops(self) -> int:
         """Floating-point operations from pixels to :meth:`features`: equal for all pictures, as all have one size."""
-        language = set(self.text_model.modules())
-        outside = [m for m in self.hf.modules() if m not in language]
-        attended: list[int] = []
-
-        def count(pattern: Tensor, value: Tensor) -> Tensor:
-            attended.append(4 * pattern.numel() * value.shape[-1])
-            return pattern
-
-        with torch.no_grad(), Meter(outside) as meter, self._between(count):
-            self.features(self.inputs(IMAGE, Image.new("RGB", (64, 48))))
-        return meter.flops + sum(attended)
+        counter = FlopCounterMode(display=False)
+        inputs = self.inputs(IMAGE, Image.new("RGB", (64, 48)))
+        # attention is written out, since there is no formula for PyTorch's fused kernel on a CPU
+        with torch.no_grad(), self._between(lambda pattern, value: pattern), counter:
+            self.features(inputs)
+        return counter.get_total_flops()
 
     @contextmanager
     def _between(self, between: Between) -> Iterator[None]:

@@ -36,6 +36,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from attriboard.model import Cost, EncodedExample, Model
 from attriboard.task import IMAGE, Example
+from tests.bench import seeing as seeing_models
 
 VOCAB = 97
 LAYERS = 3
@@ -488,7 +489,7 @@ def tiny_llava(batch_size: int = 16, padding_side: str = "left", seed: int = 0) 
     return model
 
 
-SEEING = ("llava", "vipllava", "idefics3", "smolvlm")
+SEEING = ("llava", "vipllava", "idefics3", "smolvlm", *seeing_models.TYPED)
 
 
 def fresh_seeing(family: str) -> tuple[Any, Any]:
@@ -499,6 +500,13 @@ def fresh_seeing(family: str) -> tuple[Any, Any]:
     if family == "llava":
         return fresh_llava(), tiny_processor()
     torch.manual_seed(0)
+    if family in seeing_models.TYPED:
+        hf, processor = seeing_models.fresh(family, _LLAMA, tokenizer())
+        hf = drawn(hf, "model.language_model.embed_tokens", 0.12 if "gemma" in family else 0.6)
+        unembedding = hf.get_output_embeddings().weight
+        if family != "paligemma":  # whose embedding it is, too
+            unembedding[:3], unembedding[96:] = 0, 0  # it writes words alone
+        return hf, processor
     # Idefics3 assumes this epsilon of a saved configuration that does not say another than Llama's
     text = transformers.LlamaConfig(**{**_LLAMA, "vocab_size": VOCAB + 5, "rms_norm_eps": 1e-5})
     tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
