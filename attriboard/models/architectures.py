@@ -6,10 +6,13 @@ loaded model proves on a batch that the parts found really add up (see ``Model.p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ModelError
+from ..errors import ConfigurationError, ModelError
+from ..registry import modules_in
 
 
 @dataclass(frozen=True)
@@ -373,6 +376,59 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 )
 
 
+class Table:
+    """The architectures that are known: those above, and those of files named by ``--include``.
+
+    Attributes:
+        included: the files and folders that were taken in.
+    """
+
+    def __init__(self) -> None:
+        self.included: list[Path] = []
+        self._entries = list(ARCHITECTURES)
+
+    def __iter__(self) -> Iterator[Architecture]:
+        return iter(self._entries)
+
+    def add(self, entry: Architecture) -> Architecture:
+        """Takes in an architecture of one's own; the same one twice is taken once.
+
+        Raises:
+            ConfigurationError: one of its model types is in the table already.
+        """
+        if entry in self._entries:
+            return entry
+        for kind in entry.model_types:
+            if (old := self.find(kind)) is not None:
+                raise ConfigurationError(
+                    f"architecture {entry.family!r} is for models of type {kind!r}, which {old.family!r} is for "
+                    f"already; give your model class a type of its own."
+                )
+        self._entries.append(entry)
+        return entry
+
+    def include(self, path: Path) -> int:
+        """Takes in every :class:`Architecture` that a Python file or folder has by a name; returns how many.
+
+        Raises:
+            ConfigurationError: a file that cannot be imported, or as :meth:`add`.
+        """
+        found = [x for module in modules_in(path) for x in vars(module).values() if isinstance(x, Architecture)]
+        own = [entry for entry in found if entry not in ARCHITECTURES]
+        for entry in own:
+            self.add(entry)
+        self.included.append(path.resolve())
+        return len(own)
+
+    def find(self, kind: str) -> Architecture | None:
+        """The architecture for a ``config.model_type``; None where there is none."""
+        return next((entry for entry in self._entries if kind in entry.model_types), None)
+
+
+architectures = Table()
+"""The one table."""
+
+
 def architecture_of(config: Any) -> Architecture:
     """The table's entry for a configuration; for a vision-language model, of its language model.
 
@@ -402,11 +458,14 @@ def architecture_of(config: Any) -> Architecture:
             "this OPT model normalizes its residual stream in place (as opt-350m does), so heads and neurons do not "
             "add up in it; choose an OPT model with do_layer_norm_before and no embedding projection."
         )
-    for entry in ARCHITECTURES:
-        if kind in entry.model_types:
-            return entry
-    known = ", ".join(t for entry in ARCHITECTURES for t in entry.model_types)
-    raise ModelError(f"models of type {kind!r} are not in the architecture table (known: {known}).")
+    found = architectures.find(kind)
+    if found is None:
+        known = ", ".join(t for entry in architectures for t in entry.model_types)
+        raise ModelError(
+            f"models of type {kind!r} are not in the architecture table (known: {known}); describe yours in a file and "
+            f"name it by --include (docs/adding.md)."
+        )
+    return found
 
 
 def has_parallel_blocks(config: Any) -> bool:
