@@ -38,6 +38,9 @@ class Run:
     def __getitem__(self, name: str) -> Tensor:
         return _shaped(self._weights, name, self._raw[name], self._batch)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._raw
+
     def stack(self, site: str, layers: Iterable[int] | None = None) -> Tensor:
         """One site at several layers, stacked on a new second axis: ``[B, L, ...]``."""
         layers = range(self._weights.n_layers) if layers is None else layers

@@ -47,6 +47,12 @@ def prove(weights: Weights, vision: Vision | None = None) -> None:
         plain = weights.hf(**model_inputs(weights, batch), use_cache=False)
     sites = [site for site in _SITES if site != "post" or weights.has_neurons]
     run = forward(weights, batch, Cost(), [hook_name(site, layer) for site in sites for layer in layers])
+    for name in (hook_name(site, layer) for layer in layers for site in sites):
+        if name not in run:
+            raise ModelError(
+                f"self-proof of {weights.name} ({weights.architecture.family}) failed: the module that makes {name} is "
+                f"never called; this variant of the family computes it in another way."
+            )
     values = forward(weights, batch, Cost(), [hook_name("v", layer) for layer in layers])
     plain_logits = plain.logits[torch.arange(len(batch), device=weights.device), batch.last]
     _prove_logits(weights, batch, run, plain_logits)

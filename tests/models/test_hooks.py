@@ -213,6 +213,26 @@ def test_a_row_can_be_edited_without_touching_its_neighbors() -> None:
     assert not close(edited[1], clean[1], 1e-3)
 
 
+@pytest.mark.parametrize("family", ["phi3", "glm4", "cohere", "exaone4", "phi", "falcon", "bloom"])
+def test_the_activation_functions_output_is_read_also_from_fused_projections(family: str) -> None:
+    model, plain, e = hooked(family), plain_run(family), EXAMPLES[0]
+    run = model.run(model.batch([e]), names("act", "post"))
+    for layer, block in enumerate(plain.blocks):
+        entered: list[Tensor] = []
+        handle = block.mlp.register_forward_pre_hook(lambda m, args, i=entered: i.append(args[0]))
+        plain.run(e.tokens)
+        handle.remove()
+        act, post = run[hook_name("act", layer)], run[hook_name("post", layer)]
+        if family in ("phi", "falcon", "bloom"):
+            assert torch.equal(act, post)
+        elif family in ("phi3", "glm4"):
+            gate, up = block.mlp.gate_up_proj(entered[0]).chunk(2, dim=-1)
+            assert close(act, torch.nn.functional.silu(gate), ROUNDING) and close(post, act * up, ROUNDING)
+        else:
+            gate, up = block.mlp.gate_proj(entered[0]), block.mlp.up_proj(entered[0])
+            assert close(act, torch.nn.functional.silu(gate), ROUNDING) and close(post, act * up, ROUNDING)
+
+
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 

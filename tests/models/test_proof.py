@@ -163,3 +163,18 @@ def test_falcon_with_distances_added_to_scores_proves_itself(new: bool) -> None:
     for layer in range(LAYERS):
         pattern, value, z = (run[hook_name(site, layer)] for site in ("pattern", "v", "z"))
         assert close(torch.einsum("bhqk,bhkd->bqhd", pattern, value), z, ROUNDING)
+
+
+def test_a_projection_that_is_never_called_is_named() -> None:
+    """Bloom can multiply by slices of its output projection instead."""
+    config = CONFIGS["bloom"]()
+    config.pretraining_tp, config.slow_but_exact = 2, True
+    with pytest.raises(ModelError, match=r"the module that makes blocks\.0\.attn\.hook_z is never called"):
+        Model(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_residual_stream_that_starts_behind_the_norm_is_refused() -> None:
+    config = CONFIGS["bloom"]()
+    config.apply_residual_connection_post_layernorm = True
+    with pytest.raises(ModelError, match="residual stream of layer 0"):
+        Model(drawn(AutoModelForCausalLM.from_config(config).eval(), PARTS["bloom"].embed))
