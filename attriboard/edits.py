@@ -128,10 +128,10 @@ def why_no_rewrite(model: Model, level: Level) -> str | None:
     if not level.rewritable:
         able = " and ".join(names_where(rewritable=True))
         return f"only {able} have one output vector each that can be rewritten, {level.name} have not."
-    if model.architecture.mlp_post_norm is not None:
+    if model.follows_ffn is not None:
         return (
-            f"a norm follows the FFN of {model.architecture.family} models, so what is added to an output vector does "
-            f"not simply add to the residual stream."
+            f"{model.follows_ffn} follows the FFN of {model.architecture.family} models, so what is added to an output "
+            f"vector does not simply add to the residual stream."
         )
     return None
 

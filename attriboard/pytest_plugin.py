@@ -112,6 +112,7 @@ class AttriboardCheck:
     ) -> Report:
         from .board.check import check_metrics, check_records, compared_settings, records_in
         from .method import methods
+        from .models.architectures import architectures
         from .records.store import Folder
         from .run.suite import Suite, limited
         from .task import tasks
@@ -121,6 +122,7 @@ class AttriboardCheck:
             if (file := self._here(path).resolve()) not in tasks.included:
                 tasks.include(file)
                 methods.include(file)
+                architectures.include(file)
         names = self._names(method)
         loaded = Suite.load(self._here(suite))
         plan = loaded.plan(task, names, level, model, changes={} if limit is None else limited(limit))

@@ -84,15 +84,8 @@ class Registry(Generic[T]):
     def include(self, path: Path) -> int:
         """Registers every class in a Python file or folder outside the packages; returns how many it found."""
         self._load()
-        if not path.exists():
-            raise ConfigurationError(f"--include {path} does not exist.")
-        path = path.resolve()
-        files = sorted(path.glob("*.py")) if path.is_dir() else [path]
-        count = 0
-        for file in files:
-            module = _module(file)
-            count += self._collect(module)
-        self.included.append(path)
+        count = sum(map(self._collect, modules_in(path)))
+        self.included.append(path.resolve())
         return count
 
     def names(self) -> list[str]:
@@ -135,6 +128,18 @@ class Registry(Generic[T]):
 
 _INCLUDED: dict[tuple[Path, str], ModuleType] = {}
 """Files named by ``--include``, by path and content: a file is run once, whatever it registers."""
+
+
+def modules_in(path: Path) -> list[ModuleType]:
+    """The modules of a Python file, or of those in a folder, outside the packages.
+
+    Raises:
+        ConfigurationError: it does not exist, is no Python file, or cannot be imported.
+    """
+    if not path.exists():
+        raise ConfigurationError(f"--include {path} does not exist.")
+    path = path.resolve()
+    return [_module(file) for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
 
 
 def _module(file: Path) -> ModuleType:

@@ -96,10 +96,17 @@ def parameters(hf: nn.Module) -> int:
 
 def _slice_neurons(model: Model, kept: list[list[int]], config: Any, state: dict[str, Tensor]) -> None:
     a = model.architecture
+    if a.mlp_down is None or a.mlp_width is None:
+        raise ModelError(
+            f"a plain {a.family} model with fewer neurons does not exist, since its configuration does not say how "
+            f"many each FFN has; prune by masks alone."
+        )
     width = max(1, *map(len, kept))
     for layer, neurons in enumerate(kept):
+        padded = [*neurons, *[None] * (width - len(neurons))]
         for path in a.mlp_in:
-            _take(model, state, layer, path, neurons, width, outputs=True)
+            halves = [*padded, *[None if i is None else i + model.d_mlp for i in padded]] if a.fused_gate else padded
+            _take(model, state, layer, path, halves, len(halves), outputs=True)
         _take(model, state, layer, a.mlp_down, neurons, width, outputs=False)
     setattr(config.get_text_config(), a.mlp_width, width)
 

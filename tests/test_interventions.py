@@ -21,8 +21,8 @@ from attriboard.interventions import (
 from attriboard.measurements.base import Measure
 from attriboard.model import Batch, Model, hook_name
 from tests.bench.models import (
+    EVERY,
     EXAMPLES,
-    FAMILIES,
     FOUR,
     LAYERS,
     SITES,
@@ -88,7 +88,7 @@ def test_every_set_gives_the_logits_of_a_whole_plain_run(family: str, level: str
     assert float(spread[1:].min()) > 1e-3, "every set but the empty one changes something"
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in FOUR])
+@pytest.mark.parametrize("family", [f for f in EVERY if f not in FOUR])
 def test_every_other_family_too_with_right_padding_and_counterfactuals(family: str) -> None:
     model, plain = hooked(family, batch_size=7, padding_side="right"), plain_run(family)
     masks = random_masks(model, "nodes")
@@ -136,7 +136,7 @@ def test_the_empty_set_is_the_clean_model_exactly(family: str, level: str) -> No
 # --- the full set -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_all_nodes_replaced_leave_the_clean_embedding_and_the_counterfactuals_sub_layers(family: str) -> None:
     """Final residual = clean token and position embedding + every counterfactual sub-layer output with its bias."""
     model, plain = hooked(family), plain_run(family)

@@ -15,7 +15,9 @@ from attriboard.model import Model, hook_name
 from tests.bench.models import EXAMPLES, FAMILIES, FOUR, LAYERS, Literal, close, get, hooked, literal_outputs, plain_run
 from tests.bench.rounding import same_order, within_rounding
 
-UNCAPPED = tuple(f for f in FAMILIES if f != "gemma2")
+WIDE = (*FAMILIES, "granite", "cohere", "olmo2")
+"""With factors on what blocks and the unembedding return, and with norms behind the sub-layers only."""
+UNCAPPED = tuple(f for f in WIDE if f != "gemma2")
 """Families whose logits are the unembedding itself, not a soft-capped function of it."""
 
 
@@ -34,7 +36,7 @@ def frozen(model: Model, published: bool = False) -> tuple[FrozenUnembedding, di
 
 
 @pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WIDE)
 def test_logits_and_log_prob_equal_the_definition_at_any_vector(family: str, published: bool) -> None:
     model, plain = hooked(family), plain_run(family)
     unembedding, found, last = frozen(model, published=published)
@@ -65,7 +67,7 @@ def test_the_published_form_leaves_the_norms_bias_out(family: str) -> None:
     assert close(difference, (model.W_U @ norm.bias).expand_as(difference), 1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WIDE)
 def test_increases_of_the_sub_layers_telescope(family: str) -> None:
     """A1: what attention and FFN layers add sums to log p at the end minus log p at the embedding."""
     unembedding, found, last = frozen(hooked(family))
@@ -141,7 +143,7 @@ def test_exact_increases_equal_the_definition_however_they_are_split(
 
 
 @pytest.mark.parametrize("level", ["neurons", "attn_neurons"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WIDE)
 def test_the_tangent_bounds_the_increase_of_every_component(family: str, level: str) -> None:
     model = hooked(family)
     unembedding, found, last = frozen(model)

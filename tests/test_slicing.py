@@ -18,9 +18,12 @@ from attriboard.evaluation.pruning import check_slice
 from attriboard.model import Model
 from attriboard.slicing import Arrangement, around, arrange, parameters, slice_model
 from tests.bench.models import (
+    EVERY,
     EXAMPLES,
     FAMILIES,
+    MIXTURES,
     SEEING,
+    WITH_NEURONS,
     close,
     fresh,
     hooked,
@@ -33,8 +36,10 @@ from tests.bench.models import (
 )
 
 FREE = [f for f in FAMILIES if not f.startswith(("gpt", "neox", "opt"))]
+FREE += ["granite", "olmo", "exaone4", "glm4", "ministral3", "mixtral", "qwen2_moe", "qwen3_moe", "llama4"]
 """Families whose models may have fewer heads of the same width."""
-CASES = [(family, "neurons") for family in FAMILIES] + [(family, "heads") for family in FREE]
+SLICED = [f for f in WITH_NEURONS if f != "bloom"]
+CASES = [(family, "neurons") for family in SLICED] + [(family, "heads") for family in FREE]
 
 
 def random_keep(model: Model, level: str, share: float, seed: int, equal: bool) -> Tensor:
@@ -66,14 +71,14 @@ def test_a_slice_computes_what_the_masked_model_does(family: str, level: str, eq
             assert close(last_logits(hf, e.tokens), expected, 1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SLICED)
 def test_a_slice_of_equal_layers_has_exactly_the_kept_neurons(family: str) -> None:
     model = hooked(family)
     hf = slice_model(model, random_keep(model, "neurons", 0.25, 0, equal=True), LEVELS["neurons"])
     sliced = around(model, hf)
     assert (sliced.d_mlp, sliced.n_heads) == (10, model.n_heads)
     a = model.architecture
-    per_neuron = (len(a.mlp_in) + 1) * model.d_model
+    per_neuron = (len(a.mlp_in) + a.fused_gate + 1) * model.d_model
     per_neuron += sum(model.blocks[0].get_submodule(path).bias is not None for path in a.mlp_in)
     assert parameters(model.hf) - parameters(hf) == 30 * model.n_layers * per_neuron
     sliced.prove()
@@ -86,7 +91,9 @@ def test_a_slice_is_saved_and_loaded_as_a_plain_model(family: str, level: str, t
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is type(hf)
     for e in EXAMPLES:
-        assert torch.equal(last_logits(loaded, e.tokens), last_logits(hf, e.tokens))
+        # experts are stored one by one and stacked anew, which may change the order of sums
+        rounding = 1e-6 if family in MIXTURES else 0.0
+        assert close(last_logits(loaded, e.tokens), last_logits(hf, e.tokens), rounding)
 
 
 @pytest.mark.parametrize(("family", "level"), [("llama_biases_tied", "heads"), ("gpt2", "neurons")])
@@ -156,7 +163,7 @@ def test_a_slice_of_a_model_that_sees_computes_what_the_masked_one_does(level: s
 @pytest.mark.parametrize("family", SEEING)
 def test_every_family_that_sees_can_be_sliced_and_saved(family: str, tmp_path: Path) -> None:
     model = seeing(family)
-    for level in ("neurons", "heads"):
+    for level in ("neurons", "heads") if model.architecture.free_heads else ("neurons",):
         keep = random_keep(model, level, 0.5, 2, equal=True)
         sliced = around(model, slice_model(model, keep, LEVELS[level]))
         assert check_slice(model, sliced, LEVELS[level], ~keep, EXAMPLES) < 1e-5
@@ -184,7 +191,12 @@ def test_a_slice_that_computes_something_else_is_found_out() -> None:
         check_slice(model, sliced, level, ~keep, EXAMPLES)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in FREE])
+def test_neurons_that_no_configuration_counts_cannot_be_removed() -> None:
+    with pytest.raises(ModelError, match="Bloom model with fewer neurons does not exist"):
+        slice_model(hooked("bloom"), torch.ones(3 * 128, dtype=torch.bool), LEVELS["neurons"])
+
+
+@pytest.mark.parametrize("family", [f for f in EVERY if f not in (*FREE, "glm", "ministral")])
 def test_families_with_heads_tied_to_the_width_of_the_model_are_refused(family: str) -> None:
     model = hooked(family)
     with pytest.raises(ModelError, match="model with fewer heads does not exist"):

@@ -83,12 +83,12 @@ def evaluate(context: Context, method: Method, level: Level, draws: int) -> Conc
     named = _named(model, examples, naming_sets)
     sigma = NOISE * value_rms(model)
     clean = noised = None
-    if model.architecture.mlp_post_norm is None:
+    if model.follows_ffn is None:
         clean, noised = _noised(model, examples, _with_random(tops, layer_of, draws), sigma)
     else:
         not_measured["concept_causal_effect"] = (
-            f"a norm follows the FFN of {model.architecture.family} models, so noise on an output vector does not "
-            f"simply add to the residual stream."
+            f"{model.follows_ffn} follows the FFN of {model.architecture.family} models, so noise on an output vector "
+            f"does not simply add to the residual stream."
         )
     return Concepts(
         naming=naming,

@@ -87,12 +87,12 @@ def _train(sliced: Model, train: Sequence[EncodedExample], steps: int, seed: int
             f'recovery trains by peft, which cannot be imported ({error}): pip install "attriboard[recovery]".'
         ) from error
     a = sliced.architecture
-    paths = {a.query or a.value, a.value, *a.mlp_in, a.mlp_down}
+    paths = {path for path in (a.query, a.value, *a.mlp_in, a.mlp_down) if path is not None}
     config = LoraConfig(
         r=RANK,
         lora_alpha=ALPHA,
         target_modules=[f"{a.layers}.{layer}.{path}" for layer in range(sliced.n_layers) for path in sorted(paths)],
-        fan_in_fan_out=not isinstance(sliced.blocks[0].get_submodule(a.mlp_down), nn.Linear),  # GPT-2's Conv1D
+        fan_in_fan_out=not isinstance(sliced.blocks[0].get_submodule(a.attn_out), nn.Linear),  # GPT-2's Conv1D
     )
     devices = [sliced.device] if sliced.device.type == "cuda" else []
     with quiet(), torch.random.fork_rng(devices=devices):

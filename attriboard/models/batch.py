@@ -47,6 +47,8 @@ class Batch:
         counterfactual: the paired prompts as a batch of the same shape, if every row has one.
         past: keys and values of the shared prefix, if there is one.
         images: ``[B, n_patches, d_model]`` the image features; None where no image stands in ``tokens``.
+        axes: ``[B, T, 3]`` position ids in time, height and width, of a model that turns them separately (M-RoPE);
+            None where ``positions`` are all.
         spans: by row how many positions a pass runs, and how many stand before them whose keys and values are known:
             of the row by itself, without padding, whatever it shares with its neighbors.
         looked: by row the example's own features ``[n_patches, d_model]`` behind ``images``; empty for text.
@@ -63,6 +65,7 @@ class Batch:
     counterfactual: Batch | None = None
     past: Past = ()
     images: Tensor | None = None
+    axes: Tensor | None = None
     spans: tuple[tuple[int, int], ...] = ()
     looked: tuple[Tensor, ...] = ()
 
@@ -94,6 +97,7 @@ class Batch:
             counterfactual=None if self.counterfactual is None else self.counterfactual.rows(index),
             past=tuple((k[index], v[index]) for k, v in self.past),
             images=None if self.images is None else self.images[index],
+            axes=None if self.axes is None else self.axes[index],
             spans=tuple(self.spans[i] for i in chosen),
             looked=tuple(self.looked[i] for i in chosen) if self.looked else (),
         )
@@ -107,6 +111,7 @@ def pad_rows(
     pad: int = 0,
     padding_side: str = "left",
     placeholder: int = -1,
+    grid: tuple[int, int] | None = None,
     device: torch.device,
 ) -> Batch:
     """Rows of token ids as one batch, padded to the longest.
@@ -118,6 +123,7 @@ def pad_rows(
         pad: the token id of padding.
         padding_side: "left" or "right".
         placeholder: the token id that stands where image features go; -1 for a model that reads text only.
+        grid: (rows, columns) of patches, where positions have three axes (M-RoPE); None where they have one.
         device: where the batch goes.
 
     Raises:
@@ -134,38 +140,58 @@ def pad_rows(
     features = [image for image in images if image is not None]
     if features and len(features) < len(rows):
         raise ExampleError("a batch mixes examples with and without an image; put them into batches of their own.")
+    image_mask = (tokens == (placeholder if features else -1)) & mask.bool()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
     return Batch(
         tokens=tokens.to(device),
         mask=mask.to(device),
-        positions=(mask.cumsum(1) - 1).clamp(min=0).to(device),
-        image_mask=((tokens == (placeholder if features else -1)) & mask.bool()).to(device),
+        positions=positions.to(device),
+        image_mask=image_mask.to(device),
         last=torch.tensor([width - 1 if left else len(r) - 1 for r in rows]).to(device),
         answer=torch.tensor([e.answer for e in examples]).to(device),
         foil=torch.tensor([-1 if e.foil is None else e.foil for e in examples]).to(device),
         examples=tuple(examples),
         images=torch.stack(features).to(device) if features else None,
+        axes=_three_axes(positions, image_mask, grid).to(device) if features and grid else None,
         spans=tuple((len(row), 0) for row in rows),
         looked=tuple(features),
     )
 
 
-def shared_columns(batch: Batch, other: Batch) -> int:
+def _three_axes(positions: Tensor, image_mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """``[B, T, 3]``: positions in time, height and width, of rows with one image each.
+
+    Text before the image counts all three up by one. The image starts where text would go on: time stands still there,
+    and height and width count its rows and columns. Text behind it goes on after the largest of them.
+    """
+    rows, columns = grid
+    nth = image_mask.cumsum(1) - 1
+    first = positions.gather(1, image_mask.int().argmax(1, keepdim=True))
+    behind = (nth == rows * columns - 1) & ~image_mask
+    text = torch.where(behind, positions - rows * columns + max(rows, columns), positions)
+    inside = torch.stack([first.expand_as(nth), first + nth // columns, first + nth % columns], -1)
+    return torch.where(image_mask[..., None], inside, text[..., None])
+
+
+def shared_columns(batch: Batch, other: Batch, before_image: bool = True) -> int:
     """How many leading columns two batches of one shape have in common.
 
-    At most those before the first row's last token, and never a part of an image.
+    At most those before the first row's last token, and never a part of an image. Without ``before_image``, nothing
+    where an image would follow.
     """
     differs = _differences(batch, other).any(0)
     n = int(differs.int().argmax()) if bool(differs.any()) else batch.tokens.shape[1] - 1
     n = min(n, int(batch.last.min()))
     if batch.images is not None and bool(batch.image_mask[:, n:].any()):
-        n = min(n, int(batch.image_mask.any(0).int().argmax()))  # never cut through an image
+        n = min(n, int(batch.image_mask.any(0).int().argmax())) if before_image else 0  # never cut through an image
     return n
 
 
-def own_prefixes(batch: Batch, other: Batch) -> list[int]:
+def own_prefixes(batch: Batch, other: Batch, before_image: bool = True) -> list[int]:
     """By row how many leading positions it would share with its counterfactual if it were run by itself.
 
-    At most those before its last token, and never a part of an image.
+    At most those before its last token, and never a part of an image; without ``before_image``, none where an image
+    would follow.
     """
     differs = _differences(batch, other)
     n = torch.where(differs.any(1), differs.int().argmax(1), batch.tokens.shape[1])
@@ -173,7 +199,8 @@ def own_prefixes(batch: Batch, other: Batch) -> list[int]:
     if batch.images is not None:
         columns = torch.arange(batch.tokens.shape[1], device=n.device)
         cut = (batch.image_mask & (columns >= n[:, None])).any(1)
-        n = torch.where(cut, torch.minimum(n, batch.image_mask.int().argmax(1)), n)
+        image = batch.image_mask.int().argmax(1)
+        n = torch.where(cut, torch.minimum(n, image) if before_image else torch.zeros_like(n), n)
     own: list[int] = (n - batch.first).clamp(min=0).tolist()
     return own
 
@@ -195,6 +222,7 @@ def leading_columns(batch: Batch, n: int) -> Batch:
         tokens=batch.tokens[:, :n],
         mask=batch.mask[:, :n],
         positions=batch.positions[:, :n],
+        axes=None if batch.axes is None else batch.axes[:, :n],
         image_mask=batch.image_mask[:, :n],
         images=batch.images if bool(batch.image_mask[:, :n].any()) else None,
     )
@@ -207,6 +235,7 @@ def columns_behind(batch: Batch, n: int, past: Past) -> Batch:
         batch,
         tokens=batch.tokens[:, n:],
         positions=batch.positions[:, n:],
+        axes=None if batch.axes is None else batch.axes[:, n:],
         image_mask=image_mask,
         images=batch.images if bool(image_mask.any()) else None,
         last=batch.last - n,
@@ -218,11 +247,13 @@ def path_behind(batch: Batch, path: Sequence[int], past: Past) -> Batch:
     """The tokens of ``path`` behind every row of a batch without padding, whose keys and values are ``past``."""
     tokens = torch.tensor([list(path)] * len(batch), device=batch.tokens.device)
     mask = torch.cat([batch.mask, torch.ones_like(tokens)], 1)
+    further = torch.arange(1, len(path) + 1, device=tokens.device)[:, None]
     return replace(
         batch,
         tokens=tokens,
         mask=mask,
         positions=mask.cumsum(1)[:, -len(path) :] - 1,
+        axes=None if batch.axes is None else batch.axes[:, -1:] + further,
         spans=tuple((len(path), n + before) for n, before in batch.spans),
         looked=(),
         image_mask=torch.zeros_like(tokens, dtype=torch.bool),

@@ -1,6 +1,7 @@
 """What work a model does, in floating-point operations worked out from the shapes of its weights.
 
-Counted are matrix products: those with every weight matrix of a block at every position that is run, those of attention
+Counted are matrix products: those with every weight matrix of a block at every position that is run (in a mixture of
+experts, of the experts that work there, and of all of them where the model multiplies by all), those of attention
 (queries with keys, the pattern with values), the unembedding at the positions at which it is evaluated, and the vision
 tower where a picture is looked at. A multiply-add is two operations. Not counted are elementwise operations, norms,
 softmax, biases and look-ups.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -106,53 +106,31 @@ class Sizes:
         return sum(self.flops(n, before, at, logits) for (n, before), at in zip(batch.spans, starts, strict=True))
 
 
-def sizes_of(blocks: Sequence[nn.Module], attention: int, unembedding: Tensor) -> Sizes:
-    """The sizes of a model with these blocks, first to last, and unembedding ``[V, d_model]``."""
+def sizes_of(
+    blocks: Sequence[nn.Module], attention: int, unembedding: Tensor, experts: Sequence[int] | None = None
+) -> Sizes:
+    """The sizes of a model.
+
+    Args:
+        blocks: first to last.
+        attention: query heads times their width.
+        unembedding: ``[V, d_model]``.
+        experts: by layer, the entries of the matrices of as many experts as work at one position; none if None.
+    """
     behind = [0]
-    for block in reversed(blocks):
-        behind.append(behind[-1] + sum(weight.numel() for _, weight in _matrices(block.modules())))
+    for block, routed in zip(reversed(blocks), reversed(experts or [0] * len(blocks)), strict=True):
+        behind.append(behind[-1] + routed + sum(weight.numel() for _, weight in _matrices(block.modules())))
     return Sizes(tuple(reversed(behind)), attention, unembedding.numel())
 
 
 def _matrices(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, Tensor]]:
-    """The modules that multiply by a weight of at least two axes, with that weight."""
-    weights = [(module, getattr(module, "weight", None)) for module in modules if not isinstance(module, nn.Embedding)]
-    return [(module, weight) for module, weight in weights if isinstance(weight, Tensor) and weight.dim() > 1]
+    """The modules that multiply by a weight of at least two axes, with that weight.
 
-
-class Meter:
-    """While open, counts the products of modules at the shapes they are called with, for parts run at one shape only.
-
-    Args:
-        modules: whose weight matrices and convolutions count.
-        attention: the attention modules among them, whose queries and keys are their input's positions.
-
-    Attributes:
-        flops: so far.
+    Embeddings look theirs up, and norms (some have a weight per head and dimension) multiply entry by entry.
     """
-
-    def __init__(self, modules: Iterable[nn.Module], attention: Sequence[nn.Module]) -> None:
-        self.modules, self.attention, self.flops = list(modules), attention, 0
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> Meter:
-        for module, weight in _matrices(self.modules):
-            outputs = weight.shape[1] if type(module).__name__ == "Conv1D" else weight.shape[0]
-            self._after(module, weight.numel() / outputs)
-        for module in self.attention:
-            self._handles.append(module.register_forward_hook(self._attended))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _after(self, module: nn.Module, inputs: float) -> None:
-        def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self.flops += round(2 * output.numel() * inputs)
-
-        self._handles.append(module.register_forward_hook(count))
-
-    def _attended(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen: Tensor = output[0] if isinstance(output, tuple) else output  # [1, n, width]
-        self.flops += 4 * seen.numel() * seen.shape[-2]
+    weights = [
+        (module, getattr(module, "weight", None))
+        for module in modules
+        if not isinstance(module, nn.Embedding) and not type(module).__name__.endswith("Norm")
+    ]
+    return [(module, weight) for module, weight in weights if isinstance(weight, Tensor) and weight.dim() > 1]

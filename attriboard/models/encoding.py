@@ -154,9 +154,17 @@ class Encoder:
         marked = [i for i, token in enumerate(offsets) if any(touches(token, span) for span in spans)]
         if encoded.image is None or self.vision is None:
             return marked
-        at = tokenized["input_ids"].index(self.vision.placeholder)  # one token here, one per patch for the model
-        more = len(encoded.tokens) - len(offsets)
-        return [i + more if i > at else i for i in marked if i != at]
+        ids, tokens = tokenized["input_ids"], list(encoded.tokens)
+        at = ids.index(self.vision.typed)  # one token here, one per patch and what stands around them for the model
+        last = len(tokens) - 1 - tokens[::-1].index(self.vision.placeholder)
+        behind = len(ids) - at - 1
+        starts = [i for i in range(last + 1, len(tokens) - behind + 1) if tokens[i : i + behind] == ids[at + 1 :]]
+        if tokens[:at] != ids[:at] or not starts:
+            raise ExampleError(
+                f"{self.name} splits the text around the image in another way than by itself, so marks cannot be "
+                f"placed; put other text beside {IMAGE}: {encoded.example.prompt!r}."
+            )
+        return [i - at - 1 + starts[0] if i > at else i for i in marked if i != at]
 
     def patch_coverage(self, encoded: EncodedExample, region: str) -> Tensor:
         """``[rows, columns]`` in 0..1: the share of every patch that a named region of the example's image covers.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .attention import Between, pattern_attention, put_between, write_out
+from .attention import Between, put_between, watch_inline, write_out
 from .batch import Batch, Past
 from .cost import Cost
 from .names import EMBED, hook_name, site_and_layer
@@ -37,6 +37,9 @@ class Run:
 
     def __getitem__(self, name: str) -> Tensor:
         return _shaped(self._weights, name, self._raw[name], self._batch)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._raw
 
     def stack(self, site: str, layers: Iterable[int] | None = None) -> Tensor:
         """One site at several layers, stacked on a new second axis: ``[B, L, ...]``."""
@@ -109,7 +112,11 @@ def model_inputs(weights: Weights, batch: Batch) -> dict[str, Tensor]:
     """A batch as the Hugging Face model takes it."""
     inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask}
     if "position_ids" in _arguments(type(weights.hf).forward):
-        inputs["position_ids"] = batch.positions
+        inputs["position_ids"] = batch.positions if batch.axes is None else batch.axes.permute(2, 0, 1)
+    if weights.architecture.bidirectional == "images" and batch.images is not None:
+        inputs["token_type_ids"] = batch.image_mask.long()
+    if weights.architecture.bidirectional == "prompt" and not batch.past:
+        inputs["token_type_ids"] = torch.zeros_like(batch.tokens)
     return inputs
 
 
@@ -188,7 +195,10 @@ class _Taps:
 
     def _install_layer(self, layer: int, sites: set[str]) -> None:
         parts = self.weights.parts
-        down, attn_end = parts.mlp_down[layer], parts.attn_post_norm[layer] or parts.attn_out[layer]
+        attn_end, scale = parts.attn_end[layer], self.weights.residual_scale
+        if sites & {"act", "post"} and not self.weights.has_neurons:
+            raise KeyError(f"{self.weights.name} has no FFN coefficients, since its FFNs are mixtures of experts.")
+        down = parts.mlp_down[layer]
         if "resid_pre" in sites:
             self._on_input(parts.blocks[layer], hook_name("resid_pre", layer))
         if "z" in sites:
@@ -204,11 +214,11 @@ class _Taps:
         if "post" in sites:
             self._on_input(down, hook_name("post", layer))
         if "attn_out" in sites:
-            self._on_output(attn_end, hook_name("attn_out", layer))
+            self._on_output(attn_end, hook_name("attn_out", layer), scale)
         if "resid_mid" in sites:
-            self._on_sum(parts.blocks[layer], attn_end, hook_name("resid_mid", layer))
+            self._on_sum(parts.blocks[layer], attn_end, hook_name("resid_mid", layer), scale)
         if "mlp_out" in sites:
-            self._on_output(parts.mlp_post_norm[layer] or down, hook_name("mlp_out", layer))
+            self._on_output(parts.mlp_end[layer], hook_name("mlp_out", layer), scale)
         if "resid_post" in sites:
             self._on_output(parts.blocks[layer], hook_name("resid_post", layer))
 
@@ -235,16 +245,29 @@ class _Taps:
 
         self._before(module, pre_hook)
 
-    def _on_output(self, module: nn.Module, name: str) -> None:
+    def _on_output(self, module: nn.Module, name: str, scale: float = 1.0) -> None:
+        """What a module returns, times ``scale`` where the model multiplies by it only later."""
+
+        def through(x: Tensor) -> Tensor:
+            if scale == 1:
+                after = self._pass_through(name, x)
+                return after.clone() if self.weights.architecture.adds_in_place else after
+            scaled = x * scale
+            after = self._pass_through(name, scaled)
+            return after / scale if after is not scaled or after.requires_grad else x
+
         def post_hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if isinstance(output, tuple):
-                return (self._pass_through(name, output[0]), *output[1:])
-            return self._pass_through(name, output)
+                return (through(output[0]), *output[1:])
+            return through(output)
 
         self._after(module, post_hook)
 
-    def _on_sum(self, block: nn.Module, attn_end: nn.Module, name: str) -> None:
-        """The residual after attention, which is no module's output: what enters the block and what attention adds."""
+    def _on_sum(self, block: nn.Module, attn_end: nn.Module, name: str, scale: float) -> None:
+        """The residual after attention, which is no module's output: what enters the block and what attention adds.
+
+        Attention adds ``scale`` times the output of its last module.
+        """
         entered: list[Tensor] = []
 
         def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -252,10 +275,12 @@ class _Taps:
 
         def replace_sum(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             pre = entered.pop()
-            before = pre + output
+            before = pre + (output if scale == 1 else output * scale)
             after = self._pass_through(name, before)
             # with gradients on, the captured sum itself must lie on the way to the output
-            return after - pre if after is not before or after.requires_grad else None
+            if after is before and not after.requires_grad:
+                return None
+            return after - pre if scale == 1 else (after - pre) / scale
 
         self._before(block, remember)
         self._after(attn_end, replace_sum)
@@ -276,17 +301,9 @@ class _Taps:
 
         for layer, attention in enumerate(self.weights.parts.attention):
             put_between(self.stack, attention, between(layer))
-            if hasattr(attention, "_attn"):  # GPT-J calls its own method instead of the attention interface
-
-                def written_out(
-                    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, module: Any = attention
-                ) -> tuple[Tensor, Tensor]:
-                    out, pattern = pattern_attention(module, query.float(), key.float(), value, mask)
-                    return out.transpose(1, 2), pattern
-
-                attention._attn = written_out
-                self.stack.callback(delattr, attention, "_attn")
-        if not hasattr(self.weights.parts.attention[0], "_attn"):
+        if self.weights.architecture.inline_attention:
+            watch_inline(self.stack, self.weights.parts.attention)
+        else:
             write_out(self.stack, self.weights.config)
 
 

@@ -157,6 +157,7 @@ class Model(Weights):
             pad=self._encoder.pad,
             padding_side=self.padding_side,
             placeholder=-1 if self.vision is None else self.vision.placeholder,
+            grid=None if self.vision is None else self.vision.turned,
             device=self.device,
         )
 
@@ -209,18 +210,20 @@ class Model(Weights):
         Attention is causal, so activations there are the same in both prompts and replacing the one by the other
         does nothing: keys and values of the prefix are computed once and only what follows is run. Exact, for
         interventions that exchange activations between the two prompts; not for zero or mean replacement.
-        Returns the batch unchanged when nothing is shared.
+        Returns the batch unchanged when nothing is shared, or where prompts are read in both directions (PaliGemma).
         """
         other = batch.counterfactual
-        if other is None or batch.past:
+        if other is None or batch.past or self.architecture.bidirectional == "prompt":
             return batch
-        own = own_prefixes(batch, other)
+        # a picture whose positions see each other is run with all that stands before it
+        before_image = self.architecture.bidirectional != "images"
+        own = own_prefixes(batch, other, before_image)
         if not any(own):
             return batch
         # what is counted is each row's own prefix, though neighbors that share less may leave more of it to be run
         self.cost.forward += sum(self.sizes.flops(n, logits=0) for n in own)
         spans = tuple((full - n, n) for (full, _), n in zip(batch.spans, own))
-        n = shared_columns(batch, other)
+        n = shared_columns(batch, other, before_image)
         if n < 1:
             return replace(batch, spans=spans, counterfactual=replace(other, spans=spans))
         leading = leading_columns(batch, n)

@@ -18,8 +18,10 @@ Shapes: ``B`` rows, ``T`` positions, ``H`` query heads, ``d_head``, ``d_model``,
 | ``blocks.l.hook_mlp_out``       | ``[B, T, d_model]``   | what the FFN adds to the residual stream               |
 | ``blocks.l.hook_resid_post``    | ``[B, T, d_model]``   | residual stream leaving block ``l``                    |
 
-In blocks that run attention and FFN in parallel (GPT-J, GPT-NeoX), ``hook_resid_mid`` is a sum that the model itself
-never forms.
+In blocks that run attention and FFN in parallel (GPT-J, Falcon), ``hook_resid_mid`` is a sum that the model itself
+never forms. What is added to the residual stream is after any norm or factor behind the sub-layer (Gemma 2, Granite).
+Rows of a pattern sum to 1, but for attention with sinks (gpt-oss), which take the rest. Mixtures of experts have
+neither ``hook_act`` nor ``hook_post``.
 """
 
 from __future__ import annotations

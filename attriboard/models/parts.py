@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
 from .architectures import Architecture
@@ -20,12 +21,13 @@ class Parts:
         embed: the token embedding.
         blocks: the blocks themselves.
         attention: their attention modules.
-        attn_out, mlp_down: the output projections.
+        attn_out, mlp_down: the output projections; the latter None in mixtures of experts.
         mlp_act: the activation function of a gated FFN, or None.
         value: the projection that makes values, alone or packed with queries and keys.
-        ln1: the norm before attention.
+        ln1: the norm before attention, or None.
         attn_post_norm, mlp_post_norm: the norm after the sub-layer, or None.
         final_norm: the norm before the unembedding.
+        attn_end, mlp_end: the last module of the sub-layer before the residual add.
     """
 
     embed: Any
@@ -39,6 +41,8 @@ class Parts:
     attn_post_norm: list[Any]
     mlp_post_norm: list[Any]
     final_norm: Any
+    attn_end: list[Any]
+    mlp_end: list[Any]
 
 
 def find_parts(hf: nn.Module, architecture: Architecture, name: str) -> Parts:
@@ -53,21 +57,33 @@ def find_parts(hf: nn.Module, architecture: Architecture, name: str) -> Parts:
         def by_block(path: str | None) -> list[Any]:
             return [submodule(block, path) if path else None for block in blocks]
 
+        attn_out, mlp_down = by_block(architecture.attn_out), by_block(architecture.mlp_down)
+        attn_post_norm, mlp_post_norm = by_block(architecture.attn_post_norm), by_block(architecture.mlp_post_norm)
+        mlp = mlp_down if architecture.mlp is None else by_block(architecture.mlp)
         return Parts(
             embed=submodule(hf, architecture.embed),
             blocks=blocks,
             attention=by_block(architecture.attention),
-            attn_out=by_block(architecture.attn_out),
-            mlp_down=by_block(architecture.mlp_down),
+            attn_out=attn_out,
+            mlp_down=mlp_down,
             mlp_act=by_block(architecture.mlp_act),
             value=by_block(architecture.value),
-            ln1=by_block(architecture.ln1),
-            attn_post_norm=by_block(architecture.attn_post_norm),
-            mlp_post_norm=by_block(architecture.mlp_post_norm),
+            ln1=by_block(_first_path(blocks[0], architecture.ln1)),
+            attn_post_norm=attn_post_norm,
+            mlp_post_norm=mlp_post_norm,
             final_norm=submodule(hf, architecture.final_norm),
+            attn_end=[norm or out for norm, out in zip(attn_post_norm, attn_out)],
+            mlp_end=[norm or out for norm, out in zip(mlp_post_norm, mlp)],
         )
     except AttributeError as error:
         raise ModelError(f"{name} says it is a {architecture.family} model, but {error}.") from error
+
+
+def _first_path(block: nn.Module, paths: str | tuple[str, ...] | None) -> str | None:
+    """Of several paths the first that a block has, or else the last."""
+    if paths is None or isinstance(paths, str):
+        return paths
+    return next((path for path in paths if hasattr(block, path)), paths[-1])
 
 
 def submodule(root: nn.Module, path: str) -> Any:
@@ -78,4 +94,8 @@ def submodule(root: nn.Module, path: str) -> Any:
 def in_out(module: nn.Module) -> Tensor:
     """A projection's weight as ``[in, out]``, whether a Linear or GPT-2's Conv1D holds it."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight.T if isinstance(module, nn.Linear) else weight
+    if isinstance(module, nn.Linear):
+        return weight.T
+    if isinstance(module, Conv1D):
+        return weight
+    raise ModelError(f"a projection of type {type(module).__name__} is neither a Linear nor GPT-2's Conv1D.")

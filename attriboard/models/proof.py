@@ -3,11 +3,13 @@
 Nothing in the table is trusted. On one batch of random tokens
 
 - values come from the norm before attention and the value projection,
+- the written-out attention, in which patterns are read, gives the same logits,
 - head outputs sum to the attention output, and neuron outputs to the FFN output,
 - the residual stream adds up,
 - the hooked logits are those of the model without hooks,
 - the final norm and unembedding reproduce them from the last residual,
-- a restart from the middle is bit-identical, and
+- a restart from the middle is bit-identical,
+- the FFN sees what attention writes, or does not in parallel blocks, and
 - zeroing a head changes the last residual (of a model that was built, not every head need change the logits).
 """
 
@@ -43,15 +45,24 @@ def prove(weights: Weights, vision: Vision | None = None) -> None:
     batch = pad_rows(tokens, examples, device=weights.device)
     with torch.no_grad():
         plain = weights.hf(**model_inputs(weights, batch), use_cache=False)
-    run = forward(weights, batch, Cost(), [hook_name(site, layer) for site in _SITES for layer in layers])
+    sites = [site for site in _SITES if site != "post" or weights.has_neurons]
+    run = forward(weights, batch, Cost(), [hook_name(site, layer) for site in sites for layer in layers])
+    for name in (hook_name(site, layer) for layer in layers for site in sites):
+        if name not in run:
+            raise ModelError(
+                f"self-proof of {weights.name} ({weights.architecture.family}) failed: the module that makes {name} is "
+                f"never called; this variant of the family computes it in another way."
+            )
     values = forward(weights, batch, Cost(), [hook_name("v", layer) for layer in layers])
     plain_logits = plain.logits[torch.arange(len(batch), device=weights.device), batch.last]
     _prove_logits(weights, batch, run, plain_logits)
+    _same(weights, "the logits with attention written out", values.logits, plain_logits)
     for layer in layers:
-        at = {site: run[hook_name(site, layer)] for site in _SITES}
+        at = {site: run[hook_name(site, layer)] for site in sites}
         _prove_layer(weights, layer, at, values[hook_name("v", layer)])
     _prove_restart(weights, batch, run)
     _prove_effect(weights, batch, run)
+    _prove_order(weights, batch, run)
     if vision is not None:
         _prove_vision(weights, vision)
 
@@ -99,10 +110,12 @@ def _prove_layer(weights: Weights, layer: int, at: dict[str, Tensor], value: Ten
     if bias is not None:
         heads = heads + (bias if gain is None else bias * gain)
     _same(weights, f"the head outputs of layer {layer}", heads, at["attn_out"])
-    neurons = at["post"] @ weights.W_out(layer)
-    bias, gain = weights.b_out(layer), weights.mlp_gain(layer, at["post"])
-    neurons = neurons if bias is None else neurons + bias
-    _same(weights, f"the neuron outputs of layer {layer}", neurons if gain is None else neurons * gain, at["mlp_out"])
+    if weights.has_neurons:
+        neurons = at["post"] @ weights.W_out(layer)
+        bias, gain = weights.b_out(layer), weights.mlp_gain(layer, at["post"])
+        neurons = neurons if bias is None else neurons + bias
+        neurons = neurons if gain is None else neurons * gain
+        _same(weights, f"the neuron outputs of layer {layer}", neurons, at["mlp_out"])
     total = at["resid_pre"] + at["attn_out"] + at["mlp_out"]
     _same(weights, f"the residual stream of layer {layer}", total, at["resid_post"])
     _same(weights, f"the mid residual of layer {layer}", at["resid_mid"], at["resid_pre"] + at["attn_out"])
@@ -123,8 +136,27 @@ def _prove_effect(weights: Weights, batch: Batch, run: Run) -> None:
         )
 
 
+def _prove_order(weights: Weights, batch: Batch, run: Run) -> None:
+    """The FFN sees what the heads of its block write, or does not, as the table says."""
+    ramp = torch.linspace(-1, 1, weights.d_model, device=weights.device)
+
+    def reacts_to(site: str) -> bool:
+        name = hook_name("mlp_out", 0)
+        again = forward(weights, batch, Cost(), [name], {hook_name(site, 0): lambda x: x + ramp.to(x.dtype)})
+        return not torch.equal(again[name], run[name])
+
+    parallel = weights.architecture.has_parallel_blocks(weights.config)
+    # of a model that was built, an FFN may do nothing at all
+    if reacts_to("attn_out") if parallel else not reacts_to("attn_out") and reacts_to("resid_pre"):
+        raise ModelError(
+            f"self-proof of {weights.name} ({weights.architecture.family}) failed: the FFN of layer 0 "
+            f"{'sees' if parallel else 'does not see'} what attention writes, and the architecture table says that "
+            f"blocks are {'parallel' if parallel else 'sequential'}."
+        )
+
+
 def _prove_vision(weights: Weights, vision: Vision) -> None:
-    """Features in place of placeholders are what the whole model does with a picture."""
+    """Features in place of placeholders are what the whole model does with a picture, each where its patch lies."""
     noise = torch.randint(0, 256, (40, 56, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     picture = fromarray(noise.numpy())
     inputs = vision.inputs(f"{IMAGE}\na", picture)
@@ -133,5 +165,8 @@ def _prove_vision(weights: Weights, vision: Vision) -> None:
         plain_logits = weights.hf(**inputs, use_cache=False).logits[:, -1]
     ids = tuple(inputs["input_ids"][0].tolist())
     encoded = EncodedExample(Example("", "", image=picture), ids, 0, None, None, features)
-    batch = pad_rows([ids], [encoded], [features], placeholder=vision.placeholder, device=weights.device)
+    batch = pad_rows(
+        [ids], [encoded], [features], placeholder=vision.placeholder, grid=vision.turned, device=weights.device
+    )
     _same(weights, "the image features", forward(weights, batch, Cost()).logits, plain_logits)
+    vision.prove()

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import einops
 import torch
 from torch import Tensor, nn
 
+from ..errors import SkipCell
 from .architectures import Architecture, architecture_of
 from .cost import Sizes, sizes_of
-from .parts import Parts, find_parts, in_out
+from .parts import Parts, find_parts, in_out, submodule
 
 
 class Weights:
@@ -30,7 +32,9 @@ class Weights:
         config: of the language model.
         architecture: the entry of the table that says where its parts are.
         parts: the modules by role.
-        n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab: sizes.
+        n_layers, n_heads, n_kv_heads, d_model, d_head, d_vocab: sizes.
+        residual_scale: what the outputs of attention and FFN are multiplied by before they are added.
+        logit_scale: what the unembedding's output is multiplied by.
 
     Raises:
         ModelError: the family is unknown, or has no module where the table looks for one.
@@ -45,16 +49,47 @@ class Weights:
         self.parts: Parts = find_parts(hf, self.architecture, name)
         self.n_layers = len(self.parts.blocks)
         self.n_heads: int = self.config.num_attention_heads
-        self.n_kv_heads: int = getattr(self.config, "num_key_value_heads", None) or self.n_heads
         self.d_model: int = self.parts.embed.weight.shape[1]
         self.d_head: int = in_out(self.parts.attn_out[0]).shape[0] // self.n_heads
-        self.d_mlp: int = in_out(self.parts.mlp_down[0]).shape[0]
+        columns = in_out(self.parts.value[0]).shape[1] // self.d_head
+        self.n_kv_heads: int = columns if self.architecture.fused is None else (columns - self.n_heads) // 2
+        self.residual_scale: float = self.architecture.residual_scale(self.config)
+        self.logit_scale: float = self.architecture.logit_scale(self.config)
         self.d_vocab: int = self.W_U.shape[0]
 
     @property
     def blocks(self) -> list[Any]:
         """The modules of the blocks, first to last."""
         return self.parts.blocks
+
+    @property
+    def has_neurons(self) -> bool:
+        """Whether every FFN is one layer of hidden units, and no mixture of experts."""
+        return self.architecture.mlp_down is not None
+
+    @property
+    def follows_ffn(self) -> str | None:
+        """What stands between neurons' output vectors and the residual stream; None where nothing does."""
+        if self.architecture.mlp_post_norm is not None:
+            return "a norm"
+        return None if self.residual_scale == 1 else "a factor"
+
+    @property
+    def d_mlp(self) -> int:
+        """FFN hidden units.
+
+        Raises:
+            SkipCell: the FFNs are mixtures of experts.
+        """
+        return in_out(self._mlp_down(0)).shape[0]
+
+    def _mlp_down(self, layer: int) -> Any:
+        if not self.has_neurons:
+            raise SkipCell(
+                f"{self.name} ({self.architecture.family}) has no neurons that are the same at every position, since "
+                f"its FFNs are mixtures of experts; choose heads, attn_neurons, nodes or tokens."
+            )
+        return self.parts.mlp_down[layer]
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +121,22 @@ class Weights:
     @functools.cached_property
     def sizes(self) -> Sizes:
         """What a forward pass multiplies, for counting work."""
-        return sizes_of(self.blocks, self.n_heads * self.d_head, self.W_U)
+        unembedding = self.hf.get_output_embeddings().weight
+        return sizes_of(self.blocks, self.n_heads * self.d_head, unembedding, self._expert_entries())
+
+    def _expert_entries(self) -> list[int]:
+        """By layer, the entries of the experts' matrices that are multiplied at one position."""
+        path, used = self.architecture.experts, self.architecture.experts_per_token
+        entries = []
+        for block in self.blocks:
+            try:
+                experts = submodule(block, path) if path else nn.Module()
+            except AttributeError:  # a layer with one FFN for all positions
+                experts = nn.Module()
+            matrices = [weight for weight in experts.parameters() if weight.dim() == 3]
+            share = getattr(self.config, used) if used else None
+            entries.append(sum(weight[0].numel() * (share or len(weight)) for weight in matrices))
+        return entries
 
     # --- projections ------------------------------------------------------------------------------------------------
 
@@ -100,42 +150,51 @@ class Weights:
         return self.parts.attn_out[layer].bias
 
     def W_out(self, layer: int) -> Tensor:
-        """``[d_mlp, d_model]``: each neuron's output vector."""
-        return in_out(self.parts.mlp_down[layer])
+        """``[d_mlp, d_model]``: each neuron's output vector; SkipCell in mixtures of experts, as :attr:`d_mlp`."""
+        return in_out(self._mlp_down(layer))
 
     def b_out(self, layer: int) -> Tensor | None:
-        return self.parts.mlp_down[layer].bias
+        bias: Tensor | None = self._mlp_down(layer).bias
+        return bias
 
     def W_V(self, layer: int) -> Tensor:
         """``[H, d_model, d_head]``: value projections, expanded so that every query head has its own."""
         weight = in_out(self.parts.value[layer])
-        if self.architecture.fused == "thirds":
-            weight = weight[:, 2 * self.d_model :]
-        if self.architecture.fused == "per_head":
-            weight = einops.rearrange(
-                weight, "d_model (head qkv d_head) -> qkv d_model (head d_head)", qkv=3, head=self.n_heads
-            )[2]
+        if self.architecture.fused == "in_turn":
+            weight = weight[:, (self.n_heads + self.n_kv_heads) * self.d_head :]
+        if self.architecture.fused == "by_group":
+            groups = einops.rearrange(
+                weight,
+                "d_model (group qkv d_head) -> d_model group qkv d_head",
+                group=self.n_kv_heads,
+                d_head=self.d_head,
+            )
+            weight = groups[:, :, -1].flatten(1)
         heads = einops.rearrange(weight, "d_model (head d_head) -> head d_model d_head", d_head=self.d_head)
         return heads.repeat_interleave(self.n_heads // heads.shape[0], dim=0)
 
     @property
     def W_U(self) -> Tensor:
-        """``[V, d_model]``: the unembedding."""
-        return self.hf.get_output_embeddings().weight
+        """``[V, d_model]``: the unembedding, with what its output is multiplied by."""
+        weight: Tensor = self.hf.get_output_embeddings().weight
+        return weight if self.logit_scale == 1 else weight * self.logit_scale
 
     @property
     def b_U(self) -> Tensor | None:
-        return self.hf.get_output_embeddings().bias
+        bias: Tensor | None = self.hf.get_output_embeddings().bias
+        return bias if bias is None or self.logit_scale == 1 else bias * self.logit_scale
 
     # --- norms ------------------------------------------------------------------------------------------------------
 
     def ln1_weight(self, layer: int) -> Tensor:
-        """``[d_model]``: what the norm before attention multiplies by."""
-        return self._norm_weight(self.parts.ln1[layer])
+        """``[d_model]``: what the norm before attention multiplies by; ones where there is none."""
+        norm = self.parts.ln1[layer]
+        return torch.ones(self.d_model, device=self.device) if norm is None else self._norm_weight(norm)
 
     def ln1_scale(self, layer: int, resid: Tensor) -> Tensor:
-        """``[..., 1]``: the divisor of the norm before attention at ``resid`` ``[..., d_model]``."""
-        return self._norm_scale(self.parts.ln1[layer], resid)
+        """``[..., 1]``: the divisor of the norm before attention at ``resid`` ``[..., d_model]``; 1 without a norm."""
+        norm = self.parts.ln1[layer]
+        return torch.ones_like(resid[..., :1], dtype=torch.float32) if norm is None else self._norm_scale(norm, resid)
 
     @property
     def final_norm_weight(self) -> Tensor:
@@ -150,12 +209,16 @@ class Weights:
         return self._norm_scale(self.parts.final_norm, resid)
 
     def _norm_weight(self, norm: Any) -> Tensor:
+        if getattr(norm, "weight", None) is None:
+            return torch.ones(self.d_model, device=self.device)
         weight: Tensor = norm.weight.float()
         return 1.0 + weight if self.architecture.unit_offset else weight
 
     def _norm_scale(self, norm: Any, x: Tensor) -> Tensor:
         x = x.float()
-        epsilon: float = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None) or 0.0
+        epsilon: float = (
+            getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None) or self.architecture.norm_epsilon
+        )
         if not self.architecture.rms:
             x = x - x.mean(-1, keepdim=True)
         return (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
@@ -165,23 +228,30 @@ class Weights:
     def attn_gain(self, layer: int, z: Tensor) -> Tensor | None:
         """``[..., d_model]``: the factor by which attention's output reaches the residual stream.
 
-        None but for models with a norm after the sub-layer (Gemma 2 and 3): there the norm's scale is computed from
-        the head outputs ``z`` ``[..., H, d_head]`` and held fixed, which makes the norm linear.
+        None but for models that multiply what is added to the residual stream by a number (Granite), and for those
+        with a norm after the sub-layer (Gemma 2 and 3): there the norm's scale is computed from the head outputs ``z``
+        ``[..., H, d_head]`` and held fixed, which makes the norm linear.
         """
         if self.parts.attn_post_norm[layer] is None:
-            return None
+            return self._plain_gain(z.shape[:-2])
         raw = einops.einsum(z, self.W_O(layer), "... head d_head, head d_head d_model -> ... d_model")
         return self._gain(self.parts.attn_post_norm[layer], raw, self.b_O(layer))
 
     def mlp_gain(self, layer: int, post: Tensor) -> Tensor | None:
         """``[..., d_model]``: as :meth:`attn_gain`, for the FFN with coefficients ``post`` ``[..., d_mlp]``."""
         if self.parts.mlp_post_norm[layer] is None:
-            return None
+            return self._plain_gain(post.shape[:-1])
         return self._gain(self.parts.mlp_post_norm[layer], post @ self.W_out(layer), self.b_out(layer))
+
+    def _plain_gain(self, leading: Sequence[int]) -> Tensor | None:
+        if self.residual_scale == 1:
+            return None
+        return torch.full((*leading, self.d_model), self.residual_scale, device=self.device)
 
     def _gain(self, norm: Any, raw: Tensor, bias: Tensor | None) -> Tensor:
         raw = raw if bias is None else raw + bias
-        return self._norm_weight(norm) / self._norm_scale(norm, raw)
+        gain = self._norm_weight(norm) / self._norm_scale(norm, raw)
+        return gain if self.residual_scale == 1 else gain * self.residual_scale
 
     def head_outputs(self, layer: int, z: Tensor) -> Tensor:
         """``[..., H, d_model]``: what each head adds to the residual stream, from ``z`` ``[..., H, d_head]``.

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ..errors import ConfigurationError
 from ..evaluation.base import evaluations
 from ..method import methods
+from ..models.architectures import architectures
 from ..records.record import Cell, Planned, Record
 from ..records.settings import Settings
 from ..task import tasks
@@ -21,7 +22,7 @@ from .provenance import provenance
 from .stored import Pair, Stored
 from .worker import Earlier, Worker
 
-REGISTRIES = (tasks, methods, evaluations)
+REGISTRIES = (tasks, methods, evaluations, architectures)
 
 
 def on_ray(

@@ -24,6 +24,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForCausalLM,
     CLIPImageProcessorPil,
@@ -35,6 +36,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from attriboard.model import Cost, EncodedExample, Model
 from attriboard.task import IMAGE, Example
+from tests.bench import seeing as seeing_models
 
 VOCAB = 97
 LAYERS = 3
@@ -108,6 +110,95 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
 }
 FAMILIES = tuple(CONFIGS)
+
+_MIX: dict[str, Any] = {"num_experts_per_tok": 2, "head_dim": 8}
+_FALCON: dict[str, Any] = {k: v for k, v in _LLAMA.items() if k not in ("num_key_value_heads", "intermediate_size")}
+_FALCON["ffn_hidden_size"] = 40
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+CONFIGS |= {
+    "phi": lambda: transformers.PhiConfig(**_LLAMA),
+    "phi3": lambda: transformers.Phi3Config(**_LLAMA, sliding_window=5),
+    "olmo": lambda: transformers.OlmoConfig(**_LLAMA),
+    "olmo2": lambda: transformers.Olmo2Config(**_LLAMA),
+    "olmo3": lambda: transformers.Olmo3Config(**_LLAMA, sliding_window=4, layer_types=_WINDOWS),
+    "stablelm": lambda: transformers.StableLmConfig(**_LLAMA, use_qkv_bias=True),
+    "stablelm_parallel": lambda: transformers.StableLmConfig(**_LLAMA, use_parallel_residual=True, qk_layernorm=True),
+    "mixtral": lambda: transformers.MixtralConfig(**_LLAMA, **_MIX, num_local_experts=4),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+        **_LLAMA,
+        num_experts_per_tok=2,
+        num_experts=4,
+        moe_intermediate_size=12,
+        shared_expert_intermediate_size=20,
+        mlp_only_layers=[1],
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**_LLAMA, **_MIX, num_experts=4, moe_intermediate_size=12),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **_LLAMA, **_MIX, num_local_experts=4, sliding_window=4, layer_types=_WINDOWS, rope_parameters=_YARN
+    ),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **_LLAMA,
+        head_dim=8,
+        intermediate_size_mlp=24,
+        num_local_experts=3,
+        num_experts_per_tok=1,
+        moe_layers=[0, 2],
+        no_rope_layers=[1, 0, 1],
+        attention_chunk_size=4,
+        layer_types=["chunked_attention", "full_attention", "chunked_attention"],
+    ),
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
+        vocab_size=VOCAB,
+        hidden_size=D_MODEL,
+        num_layers=LAYERS,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1], [["global"], 1]],
+        max_position_embeddings=64,
+        intermediate_size=40,
+        window_size=4,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "gpt_bigcode": lambda: transformers.GPTBigCodeConfig(**_GPT),
+    "gpt_bigcode_heads": lambda: transformers.GPTBigCodeConfig(**_GPT, multi_query=False),
+    "starcoder2": lambda: transformers.Starcoder2Config(**_LLAMA, sliding_window=5),
+    "granite": lambda: transformers.GraniteConfig(
+        **_LLAMA, residual_multiplier=0.4, embedding_multiplier=2.0, logits_scaling=3.0, attention_multiplier=0.2
+    ),
+    "cohere": lambda: transformers.CohereConfig(**_LLAMA, logit_scale=0.25, use_qk_norm=True),
+    "cohere2": lambda: transformers.Cohere2Config(**_LLAMA, logit_scale=0.25, sliding_window=4, layer_types=_WINDOWS),
+    "glm": lambda: transformers.GlmConfig(**_LLAMA, head_dim=8),
+    "glm4": lambda: transformers.Glm4Config(**_LLAMA, head_dim=8),
+    "exaone4": lambda: transformers.Exaone4Config(**_LLAMA, sliding_window=4, layer_types=_WINDOWS),
+    "bloom": lambda: transformers.BloomConfig(
+        vocab_size=VOCAB, hidden_size=D_MODEL, n_layer=LAYERS, n_head=4, bos_token_id=1, eos_token_id=2
+    ),
+    "falcon": lambda: transformers.FalconConfig(**_FALCON, multi_query=True, parallel_attn=True),
+    "falcon_groups": lambda: transformers.FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon_heads": lambda: transformers.FalconConfig(**_FALCON, multi_query=False, parallel_attn=False, bias=True),
+    "ministral": lambda: transformers.MinistralConfig(**_LLAMA, head_dim=8, sliding_window=4, layer_types=_WINDOWS),
+    "ministral3": lambda: transformers.Ministral3Config(
+        **_LLAMA,
+        head_dim=8,
+        rope_parameters={**_YARN, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 4},
+    ),
+}
+EVERY = tuple(CONFIGS)
+"""Every kind of block that is known; tests of methods take :data:`FAMILIES`, which differ in what methods see."""
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "llama4")
+"""Families without neurons."""
+WITH_NEURONS = tuple(family for family in EVERY if family not in MIXTURES)
+MULTIPLIED = {"granite": 0.4}
+"""What the outputs of attention and FFN are multiplied by before they are added to the residual stream."""
+LOGITS_MULTIPLIED = {"granite": 1 / 3, "cohere": 0.25, "cohere2": 0.25}
+PARALLEL = ("gptj", "neox_parallel", "phi", "stablelm_parallel", "cohere", "cohere2", "falcon", "falcon_groups")
 FOUR = ("llama", "gpt2", "gemma2", "neox_parallel")
 """One family of each kind of block: grouped queries, biases and LayerNorm, norms after the sub-layer, parallel."""
 
@@ -123,7 +214,7 @@ class Parts:
     down: str
     attn_end: str
     mlp_end: str
-    ln1: str
+    ln1: str | None
     second_norm: str | None
 
 
@@ -170,8 +261,30 @@ def _parts(family: str) -> Parts:
             "self_attn_layer_norm",
             "final_layer_norm",
         )
-    out, down = "self_attn.o_proj", "mlp.down_proj"
-    ends = (out, down, "input_layernorm", "post_attention_layernorm")
+    if family.startswith(("gpt_neo", "gpt_bigcode")):
+        out, down = "attn.attention.out_proj" if family == "gpt_neo" else "attn.c_proj", "mlp.c_proj"
+        names = ("transformer.h", "transformer.wte", "transformer.ln_f")
+        return Parts(*names, out, down, out, down, "ln_1", "ln_2")
+    if family.startswith(("bloom", "falcon")):
+        out, down = "self_attention.dense", "mlp.dense_4h_to_h"
+        names = ("transformer.h", "transformer.word_embeddings", "transformer.ln_f")
+        first = "ln_attn" if family == "falcon_groups" else "input_layernorm"
+        return Parts(*names, out, down, out, down, first, None if family in PARALLEL else "post_attention_layernorm")
+    if family == "phi":
+        out, down = "self_attn.dense", "mlp.fc2"
+        names = ("model.layers", "model.embed_tokens", "model.final_layernorm")
+        return Parts(*names, out, down, out, down, "input_layernorm", None)
+    out, down = "self_attn.o_proj", "mlp.c_proj" if family == "starcoder2" else "mlp.down_proj"
+    if family in MIXTURES:
+        down = "feed_forward" if family == "llama4" else "mlp"
+    second = None if family in PARALLEL else "post_attention_layernorm"
+    if family in ("olmo2", "olmo3", "exaone4"):
+        ends = ("post_attention_layernorm", "post_feedforward_layernorm", None, "mlp")
+        return Parts("model.layers", "model.embed_tokens", "model.norm", out, down, *ends)
+    if family == "glm4":
+        ends = ("post_self_attn_layernorm", "post_mlp_layernorm", "input_layernorm", second)
+        return Parts("model.layers", "model.embed_tokens", "model.norm", out, down, *ends)
+    ends = (out, down, "input_layernorm", second)
     if family in ("gemma2", "gemma3"):
         ends = (
             "post_attention_layernorm",
@@ -182,7 +295,7 @@ def _parts(family: str) -> Parts:
     return Parts("model.layers", "model.embed_tokens", "model.norm", out, down, *ends)
 
 
-PARTS = {family: _parts(family) for family in FAMILIES}
+PARTS = {family: _parts(family) for family in EVERY}
 PARTS["llava"] = Parts(
     "model.language_model.layers",
     "model.language_model.embed_tokens",
@@ -217,7 +330,8 @@ def drawn(hf: Any, embed: str, embed_scale: float = 0.6, seed: int = 0) -> Any:
             elif name.startswith(embed):
                 weight.copy_(embed_scale * noise)
             else:
-                weight.copy_(1.3 * noise / weight[0].numel() ** 0.5)
+                fan_in = weight.shape[-1] if weight.dim() == 3 else weight[0].numel()  # of experts, stacked matrices
+                weight.copy_(1.3 * noise / fan_in**0.5)
     return hf.requires_grad_(False)
 
 
@@ -240,13 +354,24 @@ def hooked(family: str, batch_size: int = 16, padding_side: str = "left") -> Mod
 def in_double(hf: Any) -> Any:
     """A float64 copy, smooth and with root-mean-square norms that also compute in float64, for finite differences."""
     double = copy.deepcopy(hf).double()
+    if hasattr(double, "set_experts_implementation"):
+        double.set_experts_implementation("eager")  # grouped products know no float64
     for module in double.modules():
         if type(module).__name__.endswith("RMSNorm"):
             offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
             module.forward = functools.partial(_rms_norm, module, offset)
-        if hasattr(module, "activation_fn"):
+        if type(module).__name__ in ("CohereLayerNorm", "Cohere2LayerNorm", "OlmoLayerNorm"):
+            module.forward = functools.partial(_layer_norm, module)
+        if hasattr(module, "activation_fn") and type(module).__name__.startswith("OPT"):
             module.activation_fn = nn.GELU()  # OPT's ReLU has kinks that finite differences would step over
     return double
+
+
+def _layer_norm(module: Any, x: Tensor) -> Tensor:
+    epsilon = getattr(module, "variance_epsilon", 1e-5)
+    centered = x - x.mean(-1, keepdim=True)
+    normed = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + epsilon)
+    return normed * module.weight if hasattr(module, "weight") else normed
 
 
 def _rms_norm(module: Any, offset: float, x: Tensor) -> Tensor:
@@ -364,7 +489,7 @@ def tiny_llava(batch_size: int = 16, padding_side: str = "left", seed: int = 0) 
     return model
 
 
-SEEING = ("llava", "vipllava", "idefics3", "smolvlm")
+SEEING = ("llava", "vipllava", "idefics3", "smolvlm", *seeing_models.TYPED)
 
 
 def fresh_seeing(family: str) -> tuple[Any, Any]:
@@ -375,6 +500,13 @@ def fresh_seeing(family: str) -> tuple[Any, Any]:
     if family == "llava":
         return fresh_llava(), tiny_processor()
     torch.manual_seed(0)
+    if family in seeing_models.TYPED:
+        hf, processor = seeing_models.fresh(family, _LLAMA, tokenizer())
+        hf = drawn(hf, "model.language_model.embed_tokens", 0.12 if "gemma" in family else 0.6)
+        unembedding = hf.get_output_embeddings().weight
+        if family != "paligemma":  # whose embedding it is, too
+            unembedding[:3], unembedding[96:] = 0, 0  # it writes words alone
+        return hf, processor
     # Idefics3 assumes this epsilon of a saved configuration that does not say another than Llama's
     text = transformers.LlamaConfig(**{**_LLAMA, "vocab_size": VOCAB + 5, "rms_norm_eps": 1e-5})
     tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -478,6 +610,25 @@ def in_out(module: Any) -> Tensor:
 Site = tuple[str, int]
 
 
+class _SoftmaxInDouble(TorchFunctionMode):
+    """Keeps attention weights in float64, which eager attention would round to float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is nn.functional.softmax and args[0].dtype == torch.float64:
+            kwargs["dtype"] = None
+        return func(*args, **kwargs)
+
+
+def in_single_products(hf: Any) -> Any:
+    """The model with attention and experts in products that can be counted, and patterns that can be read."""
+    hf.set_attn_implementation("eager")
+    hf.config._attn_implementation = "eager"  # Falcon follows its configuration, and refuses to be asked
+    if hasattr(hf, "set_experts_implementation"):
+        hf.set_experts_implementation("eager")
+    return hf
+
+
 class Plain:
     """A Hugging Face model run literally: one unpadded row, eager attention, a hook for every activation touched.
 
@@ -487,8 +638,8 @@ class Plain:
     def __init__(self, family: str, hf: Any = None) -> None:
         self.family, self.parts = family, PARTS[family]
         source = tiny(family) if hf is None else hf
-        self.hf = copy.deepcopy(source)
-        self.hf.set_attn_implementation("eager")
+        self.hf = in_single_products(copy.deepcopy(source))
+        self.scale = MULTIPLIED.get(family, 1.0)
         self.blocks = list(get(self.hf, self.parts.layers))
         self.n_heads = self.hf.config.get_text_config().num_attention_heads
         self.n_layers = len(self.blocks)
@@ -510,18 +661,22 @@ class Plain:
             for site in {*edits, *read}:
                 stack.callback(self._hook(site, edits.get(site), seen).remove)
             inputs = {} if "inputs_embeds" in kwargs else {"input_ids": torch.tensor([list(tokens)])}
+            if self.hf.dtype == torch.float64:
+                stack.enter_context(_SoftmaxInDouble())
             logits = self.hf(**inputs, use_cache=False, **kwargs).logits[0, -1]
         return logits, seen
 
     def _hook(self, site: Site, edit: Callable[[Tensor], Tensor] | None, seen: dict[Site, Tensor]) -> Any:
         name, layer = site
+        scale = self.scale if name in ("attn_out", "mlp_out") else 1.0
 
         def touch(x: Tensor) -> Tensor:
             row = x[0] if x.dim() == 3 else x  # OPT's FFN drops the batch axis
             row = row.view(len(row), self.n_heads, -1) if name == "z" else row
+            row = row * scale
             row = row if edit is None else edit(row)
             seen[site] = row
-            return row.reshape(x.shape)
+            return (row / scale).reshape(x.shape).clone()  # Falcon adds to it in place
 
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
@@ -661,7 +816,10 @@ def literal_outputs(plain: Plain, level: str, activation: Tensor, layer: int) ->
     if getattr(plain.parts, end) != getattr(plain.parts, role):
         norm = plain.part(end, layer)
         whole = outputs.sum(0) if projection.bias is None else outputs.sum(0) + projection.bias
-        outputs = outputs / (whole.square().mean() + norm.eps).sqrt() * (1 + norm.weight)
+        epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+        weight = norm.weight + float(type(norm).__name__.startswith("Gemma"))
+        outputs = outputs / (whole.square().mean() + epsilon).sqrt() * weight
+    outputs = outputs * plain.scale
     return outputs.view(plain.n_heads, -1, outputs.shape[-1]).sum(1) if level == "heads" else outputs
 
 
@@ -671,16 +829,16 @@ class Literal:
     def __init__(self, plain: Plain, last_resid: Tensor, published: bool = False) -> None:
         norm, head = get(plain.hf, plain.parts.norm), plain.hf.get_output_embeddings()
         x = last_resid.double()
-        self.centered = type(norm).__name__ == "LayerNorm"
+        self.centered = type(norm).__name__.endswith("LayerNorm")
+        epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
         if self.centered:
-            self.scale = (x.var(correction=0) + norm.eps).sqrt()
+            self.scale = (x.var(correction=0) + epsilon).sqrt()
         else:
-            epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
             self.scale = (x.square().mean() + epsilon).sqrt()
         self.gamma = norm.weight.double() + float(type(norm).__name__.startswith("Gemma"))
-        self.W_U = head.weight.double()
+        self.W_U = head.weight.double() * LOGITS_MULTIPLIED.get(plain.family, 1.0)
         self.bias = torch.zeros(len(self.W_U), dtype=torch.float64)
-        if self.centered and not published:
+        if self.centered and not published and hasattr(norm, "bias"):
             self.bias += self.W_U @ norm.bias.double()
         if getattr(head, "bias", None) is not None:
             self.bias += head.bias.double()

@@ -20,7 +20,7 @@ from attriboard.loading import load_model, outline
 from attriboard.model import Model
 from attriboard.scores import Scores
 from tests.bench.cli import call
-from tests.bench.models import CONFIGS, hooked
+from tests.bench.models import CONFIGS, MIXTURES, PARALLEL, hooked
 
 GPT2 = Graph(n_layers=12, n_heads=12, parallel_attn_mlp=False, d_model=768)
 TINY = Graph(n_layers=3, n_heads=4, parallel_attn_mlp=False, d_model=32)
@@ -98,13 +98,14 @@ def test_a_models_graph_is_known_from_its_configuration_and_names_its_nodes(fami
     model = hooked(family)
     graph = Graph.of(model)
     assert (graph.n_layers, graph.n_heads, graph.d_model) == (3, 4, 32)
-    assert graph.parallel_attn_mlp == (family in ("gptj", "neox_parallel"))
+    assert graph.parallel_attn_mlp == (family in PARALLEL)
     assert graph.src_nodes[1:] == LEVELS["nodes"].names(model)
     with torch.device("meta"):
         empty = type(model.hf)(model.hf.config)
     bare = Model(empty, prove=False)
     assert Graph.of(bare) == graph
-    assert all(LEVELS[level].shape(bare) == LEVELS[level].shape(model) for level in ("heads", "neurons", "nodes"))
+    levels = ("heads", "nodes") if family in MIXTURES else ("heads", "neurons", "nodes")
+    assert all(LEVELS[level].shape(bare) == LEVELS[level].shape(model) for level in levels)
 
 
 def test_an_outline_needs_no_weights(toy: dict, tmp_path: Path) -> None:

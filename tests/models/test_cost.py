@@ -21,14 +21,15 @@ from attriboard.model import Cost, EncodedExample, Model, hook_name
 from attriboard.models.cost import sizes_of
 from attriboard.task import IMAGE
 from tests.bench.models import (
+    EVERY,
     EXAMPLES,
-    FAMILIES,
     FOUR,
     SEEING,
     example,
     fresh,
     fresh_seeing,
     hooked,
+    in_single_products,
     tiny_llava,
     tokenizer,
     vision_examples,
@@ -61,10 +62,8 @@ def judged(work: Callable[[], Any]) -> int:
 
 @functools.cache
 def _eager(family: str) -> Model:
-    """Attention in single products, since PyTorch has no formula for its fused kernels on a CPU."""
-    hf = fresh(family)
-    hf.set_attn_implementation("eager")
-    return Model(hf, tokenizer(), name=family)
+    """All in single products, since PyTorch has no formula for its fused kernels on a CPU."""
+    return Model(in_single_products(fresh(family)), tokenizer(), name=family)
 
 
 def eager(family: str) -> Model:
@@ -82,7 +81,7 @@ def counted(model: Model, work: Callable[[], Any]) -> int:
 # --- passes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_pass_takes_the_products_that_are_really_made(family: str) -> None:
     model = eager(family)
     batch = model.batch(EXAMPLES[:1])
@@ -101,7 +100,7 @@ def test_a_pass_takes_the_products_that_are_really_made(family: str) -> None:
     assert counted(model, passes[0]) == model.full_pass(EXAMPLES[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_backward_pass_counts_twice_the_forward_pass(family: str) -> None:
     """Without gradients of weights it takes one product for each weight matrix, and two for each of attention."""
     model = eager(family)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from attriboard.model import hook_name
-from tests.bench.models import EXAMPLES, FAMILIES, LAYERS, close, example, hooked, plain_run
-from tests.bench.sites import LINEAR_SITES, ROUNDING, names
+from tests.bench.models import EVERY, EXAMPLES, LAYERS, close, example, hooked, plain_run
+from tests.bench.sites import ROUNDING, linear_sites, names
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_behind_a_shared_prefix_everything_is_as_in_the_full_run(family: str, padding_side: str) -> None:
     model = hooked(family, padding_side=padding_side)
     for examples in (EXAMPLES, EXAMPLES[2:3]):
@@ -22,7 +22,7 @@ def test_behind_a_shared_prefix_everything_is_as_in_the_full_run(family: str, pa
         for full, part in ((batch, shared), (batch.counterfactual, shared.counterfactual)):
             assert full is not None
             assert part is not None
-            all_names = names(*LINEAR_SITES)
+            all_names = names(*linear_sites(family))
             expected, found = model.run(full, all_names), model.run(part, all_names)
             assert close(found.logits, expected.logits, ROUNDING)
             for name in all_names:
@@ -85,7 +85,7 @@ def test_a_prefix_and_what_follows_it_cost_one_forward_pass_together() -> None:
     assert model.cost.forward == model.full_pass(e) - 4 * 4 * 3 * 32 * 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_logits_do_not_depend_on_padding_batch_or_neighbors(family: str) -> None:
     plain = plain_run(family)
     expected = torch.stack([plain.run(e.tokens)[0] for e in EXAMPLES])

@@ -9,15 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 
 from attriboard.errors import ExampleError, ModelError
 from attriboard.interventions import replacement_values
 from attriboard.model import EncodedExample, Model, hook_name
+from attriboard.models.architectures import architecture_of
 from attriboard.models.vision import Vision
 from attriboard.task import IMAGE, Example
 from tests.bench import models as m
+from tests.bench.seeing import SIDE, STRETCHED, TYPED
 
 SITES = ("resid_pre", "z", "attn_out", "post", "mlp_out", "resid_post")
 
@@ -34,7 +37,10 @@ def _encoded(model: Model) -> list[EncodedExample]:
 
 def _plain_logits(model: Model, prompt: str, image: Image.Image) -> Tensor:
     """``[V]`` at the last token: the whole model called with pixels, one row, nothing hooked."""
-    inputs = model.vision.processor(images=image, text=prompt, return_tensors="pt")  # type: ignore[union-attr]
+    if model.name in STRETCHED:
+        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    text = prompt.replace(IMAGE, TYPED.get(model.name, IMAGE))
+    inputs = model.vision.processor(images=image, text=text, return_tensors="pt")  # type: ignore[union-attr]
     inputs = {k: v for k, v in inputs.items() if k not in ("rows", "cols")}
     with torch.no_grad():
         return model.hf(**inputs, use_cache=False).logits[0, -1]
@@ -92,14 +98,19 @@ def test_image_features_stand_at_the_placeholders_in_row_major_order() -> None:
         assert torch.equal(embeds[words], model.hf.get_input_embeddings().weight[torch.tensor(e.tokens)[words]])
 
 
+OUT = tuple(f".{name}.{part}" for name in ("out_proj", "o_proj", "attn.proj") for part in ("weight", "bias"))
+"""How parameters of the output projections of attention end in vision towers."""
+
+
 @pytest.mark.parametrize("family", m.SEEING)
 def test_each_patch_of_the_picture_lies_where_its_feature_stands(family: str) -> None:
     """Without attention in the tower a feature depends on its own patch alone, so a change shows where it belongs."""
     hf, processor = m.fresh_seeing(family)
     for name, weight in hf.named_parameters():
-        if "vision" in name and "self_attn.out_proj" in name:
+        if "visi" in name.replace("visual", "vision") and name.endswith(OUT):
             weight.zero_()
-    processor.image_processor.do_resize = False  # the picture has the right size, and resizing would blur its edges
+    if family not in TYPED:
+        processor.image_processor.do_resize = False  # the picture has the right size, and resizing would blur its edges
     model = Model(hf, processor.tokenizer, name=family, processor=processor)
     vision = model.vision
     assert vision is not None
@@ -318,7 +329,7 @@ def test_bfloat16_gives_the_plain_models_logits() -> None:
     assert m.close(model.run(model.batch([e])).logits[0].float(), plain.float(), 0.05)
 
 
-@pytest.mark.parametrize("family", m.SEEING)
+@pytest.mark.parametrize("family", [f for f in m.SEEING if f != "paligemma"])  # reads a prompt otherwise than its text
 def test_what_it_writes_is_greedy_over_plain_calls(family: str) -> None:
     model = m.seeing(family)
     for e in (v.example for v in m.vision_examples()[1::2]):
@@ -474,3 +485,110 @@ def test_a_processor_that_does_not_fit_the_tower_is_refused() -> None:
     hf.config.vision_feature_select_strategy = "full"  # ten features a picture, the class token among them
     with pytest.raises(ModelError, match="the processor and the vision tower of odd do not fit each other"):
         Model(hf, processor.tokenizer, name="odd", processor=processor)
+
+
+# --- every family that sees -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", m.SEEING)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_behind_a_shared_prefix_every_family_sees_what_it_sees_in_the_full_run(family: str, padding_side: str) -> None:
+    """Rows alone and together; some share text and picture with their counterfactual, some text alone."""
+    model = _seeing(family, padding_side)
+    encoded = _encoded(model)
+    for rows in (encoded, encoded[1:2], encoded[:1]):
+        batch = model.batch(rows)
+        shared = model.share_prefix(batch)
+        # PaliGemma's prompts are read in both directions, and Gemma 3's pictures are run with all before them
+        whole = family == "paligemma" or (family == "gemma3" and rows[0] is encoded[0])
+        assert (shared.tokens.shape == batch.tokens.shape) == whole
+        assert batch.counterfactual is not None and shared.counterfactual is not None
+        for full, part in ((batch, shared), (batch.counterfactual, shared.counterfactual)):
+            assert m.close(model.run(part).logits, model.run(full).logits)
+
+
+@pytest.mark.parametrize("family", m.SEEING)
+def test_what_follows_a_prompt_is_seen_as_in_one_call(family: str) -> None:
+    model = _seeing(family)
+    e = m.vision_examples()[0].example
+    continued = model.continued(model.batch([model.encode(e)]), [(), (41,), (41, 9)])[0]
+    if family == "paligemma":  # what it writes is read in one direction, so it is no longer prompt
+        inputs = model.vision.processor(images=e.image, text=e.prompt, return_tensors="pt")  # type: ignore[union-attr]
+        width = inputs["input_ids"].shape[1]
+        more = torch.tensor([[41, 9]])
+        plain = model.hf(
+            input_ids=torch.cat([inputs["input_ids"], more], 1),
+            attention_mask=torch.ones(1, width + 2, dtype=torch.long),
+            token_type_ids=torch.tensor([[0] * width + [1, 1]]),
+            pixel_values=inputs["pixel_values"],
+            use_cache=False,
+        ).logits[0, -3:]
+    else:
+        texts = (e.prompt, f"{e.prompt} w41", f"{e.prompt} w41 w9")
+        plain = torch.stack([_plain_logits(model, text, e.image) for text in texts])
+    assert m.close(continued, plain)
+
+
+@pytest.mark.parametrize("family", m.SEEING)
+def test_zeroing_a_head_is_exact_in_every_family_that_sees(family: str) -> None:
+    model, (head, layer) = _seeing(family), (2, 1)
+    encoded = _encoded(model)
+    edits = {hook_name("z", layer): lambda z: z * (torch.arange(z.shape[-2]) != head)[:, None]}
+    found = model.run(model.batch(encoded), edits=edits).logits
+    text_model = model.hf.model.text_model if hasattr(model.hf.model, "text_model") else model.hf.model.language_model
+    width = model.d_head
+
+    def zeroed(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        z = args[0].clone()
+        z[..., head * width : (head + 1) * width] = 0
+        return (z,)
+
+    handle = text_model.layers[layer].self_attn.o_proj.register_forward_pre_hook(zeroed)
+    try:
+        expected = [_plain_logits(model, e.example.prompt, e.example.image) for e in encoded]
+    finally:
+        handle.remove()
+    assert m.close(found, torch.stack(expected))
+    assert not m.close(found, model.run(model.batch(encoded)).logits, 1e-3)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_vl", "mistral3"])
+def test_a_model_that_sees_reads_text_as_it_does_without_attriboard(family: str) -> None:
+    hf, processor = m.fresh_seeing(family)
+    model = Model(hf, processor.tokenizer, name=family)
+    for batch in (model.batch(m.EXAMPLES), model.share_prefix(model.batch(m.EXAMPLES))):
+        expected = torch.stack([hf(torch.tensor([list(e.tokens)])).logits[0, -1] for e in m.EXAMPLES])
+        assert m.close(model.run(batch).logits, expected)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_vl", "mistral3", "llava"])
+def test_patches_in_another_order_than_row_by_row_are_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transposed grid has the right number of patches and the right logits; only its maps would be wrong."""
+    right = Vision._entrance
+
+    def transposed(self: Vision, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen = right(self, inputs)
+        at = inputs["input_ids"][0] == self.placeholder
+        order = torch.arange(9).view(3, 3).T.flatten()
+        embeds = seen["inputs_embeds"].clone()
+        embeds[0, at] = embeds[0, at][order]
+        return {**seen, "inputs_embeds": embeds}
+
+    vision = _seeing(family).vision
+    assert vision is not None
+    vision.prove()
+    monkeypatch.setattr(Vision, "_entrance", transposed)
+    with pytest.raises(ModelError, match="do not stand in one row-major grid of 3 × 3"):
+        vision.prove()
+
+
+def test_families_whose_pictures_form_no_grid_are_refused_with_the_reason() -> None:
+    for config, why in (
+        (transformers.MllamaConfig(), "cross-attention"),
+        (transformers.LlavaNextConfig(), "more than one place"),
+        (transformers.Idefics2Config(), "fixed number of queries"),
+        (transformers.LlavaOnevisionConfig(), "not known to form one grid"),
+        (transformers.Qwen3VLConfig(), "deepstack_visual_indexes"),
+    ):
+        with pytest.raises(ModelError, match=why):
+            architecture_of(config)

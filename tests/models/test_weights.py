@@ -12,11 +12,24 @@ from transformers import AutoModelForCausalLM
 from attriboard.components import LEVELS
 from attriboard.method import methods
 from attriboard.model import Model, hook_name
-from tests.bench.models import D_MODEL, EXAMPLES, FAMILIES, LAYERS, PARTS, close, fresh, get, hooked, tiny, tokenizer
+from tests.bench.models import (
+    D_MODEL,
+    EVERY,
+    EXAMPLES,
+    LAYERS,
+    PARTS,
+    WITH_NEURONS,
+    close,
+    fresh,
+    get,
+    hooked,
+    tiny,
+    tokenizer,
+)
 from tests.bench.sites import LINEAR_SITES, names
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_NEURONS)
 def test_head_and_neuron_outputs_with_biases_add_up_to_the_sub_layers(family: str) -> None:
     model = hooked(family)
     run = model.run(model.batch(EXAMPLES[:1]), names(*LINEAR_SITES))
@@ -31,18 +44,22 @@ def test_head_and_neuron_outputs_with_biases_add_up_to_the_sub_layers(family: st
         assert close(gain * terms, run[hook_name("mlp_out", layer)], 1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_value_weights_times_the_normalized_input_give_the_values_up_to_a_constant_bias(family: str) -> None:
     """``v = norm(x) W_V + b``: over two prompts, whatever ``b`` is, it must be the same at every position."""
     model = hooked(family)
     run = model.run(model.batch([EXAMPLES[2]]), names("resid_pre", "v"))
     for layer in range(LAYERS):
-        norm = get(model.blocks[layer], PARTS[family].ln1)
+        path = PARTS[family].ln1
+        norm = get(model.blocks[layer], path) if path else torch.nn.Identity()
         x = norm(run[hook_name("resid_pre", layer)])[0]
         made = torch.einsum("td,hde->hte", x, model.W_V(layer))
         bias = run[hook_name("v", layer)][0] - made
         assert close(bias, bias.mean(1, keepdim=True).expand_as(bias), 1e-4) or float(bias.abs().max()) < 1e-5
         assert float(made.abs().max()) > 0.1
+        if path is None:
+            assert bool((model.ln1_weight(layer) == 1).all() and (model.ln1_scale(layer, x) == 1).all())
+            continue
         weight = model.ln1_weight(layer)
         zero = torch.zeros(1, 1, D_MODEL)
         step = torch.randn(1, 1, D_MODEL)
