@@ -1,6 +1,6 @@
 """How often `attriboard check` cries wolf, and how many examples it needs to see a method that became 20 % worse.
 
-Heads found by attribution patching on arithmetic are judged on a pool of test examples, three times: with scores from
+Heads found by attribution patching on sums (arithmetic, addition) are judged on a pool of test examples, three times: with scores from
 some train examples, with scores from others, and with the first scores mixed with noise until they keep about 20 % less
 of what they are worth, 1 - log-CMD (the headline). All three are measured, example by example; then samples of the pool
 become records, and pairs of records go through the very function behind the command. Every rerun's pair is drawn at
@@ -52,6 +52,7 @@ from attriboard.stats.intervals import clusters_of
 from attriboard.task import tasks
 
 MODEL, TASK, METHOD, LEVEL = "smollm2-135m", "arithmetic", "attribution_patching", "heads"
+OPTIONS = {"subsets": ["addition"]}
 HEADLINE = "log_cmd"
 CURVES = ("absolute", "signed", "answered", "removed", "shuffled", "mib_signed", "mib_absolute")
 DROP = 0.2
@@ -108,7 +109,7 @@ def record(pool: Pool, measured: Faithfulness, index: Index, seed: int, items: S
     return Record(
         suite="check_power",
         identity=digest([seed, values]),
-        cell=Cell(task=TASK, method=METHOD, model=MODEL, level=LEVEL, seed=seed),
+        cell=Cell(task=TASK, task_options=OPTIONS, method=METHOD, model=MODEL, level=LEVEL, seed=seed),
         settings=Settings(evaluations=("faithfulness",)),
         status="ok",
         task_version=pool.task_version,
@@ -153,7 +154,7 @@ def share_of_noise(context: Context, scores: Scores, steps: int = 6) -> float:
 def measure_pool(size: int, train: int, calibration: int) -> Pool:
     """The pool, measured."""
     start = time.perf_counter()
-    model, level, task = load_model(MODEL, batch_size=32), get_level(LEVEL), tasks.make(TASK)
+    model, level, task = load_model(MODEL, batch_size=32), get_level(LEVEL), tasks.make(TASK, OPTIONS)
     small = Context(model, task, 0, 4 * train, 2 * calibration, calibration, calibration, 2 * train)
     method = methods.make(METHOD)
     began = time.perf_counter()
