@@ -1,8 +1,8 @@
 """How often `attriboard check` cries wolf, and how many examples it needs to see a method that became 20 % worse.
 
-Heads found by attribution patching on sums (arithmetic, addition) are judged on a pool of test examples, three times: with scores from
-some train examples, with scores from others, and with the first scores mixed with noise until they keep about 20 % less
-of what they are worth, 1 - log-CMD (the headline). All three are measured, example by example; then samples of the pool
+Heads found by attribution patching on sums are judged on a pool of test examples, three times: with scores from some
+train examples, with scores from others, and with the first scores mixed with noise until they keep about 20 % less of
+what they are worth, 1 - log-CMD (the headline). All three are measured, example by example; then samples of the pool
 become records, and pairs of records go through the very function behind the command. Every rerun's pair is drawn at
 random, 100 of each kind and size:
 
