@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ExampleError, ModelError
 from ..task import Example
 from ..truth import Truth
 from . import objective
@@ -109,6 +109,14 @@ class Model(Weights):
         """An example in this model's tokens; raises ExampleError (see :meth:`.Encoder.encode`)."""
         return self._encoder.encode(example)
 
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """The token ids of a text, the last of them the text's own last one (see :meth:`.Encoder.tokens`)."""
+        return self._encoder.tokens(text)
+
+    def continuation(self, prompt: str, text: str) -> tuple[int, ...]:
+        """The token ids of ``text`` directly behind ``prompt``; ExampleError where it has none of its own there."""
+        return self._encoder.continuation(prompt, text)
+
     def why_not(self, example: Example) -> str | None:
         """None when :meth:`encode` accepts the example, else the reason."""
         return self._encoder.why_not(example)
@@ -137,7 +145,7 @@ class Model(Weights):
         """One batch; its counterfactual is set if every example has one.
 
         Raises:
-            ExampleError: some examples have an image and others none.
+            ExampleError: some examples have an image and others none, or a prompt is longer than the model takes.
         """
         clean = self._pad([e.tokens for e in examples], examples, [e.image for e in examples])
         if any(e.counterfactual is None for e in examples):
@@ -150,6 +158,8 @@ class Model(Weights):
     def _pad(
         self, rows: Sequence[Sequence[int]], examples: Sequence[EncodedExample], images: Sequence[Tensor | None]
     ) -> Batch:
+        if (longest := max(map(len, rows))) > self.max_length:
+            raise ExampleError(f"a prompt is {longest} tokens long, {self.name} takes at most {self.max_length}.")
         return pad_rows(
             rows,
             examples,
@@ -238,6 +248,9 @@ class Model(Weights):
         """
         if not bool(batch.real.all()):
             raise ValueError("the rows have different lengths; continue rows of one length at a time.")
+        if self.length_dependent:  # the rows' own keys depend on what follows them
+            whole = [[(*e.tokens, *path) for e in batch.examples] for path in paths]
+            return torch.stack([self.run(self._pad(r, batch.examples, [None] * len(batch))).logits for r in whole], 1)
         self._look(batch)
         past, logits_at_end = keys_and_values(self, batch, logits=True)
         self.cost.forward += self.sizes.rows(batch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelError
 from .architectures import Architecture
@@ -76,6 +77,13 @@ def submodule(root: nn.Module, path: str) -> Any:
 
 
 def in_out(module: nn.Module) -> Tensor:
-    """A projection's weight as ``[in, out]``, whether a Linear or GPT-2's Conv1D holds it."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight.T if isinstance(module, nn.Linear) else weight
+    """A projection's weight as ``[in, out]``, whether a Linear or GPT-2's Conv1D holds it.
+
+    Raises:
+        ModelError: the module is neither.
+    """
+    if isinstance(module, nn.Linear):
+        return module.weight.T
+    if isinstance(module, Conv1D):
+        return module.weight
+    raise ModelError(f"a projection is a {type(module).__name__}, and only Linear and GPT-2's Conv1D are known.")

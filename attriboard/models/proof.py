@@ -7,11 +7,17 @@ Nothing in the table is trusted. On one batch of random tokens
 - the residual stream adds up,
 - the hooked logits are those of the model without hooks,
 - the final norm and unembedding reproduce them from the last residual,
-- a restart from the middle is bit-identical, and
-- zeroing a head changes the last residual (of a model that was built, not every head need change the logits).
+- a restart from the middle is bit-identical,
+- zeroing a head of every layer leaves the sum of the others, and what that changes reaches the last residual,
+- a row is the same beside a longer one as by itself, and
+- what stands in a prompt does not depend on what follows, up to the longest prompt that the model takes.
+
+The model and its modules are left as they were.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import einops
 import torch
@@ -20,12 +26,12 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..task import IMAGE, Example
-from .batch import Batch, EncodedExample, pad_rows
+from .batch import Batch, EncodedExample, columns_behind, leading_columns, pad_rows
 from .cost import Cost
-from .hooks import Run, forward, model_inputs
+from .hooks import Edit, Run, forward, keys_and_values, model_inputs
 from .names import hook_name
 from .vision import Vision
-from .weights import Weights
+from .weights import UNBOUNDED, Weights
 
 _SITES = ("resid_pre", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
 
@@ -34,8 +40,14 @@ def prove(weights: Weights, vision: Vision | None = None) -> None:
     """Shows on one batch that the parts are what the table says, and with ``vision``, how a picture enters.
 
     Raises:
-        ModelError: names the first part that fails.
+        ModelError: names the first part that fails, or weights that are not in memory.
     """
+    for path, tensor in weights.hf.state_dict().items():
+        if tensor.is_meta:
+            raise ModelError(
+                f"{weights.name} is not whole in memory ({path} is offloaded); load it on one device, without a "
+                f"device map or offloading."
+            )
     layers = range(weights.n_layers)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, weights.d_vocab, (2, min(6, weights.max_length)), generator=generator).tolist()
@@ -52,6 +64,7 @@ def prove(weights: Weights, vision: Vision | None = None) -> None:
         _prove_layer(weights, layer, at, values[hook_name("v", layer)])
     _prove_restart(weights, batch, run)
     _prove_effect(weights, batch, run)
+    _prove_rows(weights, tokens)
     if vision is not None:
         _prove_vision(weights, vision)
 
@@ -72,17 +85,11 @@ def _prove_logits(weights: Weights, batch: Batch, run: Run, plain_logits: Tensor
     rows = torch.arange(len(batch), device=weights.device)
     _same(weights, "the hooked logits", run.logits, plain_logits)
     resid = run[hook_name("resid_post", weights.n_layers - 1)][rows, batch.last]
-    expected = _before_softcap(weights, plain_logits)
     # a model that was built may have nothing but rounding in its logits after tokens that no task has
     gain = weights.final_norm_weight.abs() / weights.final_norm_scale(resid)
     largest = weights.W_U.float().abs().max() * gain.max()
     rounding = torch.finfo(torch.float32).eps * float(resid.float().abs().sum(-1).max() * largest)
-    _same(weights, "the final norm and unembedding", weights.unembed(resid), expected, rounding=rounding)
-
-
-def _before_softcap(weights: Weights, logits: Tensor) -> Tensor:
-    cap = getattr(weights.config, "final_logit_softcapping", None)
-    return logits.float() if not cap else cap * torch.atanh(logits.float() / cap)
+    _same(weights, "the final norm and unembedding", weights.logits(resid), plain_logits, rounding=rounding)
 
 
 def _prove_layer(weights: Weights, layer: int, at: dict[str, Tensor], value: Tensor) -> None:
@@ -94,11 +101,7 @@ def _prove_layer(weights: Weights, layer: int, at: dict[str, Tensor], value: Ten
     value = value.float()
     shift = (value - products).mean((0, 2), keepdim=True)  # the biases of the norm and of the projection
     _same(weights, f"the norm before attention and the values of layer {layer}", products + shift, value)
-    heads = weights.head_outputs(layer, at["z"]).sum(-2)
-    bias, gain = weights.b_O(layer), weights.attn_gain(layer, at["z"])
-    if bias is not None:
-        heads = heads + (bias if gain is None else bias * gain)
-    _same(weights, f"the head outputs of layer {layer}", heads, at["attn_out"])
+    _same(weights, f"the head outputs of layer {layer}", _attn_out(weights, layer, at["z"]), at["attn_out"])
     neurons = at["post"] @ weights.W_out(layer)
     bias, gain = weights.b_out(layer), weights.mlp_gain(layer, at["post"])
     neurons = neurons if bias is None else neurons + bias
@@ -108,6 +111,13 @@ def _prove_layer(weights: Weights, layer: int, at: dict[str, Tensor], value: Ten
     _same(weights, f"the mid residual of layer {layer}", at["resid_mid"], at["resid_pre"] + at["attn_out"])
 
 
+def _attn_out(weights: Weights, layer: int, z: Tensor) -> Tensor:
+    """``[B, T, d_model]``: what head outputs ``z`` and the bias add up to."""
+    heads = weights.head_outputs(layer, z).sum(-2)
+    bias, gain = weights.b_O(layer), weights.attn_gain(layer, z)
+    return heads if bias is None else heads + (bias if gain is None else bias * gain)
+
+
 def _prove_restart(weights: Weights, batch: Batch, run: Run) -> None:
     middle = weights.n_layers // 2
     again = forward(weights, batch, Cost(), start=(middle, run[hook_name("resid_pre", middle)]))
@@ -115,12 +125,60 @@ def _prove_restart(weights: Weights, batch: Batch, run: Run) -> None:
 
 
 def _prove_effect(weights: Weights, batch: Batch, run: Run) -> None:
+    """Zeroing one head of every layer leaves the sum of the others, and what that changes reaches the last residual.
+
+    Which head does not matter: one that does nothing (of a pruned model, say) changes nothing, and that is right.
+    """
+    layers = range(weights.n_layers)
     last = hook_name("resid_post", weights.n_layers - 1)
-    edits = {hook_name("z", 0): lambda x: x * (torch.arange(weights.n_heads, device=x.device) > 0)[:, None]}
-    if torch.equal(forward(weights, batch, Cost(), [last], edits)[last], run[last]):
+
+    def without(head: int) -> Edit:
+        return lambda z: z * (torch.arange(weights.n_heads, device=z.device) != head)[:, None]
+
+    edits = {hook_name("z", layer): without(layer % weights.n_heads) for layer in layers}
+    names = [hook_name(site, layer) for site in ("z", "attn_out") for layer in layers]
+    edited = forward(weights, batch, Cost(), [*names, last], edits)
+    for layer in layers:
+        z, out = (edited[hook_name(site, layer)] for site in ("z", "attn_out"))
+        _same(weights, f"the heads of layer {layer} without one of them", _attn_out(weights, layer, z), out)
+    first = hook_name("attn_out", 0)
+    if not torch.equal(edited[first], run[first]) and torch.equal(edited[last], run[last]):
         raise ModelError(
-            f"self-proof of {weights.name} failed: zeroing head 0 of layer 0 does not change its last residual."
+            f"self-proof of {weights.name} failed: what zeroing a head of layer 0 changes does not reach its last "
+            f"residual."
         )
+
+
+def _prove_rows(weights: Weights, tokens: list[list[int]]) -> None:
+    """A row is the same in every batch, and what stands in a prompt does not depend on what follows.
+
+    The long row ends at the last position that the model takes: what a position means may depend on the length.
+    """
+    long, short = tokens[0], tokens[1][: max(1, len(tokens[1]) // 3)]
+    end = len(long) if weights.max_length == UNBOUNDED else weights.max_length
+    last = hook_name("resid_post", weights.n_layers - 1)
+    both, *alone = (
+        _ending(weights, rows, lengths)
+        for rows, lengths in (([long, short], [end, len(short)]), ([long], [end]), ([short], [len(short)]))
+    )
+    together = forward(weights, both, Cost(), [last])
+    for row, batch in enumerate(alone):
+        own = forward(weights, batch, Cost(), [last])
+        _same(weights, "a row beside another row", together[last][row, both.last[row]], own[last][0, batch.last[0]])
+    if (n := len(long) - 1) < 1:
+        return
+    past, _ = keys_and_values(weights, leading_columns(alone[0], n), logits=False)
+    behind = forward(weights, columns_behind(alone[0], n, past), Cost(), [last])
+    _same(weights, "what follows a prefix", behind[last][0, -1], together[last][0, both.last[0]])
+
+
+def _ending(weights: Weights, rows: list[list[int]], lengths: list[int]) -> Batch:
+    """Rows of tokens, the last one of each where a prompt of this length ends."""
+    examples = [EncodedExample(Example("", ""), tuple(row), 0, None, None) for row in rows]
+    batch = pad_rows(rows, examples, device=weights.device)
+    positions = batch.positions.clone()
+    positions[:, -1] = torch.tensor(lengths, device=weights.device) - 1
+    return replace(batch, positions=positions, spans=tuple((length, 0) for length in lengths))
 
 
 def _prove_vision(weights: Weights, vision: Vision) -> None:

@@ -442,7 +442,7 @@ def test_a_text_only_model_refuses_an_image() -> None:
 def test_a_batch_with_and_without_images_is_refused() -> None:
     model = m.tiny_llava()
     with pytest.raises(ExampleError, match="mixes examples with and without an image"):
-        model.batch([m.vision_examples()[0], model.encode(Example("w1 w2", "w3"))])
+        model.batch([m.vision_examples()[0], model.encode(Example("w1 w2", " w3"))])
 
 
 # --- models that are not what they say --------------------------------------------------------------------------------
