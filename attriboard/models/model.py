@@ -52,13 +52,15 @@ class Model(Weights):
         name: as it stands in records.
         source: where the weights came from (a path, a hub id with its commit), for the record.
         batch_size: most rows in one forward pass.
-        padding_side: "left" or "right"; results do not depend on it.
+        padding_side: "left" or "right"; results do not depend on it. The proof takes the other one where the model
+            does not mask padding on this side.
         prove: whether the parts are proven now.
         truth: the mechanism, of a model that was built with a known one.
 
     Attributes:
         cost: the work done so far, in floating-point operations; see :meth:`full_pass`.
         vision: the processor and vision tower; None for a model that reads text only.
+        shares_prefixes: whether keys and values of a prefix are computed once; found out by the proof.
 
     Raises:
         ModelError: the family is unknown, or a part found by the table does not behave as that part.
@@ -78,7 +80,7 @@ class Model(Weights):
     ) -> None:
         super().__init__(hf, name)
         self.source, self.batch_size, self.padding_side, self.truth = source, batch_size, padding_side, truth
-        self.cost = Cost()
+        self.cost, self.shares_prefixes = Cost(), True
         self.vision: Vision | None = None
         if processor is not None:
             text_model = submodule(self.hf, VISION[self.hf.config.model_type])
@@ -93,7 +95,7 @@ class Model(Weights):
         Raises:
             ModelError: names the first part that fails.
         """
-        prove_parts(self, self.vision)
+        self.padding_side, self.shares_prefixes = prove_parts(self, self.vision, self.padding_side)
 
     # --- strings to tokens ------------------------------------------------------------------------------------------
 
@@ -222,7 +224,7 @@ class Model(Weights):
         Returns the batch unchanged when nothing is shared.
         """
         other = batch.counterfactual
-        if other is None or batch.past:
+        if other is None or batch.past or not self.shares_prefixes:
             return batch
         own = own_prefixes(batch, other)
         if not any(own):
@@ -248,7 +250,7 @@ class Model(Weights):
         """
         if not bool(batch.real.all()):
             raise ValueError("the rows have different lengths; continue rows of one length at a time.")
-        if self.length_dependent:  # the rows' own keys depend on what follows them
+        if self.length_dependent or not self.shares_prefixes:  # the rows' own keys depend on what follows them
             whole = [[(*e.tokens, *path) for e in batch.examples] for path in paths]
             return torch.stack([self.run(self._pad(r, batch.examples, [None] * len(batch))).logits for r in whole], 1)
         self._look(batch)

@@ -9,15 +9,18 @@ Nothing in the table is trusted. On one batch of random tokens
 - the final norm and unembedding reproduce them from the last residual,
 - a restart from the middle is bit-identical,
 - zeroing a head of every layer leaves the sum of the others, and what that changes reaches the last residual,
-- a row is the same beside a longer one as by itself, and
-- what stands in a prompt does not depend on what follows, up to the longest prompt that the model takes.
+- a row is the same beside a longer one as by itself, up to the longest prompt that the model takes (on the side of
+  padding where this is so).
 
-The model and its modules are left as they were.
+Whether the keys of a prefix depend on what follows is found out, too; where they do, prefixes are not shared. The model
+and its modules are left as they were.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import einops
 import torch
@@ -36,8 +39,25 @@ from .weights import UNBOUNDED, Weights
 _SITES = ("resid_pre", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
 
 
-def prove(weights: Weights, vision: Vision | None = None) -> None:
+class Proven(NamedTuple):
+    """How rows may be run so that each is as if it were run alone.
+
+    Attributes:
+        padding_side: "left" or "right". A model whose user replaced its masks may not mask padding at the left.
+        prefixes: whether the keys of a prefix may be computed once; not where they depend on what follows.
+    """
+
+    padding_side: str
+    prefixes: bool
+
+
+def prove(weights: Weights, vision: Vision | None = None, padding_side: str = "left") -> Proven:
     """Shows on one batch that the parts are what the table says, and with ``vision``, how a picture enters.
+
+    Args:
+        weights: the model.
+        vision: of a vision-language model.
+        padding_side: which is tried first.
 
     Raises:
         ModelError: names the first part that fails, or weights that are not in memory.
@@ -64,9 +84,9 @@ def prove(weights: Weights, vision: Vision | None = None) -> None:
         _prove_layer(weights, layer, at, values[hook_name("v", layer)])
     _prove_restart(weights, batch, run)
     _prove_effect(weights, batch, run)
-    _prove_rows(weights, tokens)
     if vision is not None:
         _prove_vision(weights, vision)
+    return _prove_rows(weights, tokens, padding_side)
 
 
 def _same(weights: Weights, part: str, a: Tensor, b: Tensor, exact: bool = False, rounding: float = 0.0) -> None:
@@ -149,35 +169,58 @@ def _prove_effect(weights: Weights, batch: Batch, run: Run) -> None:
         )
 
 
-def _prove_rows(weights: Weights, tokens: list[list[int]]) -> None:
-    """A row is the same in every batch, and what stands in a prompt does not depend on what follows.
+def _prove_rows(weights: Weights, tokens: list[list[int]], padding_side: str) -> Proven:
+    """Finds how a row is the same in every batch, and whether what stands in a prompt depends on what follows.
 
     The long row ends at the last position that the model takes: what a position means may depend on the length.
+
+    Raises:
+        ModelError: rows are not the same on either side of padding.
     """
     long, short = tokens[0], tokens[1][: max(1, len(tokens[1]) // 3)]
     end = len(long) if weights.max_length == UNBOUNDED else weights.max_length
+    lengths = (end, len(short))
     last = hook_name("resid_post", weights.n_layers - 1)
-    both, *alone = (
-        _ending(weights, rows, lengths)
-        for rows, lengths in (([long, short], [end, len(short)]), ([long], [end]), ([short], [len(short)]))
-    )
-    together = forward(weights, both, Cost(), [last])
-    for row, batch in enumerate(alone):
-        own = forward(weights, batch, Cost(), [last])
-        _same(weights, "a row beside another row", together[last][row, both.last[row]], own[last][0, batch.last[0]])
-    if (n := len(long) - 1) < 1:
-        return
-    past, _ = keys_and_values(weights, leading_columns(alone[0], n), logits=False)
-    behind = forward(weights, columns_behind(alone[0], n, past), Cost(), [last])
-    _same(weights, "what follows a prefix", behind[last][0, -1], together[last][0, both.last[0]])
+    single = [_ending(weights, [row], [length]) for row, length in zip((long, short), lengths)]
+    alone = [forward(weights, batch, Cost(), [last])[last][0, -1] for batch in single]
+
+    def prove_side(side: str) -> None:
+        both = _ending(weights, [long, short], lengths, side)
+        together = forward(weights, both, Cost(), [last])[last]
+        for row, own in enumerate(alone):
+            _same(weights, "a row beside another row", together[row, both.last[row]], own)
+
+    try:
+        prove_side(padding_side)
+    except ModelError as error:
+        padding_side = {"left": "right", "right": "left"}[padding_side]
+        try:
+            prove_side(padding_side)
+        except ModelError:
+            raise error from None
+    return Proven(padding_side, _prefix_holds(weights, single[0], alone[0]))
 
 
-def _ending(weights: Weights, rows: list[list[int]], lengths: list[int]) -> Batch:
+def _prefix_holds(weights: Weights, batch: Batch, alone: Tensor) -> bool:
+    """Whether the last residual of the one row is the same behind the keys and values of all tokens but the last."""
+    last, n = hook_name("resid_post", weights.n_layers - 1), batch.tokens.shape[1] - 1
+    if n < 1:
+        return False
+    try:
+        past, _ = keys_and_values(weights, leading_columns(batch, n), logits=False)
+        behind = forward(weights, columns_behind(batch, n, past), Cost(), [last])
+        _same(weights, "what follows a prefix", behind[last][0, -1], alone)
+    except Exception:  # a block whose forward was replaced may take no keys of a prefix at all, in its own way
+        return False
+    return True
+
+
+def _ending(weights: Weights, rows: list[list[int]], lengths: Sequence[int], side: str = "left") -> Batch:
     """Rows of tokens, the last one of each where a prompt of this length ends."""
     examples = [EncodedExample(Example("", ""), tuple(row), 0, None, None) for row in rows]
-    batch = pad_rows(rows, examples, device=weights.device)
+    batch = pad_rows(rows, examples, padding_side=side, device=weights.device)
     positions = batch.positions.clone()
-    positions[:, -1] = torch.tensor(lengths, device=weights.device) - 1
+    positions[torch.arange(len(rows)), batch.last] = torch.tensor(lengths, device=weights.device) - 1
     return replace(batch, positions=positions, spans=tuple((length, 0) for length in lengths))
 
 

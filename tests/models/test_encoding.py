@@ -107,7 +107,7 @@ SPACE = "▁"
 
 def sentencepiece(bos: bool = True, eos: bool = False) -> Any:
     """As Llama-2's: a ``▁`` before every text and for every space; 0, 1 and 2 are unknown, BOS and EOS."""
-    pieces = [f"{SPACE}{w}" for w in "The capital of France is sky blue Paris London".split()]
+    pieces = [f"{SPACE}{w}" for w in ["The", "capital", "of", "France", "is", "sky", "blue", "Paris", "London"]]
     pieces += [":", "Pa", "ris", "Lon", "don", ".", SPACE]
     inner = Tokenizer(Unigram([("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((p, -1.0) for p in pieces)], 0))
     inner.pre_tokenizer = Metaspace(prepend_scheme="always")
@@ -153,7 +153,7 @@ def test_bos_stands_once_and_eos_never_in_a_prompt(eos: bool, typed: bool) -> No
     model = Model(fresh("llama"), reader)
     prompt = ("<s>" if typed else "") + "The capital of France is"
     encoded = model.encode(Example(prompt, " Paris", " London"))
-    expected = ["<s>", *(f"{SPACE}{w}" for w in "The capital of France is".split())]
+    expected = ["<s>", *(f"{SPACE}{w}" for w in ["The", "capital", "of", "France", "is"])]
     assert reader.convert_ids_to_tokens(list(encoded.tokens)) == expected
     assert reader.convert_ids_to_tokens([encoded.answer, encoded.foil]) == [f"{SPACE}Paris", f"{SPACE}London"]
 

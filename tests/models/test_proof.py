@@ -154,20 +154,58 @@ def test_a_model_whose_rows_depend_on_each_other_fails_the_self_proof() -> None:
         Model(hf)
 
 
-@pytest.mark.parametrize("where", ["beside", "behind"])
-def test_positions_that_depend_on_the_longest_prompt_fail_the_self_proof(where: str) -> None:
-    """Of a model that says nothing about it: positions are stretched as soon as one of them is the 40th or later."""
-    hf = fresh("llama")
+def _stretched(hf: Any, whole_batch: bool) -> Any:
+    """Positions are stretched as soon as one of the batch, or of the row, is the 8th or later; nothing says so."""
     rotary = hf.model.rotary_emb
 
-    def stretched(x: Any, position_ids: Any) -> Any:
-        together = position_ids if where == "beside" else position_ids.max(1, keepdim=True).values
-        long = (together >= 40).any() if where == "beside" else together >= 40
-        return type(rotary).forward(rotary, x, torch.where(long, position_ids * 3, position_ids))
+    def forward(x: Any, position_ids: Any) -> Any:
+        longest = position_ids.max() if whole_batch else position_ids.max(1, keepdim=True).values
+        return type(rotary).forward(rotary, x, torch.where(longest >= 8, position_ids * 3, position_ids))
 
-    rotary.forward = stretched
-    with pytest.raises(ModelError, match="a row beside another row" if where == "beside" else "what follows a prefix"):
-        Model(hf)
+    rotary.forward = forward
+    return hf
+
+
+def test_positions_that_depend_on_the_longest_row_fail_the_self_proof() -> None:
+    with pytest.raises(ModelError, match="a row beside another row"):
+        Model(_stretched(fresh("llama"), whole_batch=True))
+
+
+def test_prefixes_whose_keys_depend_on_what_follows_are_not_shared() -> None:
+    hf = _stretched(fresh("llama"), whole_batch=False)
+    model = Model(hf)
+    batch = model.batch(list(EXAMPLES))
+    assert model.share_prefix(batch) is batch
+    expected = torch.stack([_alone(hf, e.tokens) for e in EXAMPLES])
+    torch.testing.assert_close(model.run(batch).logits, expected, rtol=1e-4, atol=1e-4)
+    found = model.continued(model.batch([EXAMPLES[0]]), [(5, 9)])[0, 0]
+    torch.testing.assert_close(found, _alone(hf, (*EXAMPLES[0].tokens, 5, 9)), rtol=1e-4, atol=1e-4)
+    assert hooked("llama").shares_prefixes
+
+
+def test_a_model_that_does_not_mask_padding_at_the_left_is_padded_at_the_right() -> None:
+    """A block whose forward was replaced by one that attends to two positions and forgets about padding."""
+    hf = fresh("llama")
+    for block in hf.model.layers[:2]:
+        _narrow(block)
+    expected = torch.stack([_alone(hf, e.tokens) for e in EXAMPLES])
+    model = Model(hf)
+    assert model.padding_side == "right"
+    batch = model.batch(list(EXAMPLES))
+    assert model.share_prefix(batch) is batch, "the narrow blocks take no keys from before"
+    torch.testing.assert_close(model.run(batch).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def _narrow(block: Any) -> None:
+    old = block.forward
+
+    def forward(hidden_states: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        i = torch.arange(hidden_states.shape[1])
+        near = (i[None] <= i[:, None]) & (i[None] > i[:, None] - 2)
+        band = torch.where(near, 0.0, torch.finfo(torch.float32).min)
+        return old(hidden_states, attention_mask=band.expand(len(hidden_states), 1, -1, -1), **kwargs)
+
+    block.forward = forward
 
 
 @functools.cache
