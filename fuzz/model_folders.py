@@ -42,7 +42,8 @@ KEYS = (
     "model_type", "architectures", "num_hidden_layers", "n_layer", "num_labels", "id2label", "quantization_config",
     "auto_map", "dtype", "torch_dtype", "_attn_implementation", "attn_implementation", "rope_parameters",
     "rope_scaling", "layer_types", "tie_word_embeddings", "vision_config", "text_config", "pruned_heads",
-    "transformers_version", "num_experts", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id", "head_dim",
+    "transformers_version", "num_experts", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
+    "head_dim",
 )  # fmt: skip
 Case = tuple[str, Callable[[], str]]
 
@@ -84,7 +85,7 @@ def _json_value(rng: random.Random, folder: Path) -> str:
     file = rng.choice(_files(folder, ".json"))
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return f"{file.name} was no JSON any more"
     place, path = value, []
     while isinstance(place, (dict, list)) and place:
@@ -210,7 +211,7 @@ def _code(rng: random.Random, folder: Path) -> str:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
         value |= {"auto_map": maps, **rng.choice(({}, {"model_type": "own"}, {"tokenizer_class": "X"}))}
         (folder / name).write_text(json.dumps(value), encoding="utf-8")
-    except (ValueError, OSError, TypeError):
+    except (ValueError, OSError, TypeError, RecursionError):
         return f"{name} was no JSON any more"
     return f"{name}: code of its own"
 
@@ -328,17 +329,25 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     counts: Counter[str] = Counter()
-    faults = []
+    faults, accepted = [], []
     for _, (name, case) in zip(range(options.cases), cases(options.seed)):
         outcome = run_case(case, options.seconds)
         kind = outcome.split(":", 1)[0]
         counts[kind] += 1
-        if kind not in ("refused", "accepted"):
+        if kind == "accepted":
+            accepted.append(name)
+        elif kind != "refused":
             faults.append({"case": name, "outcome": outcome})
             print(f"{name}\n  {outcome}", flush=True)
     for folder in map(_sound, FAMILIES):
         shutil.rmtree(folder, ignore_errors=True)
-    found = {"cases": options.cases, "seed": options.seed, "counts": dict(counts), "faults": faults}
+    found: dict[str, Any] = {
+        "cases": options.cases,
+        "seed": options.seed,
+        "counts": dict(counts),
+        "faults": faults,
+        "accepted": accepted,
+    }
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))

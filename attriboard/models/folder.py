@@ -101,8 +101,7 @@ def check_folder(folder: Path) -> None:
         ModelError: a file is no regular file, is a Git LFS pointer or is no JSON, the configuration is missing or
             counts more than there is, the weights are cut short or quantized, or there is an adapter.
     """
-    for file in _entries(folder):
-        _check_file(file)
+    check_files(folder)
     if (folder / _ADAPTER).exists():
         raise ModelError(
             f"{folder} holds an adapter ({_ADAPTER}) that is not merged; merge it into its base model's weights with "
@@ -112,9 +111,18 @@ def check_folder(folder: Path) -> None:
         raise ModelError(
             f"model {str(folder)!r} cannot be loaded: it has no {CONFIG}; name a folder written by save_pretrained."
         )
-    with one_sentence(str(folder), "copy its weights again"):
-        sizes = _weight_sizes(folder)
+    sizes = _weight_sizes(folder)
     check_config(read_json(folder / CONFIG), str(folder / CONFIG), None if sizes is None else len(sizes))
+
+
+def check_files(folder: Path) -> None:
+    """Refuses files in a folder that are no files, are elsewhere, or are no JSON though they say so.
+
+    Raises:
+        ModelError: names the first.
+    """
+    for file in _entries(folder):
+        _check_file(file)
 
 
 def check_size(folder: Path, outline: torch.nn.Module) -> None:

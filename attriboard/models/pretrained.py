@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from ..errors import ModelError
 from .architectures import VISION, architecture_of
-from .folder import CONFIG, check_config, check_folder, check_size, folder_of, one_sentence, read_json
+from .folder import CONFIG, check_config, check_files, check_folder, check_size, folder_of, one_sentence, read_json
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,7 @@ def _configuration(name: str) -> Any:
     file = None if pretrained is None else pretrained.find()
     if pretrained is None or file is None:
         if (folder := folder_of(name)) is not None and pretrained is None:
+            check_files(folder)
             check_config(read_json(folder / CONFIG), str(folder / CONFIG))
             return AutoConfig.from_pretrained(folder, **_NO_CODE)
         return AutoConfig.from_pretrained((pretrained.hub if pretrained else None) or name, **_NO_CODE)

@@ -196,6 +196,18 @@ DAMAGED: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["config.json", "truth.json", "vocab.txt"])
+def test_a_fifo_keeps_nothing_waiting(folder: Path, name: str) -> None:
+    """Neither what names a model nor what only asks for its shape."""
+    _fifo(name)(folder)
+    check_model_name(str(folder))
+    fingerprint(str(folder))
+    assert not has_truth(str(folder))
+    for door in (outline, load_model):
+        with pytest.raises(ModelError, match=rf"{name} is no regular file"):
+            door(str(folder))
+
+
 @pytest.mark.parametrize("what", DAMAGED)
 def test_a_damaged_folder_is_refused_in_one_sentence(folder: Path, what: str) -> None:
     change, message = DAMAGED[what]
