@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cross_entropy
 
 from ..capability_tasks.attriboard_documents import read
@@ -64,7 +65,7 @@ def measure(model: Model, tasks: Sequence[str] = DEFAULT_TASKS, limit: int | Non
         lm = HFLM(
             pretrained=model.hf,
             backend="causal",
-            tokenizer=copy.deepcopy(model.tokenizer),  # it gives a tokenizer without a padding token one
+            tokenizer=_open_ended(model),
             max_length=model.max_length,
             softmax_dtype="float32",
             batch_size=model.batch_size,
@@ -84,6 +85,22 @@ def measure(model: Model, tasks: Sequence[str] = DEFAULT_TASKS, limit: int | Non
                 except Exception as error:  # one task of someone else's must not take the others with it
                     capability.skipped[name] = f"lm-eval task {leaf!r} could not be evaluated ({_first_line(error)})."
     return capability
+
+
+def _open_ended(model: Model) -> Any:
+    """A copy of the tokenizer, to which lm-eval may add a padding token, that puts nothing behind a text.
+
+    lm-eval takes the last token of a context for the last of its text, as a continuation follows it.
+    """
+    reader = copy.deepcopy(model.tokenizer)
+    whole, kept = reader("a")["input_ids"], model.tokens("a")
+    if len(whole) > len(kept):
+        before = whole[: len(kept) - len(reader("a", add_special_tokens=False)["input_ids"])]
+        names = reader.convert_ids_to_tokens(before)
+        reader.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[*names, "$A"], special_tokens=list(dict(zip(names, before)).items())
+        )
+    return reader
 
 
 def _load(names: Iterable[str], skipped: dict[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

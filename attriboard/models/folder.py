@@ -27,7 +27,9 @@ _POINTER = b"version https://git-lfs"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; in shards, with ``.index.json`` behind."""
 _LARGE = ("tokenizer.json", "vocab.json")
-"""JSON that only the tokenizer's own reader reads."""
+"""JSON that may be large."""
+_OWN_READERS = (*_LARGE, "truth.json")
+"""JSON that is left to what reads it, the tokenizer or :mod:`attriboard.truth`."""
 _LARGEST_JSON, _LARGEST_LARGE = 64 << 20, 1 << 30
 """Bytes of a JSON file; of one of :data:`_LARGE`."""
 _DEEPEST = 64
@@ -35,6 +37,10 @@ _DEEPEST = 64
 _LAYERS = re.compile(r"(num_(hidden_|encoder_|decoder_)?layers|n_layers?|(encoder|decoder)_layers|num_hidden_groups)")
 _PARTS = re.compile(r"(num|n)_.*(head|expert|group|label|block).*")
 _MOST_LAYERS, _MOST_PARTS, _MOST_POSITIONS = 10_000, 1 << 16, 1 << 24
+_FLOATING = ("F64", "F32", "BF16", "F16")
+"""What safetensors calls the types of weights that are numbers as they stand."""
+BUFFERS = re.compile(r"(.*\.)?((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)")
+"""What older versions of transformers saved beside the weights; it is made from the configuration."""
 _UNUSED = (".md", ".txt.license", ".png", ".jpg", ".pdf", ".py", ".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".log")
 """Ends of names of files beside a model that its results do not depend on; code is never run."""
 
@@ -168,7 +174,7 @@ def _check_file(file: Path) -> None:
     if file.suffix == ".json":
         if size > (_LARGEST_LARGE if file.name in _LARGE else _LARGEST_JSON):
             raise ModelError(f"{file} has {size:,} bytes, which is no {file.name} of a model; mend or remove it.")
-        if file.name not in _LARGE:
+        if file.name not in _OWN_READERS:
             read_json(file)
 
 
@@ -269,8 +275,26 @@ def _shards(index: Path) -> list[str]:
 
 
 def _sizes_in(file: Path) -> dict[str, int]:
+    """By name the number of elements of every weight in one file.
+
+    Raises:
+        ModelError: one is of a type that needs a scale beside it.
+    """
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as stored:
-            return {key: math.prod(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
-    stored = torch.load(file, map_location="meta", weights_only=True)
-    return {key: value.numel() for key, value in stored.items() if isinstance(value, torch.Tensor)}
+            found = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 - it is no dictionary
+            kinds = {key: weight.get_dtype() for key, weight in found.items()}
+            sizes = {key: math.prod(weight.get_shape()) for key, weight in found.items()}
+    else:
+        tensors = torch.load(file, map_location="meta", weights_only=True)
+        tensors = {key: value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
+        floating = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+        kinds = {key: "F32" if value.dtype in floating else str(value.dtype) for key, value in tensors.items()}
+        sizes = {key: value.numel() for key, value in tensors.items()}
+    for key, kind in kinds.items():
+        if kind not in _FLOATING and not BUFFERS.fullmatch(key):
+            raise ModelError(
+                f"{file} holds quantized weights ({key} is {kind.removeprefix('torch.')}), which are not supported; "
+                f"take the original weights, or dequantize them."
+            )
+    return sizes

@@ -26,7 +26,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from ..errors import ModelError
 from .architectures import VISION, architecture_of
-from .folder import CONFIG, check_config, check_files, check_folder, check_size, folder_of, one_sentence, read_json
+from .folder import (
+    BUFFERS,
+    CONFIG,
+    check_config,
+    check_files,
+    check_folder,
+    check_size,
+    folder_of,
+    one_sentence,
+    read_json,
+)
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,7 @@ def load_transformers(name: str, dtype: torch.dtype, way_out: str) -> tuple[Any,
         reader = (AutoProcessor if seeing else AutoTokenizer).from_pretrained(place, **_NO_CODE)
         if seeing:
             _complete(reader, config)
+        _prove_reads(getattr(reader, "tokenizer", reader))
     commit = getattr(config, "_commit_hash", None)
     return hf, reader, f"{name}@{commit}" if commit else str(name if folder is None else folder.resolve())
 
@@ -169,8 +180,6 @@ def load_transformers(name: str, dtype: torch.dtype, way_out: str) -> tuple[Any,
 _NO_CODE = {"trust_remote_code": False}
 _PREFIXES = ("_orig_mod.", "module.", "base_model.model.")
 """What torch.compile, DistributedDataParallel and PEFT put before every weight's name."""
-_BUFFERS = re.compile(r"(.*\.)?((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)")
-"""What older versions of transformers saved beside the weights; it is made from the configuration."""
 _NAMED = 3
 """How many weights a message names."""
 
@@ -195,7 +204,7 @@ def _with_all_weights(kind: Any, place: str, name: str, dtype: torch.dtype) -> A
     wrong = {
         "the model needs and the files lack": sorted(info["missing_keys"]),
         "the files hold and the model has no place for": sorted(
-            key for key in info["unexpected_keys"] if not _BUFFERS.fullmatch(key)
+            key for key in info["unexpected_keys"] if not BUFFERS.fullmatch(key)
         ),
         "have another shape in the files than in the model": sorted(
             key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]
@@ -218,6 +227,11 @@ def _all_begin(keys: Collection[str], prefix: str) -> bool:
 def _weights(keys: Sequence[str], what: str) -> str:
     named = ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
     return f"{len(keys)} that {what} ({named})"
+
+
+def _prove_reads(tokenizer: Any) -> None:
+    """Splits a text and puts it together again: what is wrong in a tokenizer's files often shows only there."""
+    tokenizer.decode(tokenizer("The sky is blue.")["input_ids"])
 
 
 def _complete(processor: Any, config: Any) -> None:

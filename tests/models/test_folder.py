@@ -38,9 +38,12 @@ def folder(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "model"))
 
 
-def change_config(folder: Path, **changes: Any) -> None:
-    file = folder / "config.json"
+def change_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    change_json(folder / "config.json", **changes)
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
@@ -190,8 +193,16 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "an unknown activation": (lambda f: change_config(f, hidden_act="magic"), "cannot be loaded"),
     "an unknown type": (lambda f: change_config(f, model_type="xmodel"), "cannot be loaded"),
     "quantized": (lambda f: change_config(f, quantization_config={"load_in_8bit": True}), "quantized"),
+    "a weight in int8": (
+        lambda f: change_weights(f, lambda s: {**s, "lm_head.weight": s["lm_head.weight"].to(torch.int8)}),
+        r"model\.safetensors holds quantized weights \(lm_head\.weight is I8\)",
+    ),
     "attention from elsewhere": (lambda f: change_config(f, _attn_implementation="a/b"), "is never run"),
     "an adapter": (_adapter, r"holds an adapter \(adapter_config\.json\).* merge_and_unload"),
+    "a tokenizer that cannot compare lengths": (
+        lambda f: change_json(f / "tokenizer_config.json", model_max_length=[]),
+        "cannot be loaded",
+    ),
     "half of the tokenizer": (lambda f: _cut(f / "tokenizer.json", 0.5), "cannot be loaded"),
 }
 
@@ -237,10 +248,8 @@ def test_code_that_comes_with_a_model_is_neither_asked_for_nor_run(
     ran = folder / "RAN"
     (folder / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass X: pass\n")
     if where == "tokenizer":
-        file = folder / "tokenizer_config.json"
         classes = {"AutoTokenizer": ["code.X", "code.X"]}
-        changed = {**json.loads(file.read_text()), "tokenizer_class": "X", "auto_map": classes}
-        file.write_text(json.dumps(changed))
+        change_json(folder / "tokenizer_config.json", tokenizer_class="X", auto_map=classes)
     else:
         classes = {"AutoConfig": "code.X", "AutoModelForCausalLM": "code.X"}
         other = {"model_type": "xmodel"} if where == "unknown type" else {}
