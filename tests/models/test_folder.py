@@ -17,8 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from attriboard.errors import ModelError, UnknownNameError
 from attriboard.loading import check_model_name, fingerprint, has_truth, load_model, outline
+from attriboard.method import methods
 from attriboard.models.folder import check_config, deciding_files, read_json
-from attriboard.task import Example
+from attriboard.run.identity import record_identity
+from attriboard.run.suite import Suite
+from attriboard.task import Example, tasks
 from tests.bench.cli import call
 from tests.bench.models import fresh, tokenizer
 
@@ -365,3 +368,16 @@ def test_a_pruned_model_that_was_saved_is_evaluated_again(tmp_path: Path) -> Non
     tokenizer().save_pretrained(tmp_path)
     model = load_model(str(tmp_path))
     assert torch.isfinite(model.run(model.batch([model.encode(Example("w1 w2", " w3"))])).logits).all()
+
+
+def test_cells_are_run_again_when_the_vocabulary_beside_the_weights_changes(toy: dict, folder: Path) -> None:
+    tasks.include(toy["task"])
+    methods.include(toy["methods"])
+    file = folder / "suite.toml"
+    file.write_text(toy["suite"].read_text().replace(str(toy["model"]), str(folder)))
+    planned = Suite.load(file).plan()
+    before = [record_identity(cell, settings) for cell, settings in planned]
+    assert before == [record_identity(cell, settings) for cell, settings in planned]
+    (folder / "vocab.txt").write_text("[UNK]\nw1\n")
+    after = [record_identity(cell, settings) for cell, settings in planned]
+    assert len(before) == 3 and not set(before) & set(after)
