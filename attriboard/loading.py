@@ -18,6 +18,7 @@ from .codetext import code_hash
 from .components import COMPONENTS
 from .errors import ConfigurationError, ModelError, UnknownNameError
 from .model import Model
+from .models.folder import deciding_files, folder_of, one_sentence
 from .models.pretrained import (
     MODELS,
     Pretrained,
@@ -63,12 +64,23 @@ def check_device(device: str) -> None:
 
 
 def check_model_name(name: str) -> None:
-    """Raises UnknownNameError for a name that is neither a short name, nor a folder, nor shaped like a hub id."""
-    if name in MODELS or planted.is_planted(name) or Path(name).is_dir() or name.count("/") == 1:
+    """Refuses a name that is neither a short name, nor a folder, nor shaped like a hub id.
+
+    Raises:
+        UnknownNameError: carries near names. ModelError: a path that leads to no folder.
+    """
+    if name in MODELS or planted.is_planted(name) or folder_of(name) is not None:
         return
-    raise UnknownNameError(
-        "model", name, [*MODELS, *planted.NAMES], "A folder or a Hugging Face id (owner/name) works too."
-    )
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or Path(name).is_file():
+        what = "is a file; name the folder that it is in" if Path(name).expanduser().is_file() else "does not exist"
+        raise ModelError(f"the model folder {name[:200]!r} {what}; check the path.")
+    if not _HUB_ID.fullmatch(name):
+        raise UnknownNameError(
+            "model", name, [*MODELS, *planted.NAMES], "A folder or a Hugging Face id (owner/name) works too."
+        )
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
 
 def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> Model:
@@ -96,15 +108,16 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_siz
     if planted.is_planted(name):
         hf, tokenizer, truth = planted.build(name)
         processor, source = None, "built by attriboard.zoo.planted"
-        hf = hf.to(device, DTYPES[dtype])
+        hf = hf.to(DTYPES[dtype])
     else:
         with quiet():
             hf, reader, source = load_hf(name, DTYPES[dtype])
         tokenizer = getattr(reader, "tokenizer", reader)
         processor = None if reader is tokenizer else reader
-        truth = read_truth(Path(name))
+        truth = None if (folder := folder_of(name)) is None else read_truth(folder)
+    with one_sentence(name, "it cannot be run as its configuration says"):
         hf = hf.to(device)
-    model = Model(hf, tokenizer, name, source, batch_size, processor=processor, truth=truth)
+        model = Model(hf, tokenizer, name, source, batch_size, processor=processor, truth=truth)
     check_truth(model)
     return model
 
@@ -140,12 +153,16 @@ def outline(name: str) -> Model:
     check_model_name(name)
     with quiet():
         hf = load_outline(name)
-    return Model(hf, name=name, source="configuration alone", prove=False)
+    with one_sentence(name, "check its config.json"):
+        return Model(hf, name=name, source="configuration alone", prove=False)
 
 
 def has_truth(name: str) -> bool:
     """Whether the mechanism of the model of that name is known."""
-    return planted.is_planted(name) or (Path(name) / FILE).is_file()
+    if planted.is_planted(name):
+        return True
+    folder = folder_of(name)
+    return folder is not None and (folder / FILE).is_file()
 
 
 def check_truth(model: Model) -> None:
@@ -163,7 +180,10 @@ def check_truth(model: Model) -> None:
 
 
 def fingerprint(name: str) -> str:
-    """What identifies a model's weights without loading it: a file's hash, or a hub id with its commit if cached."""
+    """What identifies a model without loading it: the hash of its files, or a hub id with its commit if cached.
+
+    Of a folder every file counts that its results depend on: weights, configuration, tokenizer, processor, truth.
+    """
     if planted.is_planted(name):
         return hashlib.sha256(f"{name}{code_hash(list(planted.SOURCES))}".encode()).hexdigest()
     if name in MODELS:
@@ -172,9 +192,8 @@ def fingerprint(name: str) -> str:
         if pretrained.visual_tuning is None:
             return language_model
         return f"{language_model}+{hash_file(llava.WEIGHTS)}+{pretrained.visual_tuning == 'on'}"
-    folder = Path(name)
-    if folder.is_dir():
-        files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".gguf"))
-        return hashlib.sha256("".join(f"{f.name}:{hash_file(f)};" for f in files).encode()).hexdigest()
+    if (folder := folder_of(name)) is not None:
+        files = ((f.relative_to(folder).as_posix(), hash_file(f)) for f in deciding_files(folder))
+        return hashlib.sha256("".join(f"{file}:{sha256};" for file, sha256 in files).encode()).hexdigest()
     cached = try_to_load_from_cache(name, "config.json")
     return f"{name}@{Path(cached).parent.name}" if isinstance(cached, str) else name

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cross_entropy
 
 from ..capability_tasks.attriboard_documents import read
@@ -29,6 +30,7 @@ from ..errors import ConfigurationError, ModelError
 from ..instructions import no_retries
 from ..measurements.capability import DEFAULT_TASKS, Capability
 from ..model import Model
+from ..models.hooks import every_logit
 
 FOLDER = Path(__file__).parents[1] / "capability_tasks"
 FEWSHOT_SEED = 1234  # lm-eval's own, so that few-shot tasks show the examples they show elsewhere
@@ -63,7 +65,7 @@ def measure(model: Model, tasks: Sequence[str] = DEFAULT_TASKS, limit: int | Non
         lm = HFLM(
             pretrained=model.hf,
             backend="causal",
-            tokenizer=copy.deepcopy(model.tokenizer),  # it gives a tokenizer without a padding token one
+            tokenizer=_open_ended(model),
             max_length=model.max_length,
             softmax_dtype="float32",
             batch_size=model.batch_size,
@@ -71,7 +73,10 @@ def measure(model: Model, tasks: Sequence[str] = DEFAULT_TASKS, limit: int | Non
         for name, loaded in _load(dict.fromkeys(tasks), capability.skipped):
             for leaf, task in loaded.items():
                 # logits of long documents are large, and a row more saves little there
-                lm.batch_size_per_gpu = 1 if task.OUTPUT_TYPE == "loglikelihood_rolling" else model.batch_size
+                whole_texts = task.OUTPUT_TYPE == "loglikelihood_rolling"
+                lm.batch_size_per_gpu = 1 if whole_texts else model.batch_size
+                # of whole texts lm-eval puts a first token itself, before what the tokenizer puts there
+                lm.add_bos_token = False if whole_texts else None
                 try:
                     # not simple_evaluate: it seeds every generator, and looks up git and the machine for a second
                     task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -80,6 +85,22 @@ def measure(model: Model, tasks: Sequence[str] = DEFAULT_TASKS, limit: int | Non
                 except Exception as error:  # one task of someone else's must not take the others with it
                     capability.skipped[name] = f"lm-eval task {leaf!r} could not be evaluated ({_first_line(error)})."
     return capability
+
+
+def _open_ended(model: Model) -> Any:
+    """A copy of the tokenizer, to which lm-eval may add a padding token, that puts nothing behind a text.
+
+    lm-eval takes the last token of a context for the last of its text, as a continuation follows it.
+    """
+    reader = copy.deepcopy(model.tokenizer)
+    whole, kept = reader("a")["input_ids"], model.tokens("a")
+    if len(whole) > len(kept):
+        before = whole[: len(kept) - len(reader("a", add_special_tokens=False)["input_ids"])]
+        names = reader.convert_ids_to_tokens(before)
+        reader.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[*names, "$A"], special_tokens=list(dict(zip(names, before)).items())
+        )
+    return reader
 
 
 def _load(names: Iterable[str], skipped: dict[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -168,7 +189,9 @@ def document_log_likelihoods(model: Model, texts: Sequence[str]) -> list[float]:
         )
     windows: list[tuple[int, list[int], list[int]]] = []
     for i, text in enumerate(texts):
-        tokens = [eos if bos is None else bos, *model.tokenizer(text)["input_ids"]]
+        start = eos if bos is None else bos
+        own = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = own if own[:1] == [start] else [start, *own]  # it may be typed
         for start in range(1, len(tokens), model.max_length):
             end = min(start + model.max_length, len(tokens))
             windows.append((i, tokens[max(0, end - 1 - model.max_length) : end - 1], tokens[start:end]))
@@ -183,7 +206,7 @@ def document_log_likelihoods(model: Model, texts: Sequence[str]) -> list[float]:
             mask[row, : len(given)] = 1
             targets[row, len(given) - len(predicted) : len(given)] = torch.tensor(predicted)
         inputs, mask, targets = (x.to(model.device) for x in (inputs, mask, targets))
-        logits = model.hf(input_ids=inputs, attention_mask=mask, use_cache=False).logits
+        logits = every_logit(model, inputs, mask)
         losses = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         for (i, _, _), loss in zip(rows, losses.double().sum(1).tolist()):
             total[i] -= loss

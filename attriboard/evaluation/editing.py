@@ -351,7 +351,7 @@ def paraphrases(model: Model, encoded: EncodedExample) -> list[EncodedExample]:
 
 def _prompt(model: Model, text: str) -> EncodedExample:
     """A text in the model's tokens, without an answer to it."""
-    return EncodedExample(Example(text, ""), tuple(model.tokenizer(text)["input_ids"]), 0, None, None)
+    return EncodedExample(Example(text, ""), model.tokens(text), 0, None, None)
 
 
 def _best(train: Sequence[tuple[int, float, float]]) -> int:

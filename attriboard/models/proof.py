@@ -9,11 +9,20 @@ Nothing in the table is trusted. On one batch of random tokens
 - the hooked logits are those of the model without hooks,
 - the final norm and unembedding reproduce them from the last residual,
 - a restart from the middle is bit-identical,
-- the FFN sees what attention writes, or does not in parallel blocks, and
-- zeroing a head changes the last residual (of a model that was built, not every head need change the logits).
+- the FFN sees what attention writes, or does not in parallel blocks,
+- zeroing a head of every layer leaves the sum of the others, and what that changes reaches the last residual,
+- a row is the same beside a longer one as by itself, up to the longest prompt that the model takes (on the side of
+  padding where this is so).
+
+Whether the keys of a prefix depend on what follows is found out, too; where they do, prefixes are not shared. The model
+and its modules are left as they were.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import einops
 import torch
@@ -22,22 +31,45 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..task import IMAGE, Example
-from .batch import Batch, EncodedExample, pad_rows
+from .batch import Batch, EncodedExample, columns_behind, leading_columns, pad_rows
 from .cost import Cost
-from .hooks import Run, forward, model_inputs
+from .hooks import Edit, Run, forward, keys_and_values, model_inputs
 from .names import hook_name
 from .vision import Vision
-from .weights import Weights
+from .weights import UNBOUNDED, Weights
 
 _SITES = ("resid_pre", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
 
 
-def prove(weights: Weights, vision: Vision | None = None) -> None:
+class Proven(NamedTuple):
+    """How rows may be run so that each is as if it were run alone.
+
+    Attributes:
+        padding_side: "left" or "right". A model whose user replaced its masks may not mask padding at the left.
+        prefixes: whether the keys of a prefix may be computed once; not where they depend on what follows.
+    """
+
+    padding_side: str
+    prefixes: bool
+
+
+def prove(weights: Weights, vision: Vision | None = None, padding_side: str = "left") -> Proven:
     """Shows on one batch that the parts are what the table says, and with ``vision``, how a picture enters.
 
+    Args:
+        weights: the model.
+        vision: of a vision-language model.
+        padding_side: which is tried first.
+
     Raises:
-        ModelError: names the first part that fails.
+        ModelError: names the first part that fails, or weights that are not in memory.
     """
+    for path, tensor in weights.hf.state_dict().items():
+        if tensor.is_meta:
+            raise ModelError(
+                f"{weights.name} is not whole in memory ({path} is offloaded); load it on one device, without a "
+                f"device map or offloading."
+            )
     layers = range(weights.n_layers)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, weights.d_vocab, (2, min(6, weights.max_length)), generator=generator).tolist()
@@ -65,6 +97,7 @@ def prove(weights: Weights, vision: Vision | None = None) -> None:
     _prove_order(weights, batch, run)
     if vision is not None:
         _prove_vision(weights, vision)
+    return _prove_rows(weights, tokens, padding_side)
 
 
 def _same(weights: Weights, part: str, a: Tensor, b: Tensor, exact: bool = False, rounding: float = 0.0) -> None:
@@ -83,17 +116,11 @@ def _prove_logits(weights: Weights, batch: Batch, run: Run, plain_logits: Tensor
     rows = torch.arange(len(batch), device=weights.device)
     _same(weights, "the hooked logits", run.logits, plain_logits)
     resid = run[hook_name("resid_post", weights.n_layers - 1)][rows, batch.last]
-    expected = _before_softcap(weights, plain_logits)
     # a model that was built may have nothing but rounding in its logits after tokens that no task has
     gain = weights.final_norm_weight.abs() / weights.final_norm_scale(resid)
     largest = weights.W_U.float().abs().max() * gain.max()
     rounding = torch.finfo(torch.float32).eps * float(resid.float().abs().sum(-1).max() * largest)
-    _same(weights, "the final norm and unembedding", weights.unembed(resid), expected, rounding=rounding)
-
-
-def _before_softcap(weights: Weights, logits: Tensor) -> Tensor:
-    cap = getattr(weights.config, "final_logit_softcapping", None)
-    return logits.float() if not cap else cap * torch.atanh(logits.float() / cap)
+    _same(weights, "the final norm and unembedding", weights.logits(resid), plain_logits, rounding=rounding)
 
 
 def _prove_layer(weights: Weights, layer: int, at: dict[str, Tensor], value: Tensor) -> None:
@@ -105,11 +132,7 @@ def _prove_layer(weights: Weights, layer: int, at: dict[str, Tensor], value: Ten
     value = value.float()
     shift = (value - products).mean((0, 2), keepdim=True)  # the biases of the norm and of the projection
     _same(weights, f"the norm before attention and the values of layer {layer}", products + shift, value)
-    heads = weights.head_outputs(layer, at["z"]).sum(-2)
-    bias, gain = weights.b_O(layer), weights.attn_gain(layer, at["z"])
-    if bias is not None:
-        heads = heads + (bias if gain is None else bias * gain)
-    _same(weights, f"the head outputs of layer {layer}", heads, at["attn_out"])
+    _same(weights, f"the head outputs of layer {layer}", _attn_out(weights, layer, at["z"]), at["attn_out"])
     if weights.has_neurons:
         neurons = at["post"] @ weights.W_out(layer)
         bias, gain = weights.b_out(layer), weights.mlp_gain(layer, at["post"])
@@ -121,6 +144,13 @@ def _prove_layer(weights: Weights, layer: int, at: dict[str, Tensor], value: Ten
     _same(weights, f"the mid residual of layer {layer}", at["resid_mid"], at["resid_pre"] + at["attn_out"])
 
 
+def _attn_out(weights: Weights, layer: int, z: Tensor) -> Tensor:
+    """``[B, T, d_model]``: what head outputs ``z`` and the bias add up to."""
+    heads = weights.head_outputs(layer, z).sum(-2)
+    bias, gain = weights.b_O(layer), weights.attn_gain(layer, z)
+    return heads if bias is None else heads + (bias if gain is None else bias * gain)
+
+
 def _prove_restart(weights: Weights, batch: Batch, run: Run) -> None:
     middle = weights.n_layers // 2
     again = forward(weights, batch, Cost(), start=(middle, run[hook_name("resid_pre", middle)]))
@@ -128,11 +158,27 @@ def _prove_restart(weights: Weights, batch: Batch, run: Run) -> None:
 
 
 def _prove_effect(weights: Weights, batch: Batch, run: Run) -> None:
+    """Zeroing one head of every layer leaves the sum of the others, and what that changes reaches the last residual.
+
+    Which head does not matter: one that does nothing (of a pruned model, say) changes nothing, and that is right.
+    """
+    layers = range(weights.n_layers)
     last = hook_name("resid_post", weights.n_layers - 1)
-    edits = {hook_name("z", 0): lambda x: x * (torch.arange(weights.n_heads, device=x.device) > 0)[:, None]}
-    if torch.equal(forward(weights, batch, Cost(), [last], edits)[last], run[last]):
+
+    def without(head: int) -> Edit:
+        return lambda z: z * (torch.arange(weights.n_heads, device=z.device) != head)[:, None]
+
+    edits = {hook_name("z", layer): without(layer % weights.n_heads) for layer in layers}
+    names = [hook_name(site, layer) for site in ("z", "attn_out") for layer in layers]
+    edited = forward(weights, batch, Cost(), [*names, last], edits)
+    for layer in layers:
+        z, out = (edited[hook_name(site, layer)] for site in ("z", "attn_out"))
+        _same(weights, f"the heads of layer {layer} without one of them", _attn_out(weights, layer, z), out)
+    first = hook_name("attn_out", 0)
+    if not torch.equal(edited[first], run[first]) and torch.equal(edited[last], run[last]):
         raise ModelError(
-            f"self-proof of {weights.name} failed: zeroing head 0 of layer 0 does not change its last residual."
+            f"self-proof of {weights.name} failed: what zeroing a head of layer 0 changes does not reach its last "
+            f"residual."
         )
 
 
@@ -153,6 +199,61 @@ def _prove_order(weights: Weights, batch: Batch, run: Run) -> None:
             f"{'sees' if parallel else 'does not see'} what attention writes, and the architecture table says that "
             f"blocks are {'parallel' if parallel else 'sequential'}."
         )
+
+
+def _prove_rows(weights: Weights, tokens: list[list[int]], padding_side: str) -> Proven:
+    """Finds how a row is the same in every batch, and whether what stands in a prompt depends on what follows.
+
+    The long row ends at the last position that the model takes: what a position means may depend on the length.
+
+    Raises:
+        ModelError: rows are not the same on either side of padding.
+    """
+    long, short = tokens[0], tokens[1][: max(1, len(tokens[1]) // 3)]
+    end = len(long) if weights.max_length == UNBOUNDED else weights.max_length
+    lengths = (end, len(short))
+    last = hook_name("resid_post", weights.n_layers - 1)
+    single = [_ending(weights, [row], [length]) for row, length in zip((long, short), lengths)]
+    alone = [forward(weights, batch, Cost(), [last])[last][0, -1] for batch in single]
+
+    def prove_side(side: str) -> None:
+        both = _ending(weights, [long, short], lengths, side)
+        together = forward(weights, both, Cost(), [last])[last]
+        for row, own in enumerate(alone):
+            _same(weights, "a row beside another row", together[row, both.last[row]], own)
+
+    try:
+        prove_side(padding_side)
+    except ModelError as error:
+        padding_side = {"left": "right", "right": "left"}[padding_side]
+        try:
+            prove_side(padding_side)
+        except ModelError:
+            raise error from None
+    return Proven(padding_side, _prefix_holds(weights, single[0], alone[0]))
+
+
+def _prefix_holds(weights: Weights, batch: Batch, alone: Tensor) -> bool:
+    """Whether the last residual of the one row is the same behind the keys and values of all tokens but the last."""
+    last, n = hook_name("resid_post", weights.n_layers - 1), batch.tokens.shape[1] - 1
+    if n < 1:
+        return False
+    try:
+        past, _ = keys_and_values(weights, leading_columns(batch, n), logits=False)
+        behind = forward(weights, columns_behind(batch, n, past), Cost(), [last])
+        _same(weights, "what follows a prefix", behind[last][0, -1], alone)
+    except Exception:  # a block whose forward was replaced may take no keys of a prefix at all, in its own way
+        return False
+    return True
+
+
+def _ending(weights: Weights, rows: list[list[int]], lengths: Sequence[int], side: str = "left") -> Batch:
+    """Rows of tokens, the last one of each where a prompt of this length ends."""
+    examples = [EncodedExample(Example("", ""), tuple(row), 0, None, None) for row in rows]
+    batch = pad_rows(rows, examples, padding_side=side, device=weights.device)
+    positions = batch.positions.clone()
+    positions[torch.arange(len(rows)), batch.last] = torch.tensor(lengths, device=weights.device) - 1
+    return replace(batch, positions=positions, spans=tuple((length, 0) for length in lengths))
 
 
 def _prove_vision(weights: Weights, vision: Vision) -> None:

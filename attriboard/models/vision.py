@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ExampleError, ModelError
-from ..images import as_rgb, check_size
+from ..images import MAX_PIXELS, as_rgb, check_size
 from ..task import IMAGE
 from .attention import Between, put_between, write_out
 
@@ -185,6 +185,7 @@ class Vision:
         Floats have the model's dtype.
         """
         check_size(image.size, "given")
+        self._check_resized(image.size)
         inputs = self.processor(images=self._stretched(as_rgb(image)), text=self.prompt(text), return_tensors="pt")
         tensors = {k: v.to(self.hf.device) for k, v in inputs.items() if isinstance(v, Tensor)}
         return {k: v.to(self.hf.dtype) if v.is_floating_point() else v for k, v in tensors.items()}
@@ -192,6 +193,18 @@ class Vision:
     def _stretched(self, image: Image.Image) -> Image.Image:
         """The picture at the one size that all are seen at, for a processor that would keep its shape."""
         return image if self._canvas is None else image.resize(self._canvas, Image.Resampling.BICUBIC)
+
+    def _check_resized(self, size: tuple[int, int]) -> None:
+        """Refuses a picture so long and thin that it grows beyond all bounds when its shorter side is resized."""
+        target = getattr(self.processor.image_processor, "size", None) or {}
+        shorter, longer = (getattr(target, "get", lambda key: None)(key) for key in ("shortest_edge", "longest_edge"))
+        width, height = size
+        if not shorter or longer or (pixels := width * height * (shorter / min(size)) ** 2) <= MAX_PIXELS:
+            return
+        raise ExampleError(
+            f"the image given is {width} × {height} pixels, which {self.name} would make {pixels:,.0f} pixels large "
+            f"for a shorter side of {shorter}; at most {MAX_PIXELS:,} are taken: cut it to a squarer shape."
+        )
 
     # --- what is seen -----------------------------------------------------------------------------------------------
 

@@ -14,10 +14,40 @@ import einops
 import torch
 from torch import Tensor, nn
 
-from ..errors import SkipCell
+from ..errors import ModelError, SkipCell
 from .architectures import Architecture, architecture_of
 from .cost import Sizes, sizes_of
 from .parts import Parts, find_parts, in_out, submodule
+
+UNBOUNDED = 10**9
+"""Longer than any prompt."""
+_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _check_plain(hf: nn.Module, name: str) -> None:
+    """Refuses weights that are not what their modules multiply by.
+
+    Raises:
+        ModelError: they are quantized, or have adapters beside them.
+    """
+    for path, parameter in hf.named_parameters():
+        if parameter.dtype not in _FLOATING or type(parameter.data) is not Tensor:
+            raise ModelError(
+                f"{name} has quantized weights ({path} is {_kind(parameter)}), which are not supported; load the "
+                f"original ones, or dequantize them."
+            )
+    for path, module in hf.named_modules():
+        if hasattr(module, "base_layer"):
+            raise ModelError(
+                f"{name} has an adapter that is not merged ({path} is {type(module).__name__}); merge it into the "
+                f"weights with PEFT's merge_and_unload()."
+            )
+
+
+def _kind(parameter: Tensor) -> str:
+    return str(parameter.dtype).removeprefix("torch.") + (
+        "" if type(parameter.data) is Tensor else f", {type(parameter.data).__name__}"
+    )
 
 
 class Weights:
@@ -37,16 +67,20 @@ class Weights:
         logit_scale: what the unembedding's output is multiplied by.
 
     Raises:
-        ModelError: the family is unknown, or has no module where the table looks for one.
+        ModelError: the family is unknown, or has no module where the table looks for one; the weights are quantized, or
+            have adapters that are not merged.
     """
 
     def __init__(self, hf: nn.Module, name: str) -> None:
+        _check_plain(hf, name)
         self.hf: Any = hf.eval().requires_grad_(False)
         self.name = name
         whole: Any = self.hf.config
         self.config: Any = whole.get_text_config()
         self.architecture: Architecture = architecture_of(whole)
         self.parts: Parts = find_parts(hf, self.architecture, name)
+        for projection in (*self.parts.attn_out, *self.parts.value, *(self.parts.mlp_down if self.has_neurons else ())):
+            in_out(projection)
         self.n_layers = len(self.parts.blocks)
         self.n_heads: int = self.config.num_attention_heads
         self.d_model: int = self.parts.embed.weight.shape[1]
@@ -100,14 +134,42 @@ class Weights:
         return self.parts.embed.weight.dtype
 
     @property
+    def low_precision(self) -> bool:
+        """Whether numbers have fewer digits than float32, so that logits are computed apart (see :meth:`logits`)."""
+        return self.dtype not in (torch.float32, torch.float64)
+
+    @functools.cached_property
+    def length_dependent(self) -> list[Any]:
+        """The modules of rotary embeddings whose frequencies depend on how long a prompt is (longrope, dynamic)."""
+
+        def depends(module: nn.Module) -> bool:
+            kinds = getattr(module, "rope_type", "")
+            kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+            return any(kind == "longrope" or "dynamic" in str(kind) for kind in kinds)
+
+        return [module for module in self.hf.modules() if depends(module)]
+
+    @functools.cached_property
+    def tuple_blocks(self) -> bool:
+        """Whether a block returns a tuple whose first part is the residual, which versions of transformers change."""
+        seen: list[bool] = []
+        handle = self.blocks[0].register_forward_hook(lambda module, args, out: seen.append(isinstance(out, tuple)))
+        try:
+            with torch.no_grad():
+                self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @property
     def tolerance(self) -> float:
         """Two ways to compute one thing may differ by this share of its largest value; more is a mistake."""
-        return 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
+        return 0.1 if self.low_precision else 1e-3
 
     @property
     def max_length(self) -> int:
-        """The longest prompt the model takes, in tokens."""
-        return int(getattr(self.config, "max_position_embeddings", 0) or 10**9)
+        """The longest prompt the model takes, in tokens; :data:`UNBOUNDED` where its configuration does not say."""
+        return int(getattr(self.config, "max_position_embeddings", 0) or UNBOUNDED)
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -209,9 +271,10 @@ class Weights:
         return self._norm_scale(self.parts.final_norm, resid)
 
     def _norm_weight(self, norm: Any) -> Tensor:
-        if getattr(norm, "weight", None) is None:
+        weight: Tensor | None = getattr(norm, "weight", None)
+        if weight is None:  # a norm that only divides
             return torch.ones(self.d_model, device=self.device)
-        weight: Tensor = norm.weight.float()
+        weight = weight.float()
         return 1.0 + weight if self.architecture.unit_offset else weight
 
     def _norm_scale(self, norm: Any, x: Tensor) -> Tensor:
@@ -271,3 +334,12 @@ class Weights:
         x = x if self.final_norm_bias is None else x + self.final_norm_bias.float()
         logits = x @ self.W_U.float().T
         return logits if self.b_U is None else logits + self.b_U.float()
+
+    def logits(self, resid: Tensor) -> Tensor:
+        """``[..., V]`` float32: the model's logits after the last residual ``[..., d_model]``.
+
+        Differences of logits in bfloat16 have three digits; most effects of one head are smaller.
+        """
+        logits = self.unembed(resid)
+        cap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        return logits if not cap else cap * torch.tanh(logits / cap)

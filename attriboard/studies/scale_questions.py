@@ -66,13 +66,14 @@ def expected_values(model: Model, prompts: Sequence[str], scale: Scale) -> list[
     every beginning that the texts share.
 
     Raises:
-        ExampleError: a prompt is empty or too long for the model, or its tokenizer writes two answers alike.
+        ExampleError: a prompt is empty or too long for the model, or its tokenizer writes two answers alike or cannot
+            put one directly behind a prompt.
     """
     groups: dict[tuple[int, tuple[tuple[int, ...], ...]], list[int]] = defaultdict(list)
     encoded: list[EncodedExample] = []
     for place, prompt in enumerate(prompts):
-        ids = tuple(model.tokenizer(prompt)["input_ids"])
-        answers = tuple(_answer_tokens(model, prompt, ids, text) for text in scale.texts)
+        ids = model.tokens(prompt)
+        answers = tuple(model.continuation(prompt, text) for text in scale.texts)
         longest = len(ids) + max(map(len, answers))
         if not ids or longest > model.max_length:
             raise ExampleError(
@@ -99,14 +100,6 @@ def expected_values(model: Model, prompts: Sequence[str], scale: Scale) -> list[
             for i, value in zip(chosen, (p @ values).tolist()):
                 expected[i] = value
     return expected
-
-
-def _answer_tokens(model: Model, prompt: str, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
-    """The tokens of an answer as they follow the prompt, or by themselves where the two would be merged."""
-    joint = tuple(model.tokenizer(prompt + text)["input_ids"])
-    if len(joint) > len(ids) and joint[: len(ids)] == ids:
-        return joint[len(ids) :]
-    return tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def pearson_r(predicted: Sequence[float], gold: Sequence[float]) -> tuple[float | None, tuple[float, float] | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from attriboard.evaluation.context import Context
@@ -169,7 +169,9 @@ levels = ["heads"]
 def save_model(folder: Path, seed: int = 0, noise: float = 0.12) -> Path:
     """A three-layer Llama whose tied embeddings make it repeat the last word, disturbed by random blocks."""
     tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, **{w: i + 1 for i, w in enumerate(WORDS)}}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # "w1w2" is two words too, so that an answer without a space is the text that follows a prompt
+    word = pre_tokenizers.Split(Regex(r"w\d+"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), word])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(

@@ -23,6 +23,7 @@ from huggingface_hub import constants
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tokenizers.processors import TemplateProcessing
 
 from attriboard import instructions
 from attriboard.errors import ConfigurationError, ModelError
@@ -125,10 +126,40 @@ def test_prose_is_the_sum_of_every_tokens_log_probability_given_those_before() -
 def test_document_log_likelihoods_are_lm_evals_in_windows_too(family: str, bos: bool) -> None:
     model = tiny(family, bos=bos)
     texts = [text_of(n) for n in LENGTHS]
-    lm = HFLM(model.hf, tokenizer=model.tokenizer, batch_size=1, max_length=model.max_length)
+    # lm-eval puts the first token itself; a tokenizer that puts it too would give its probability after itself
+    lm = HFLM(model.hf, tokenizer=model.tokenizer, batch_size=1, max_length=model.max_length, add_bos_token=False)
     requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
     assert model.max_length == 64
     assert document_log_likelihoods(model, texts) == pytest.approx(lm.loglikelihood_rolling(requests), rel=1e-5)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_the_first_token_stands_before_a_text_once(typed: bool) -> None:
+    """As a plain pass over ``<s> text`` has it; also where it is typed."""
+    model = tiny("llama", bos=True)
+    text = text_of(9)
+    ids = model.tokenizer(text)["input_ids"]
+    start = model.tokenizer.bos_token_id
+    assert ids[0] == start and ids[1] != start
+    with torch.no_grad():
+        log_p = model.hf(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    expected = float(sum(log_p[i - 1, ids[i]] for i in range(1, len(ids))))
+    given = f"{model.tokenizer.bos_token} {text}" if typed else text
+    assert document_log_likelihoods(model, [given]) == pytest.approx([expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_what_a_tokenizer_puts_behind_every_text_is_not_what_a_choice_follows(bos: bool) -> None:
+    plain, ending = tiny(bos=bos), tiny(bos=bos)
+    template = "w1 $A w2" if bos else "$A w2"
+    ending.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("w1", 1), ("w2", 2)]
+    )
+    assert ending.tokenizer("w5")["input_ids"] == [*plain.tokenizer("w5")["input_ids"], 2]
+    found, expected = measure(ending), measure(plain)
+    assert expected.accuracy and expected.prose and not expected.skipped
+    assert found == expected
+    assert ending.tokenizer("w5")["input_ids"][-1] == 2, "the model's own tokenizer is as before"
 
 
 def test_without_a_token_to_begin_with_there_is_no_log_likelihood() -> None:

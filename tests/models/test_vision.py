@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from attriboard.errors import ExampleError, ModelError
 from attriboard.interventions import replacement_values
+from attriboard.loading import load_model
 from attriboard.model import EncodedExample, Model, hook_name
 from attriboard.models.architectures import architecture_of
 from attriboard.models.vision import Vision
@@ -453,7 +456,7 @@ def test_a_text_only_model_refuses_an_image() -> None:
 def test_a_batch_with_and_without_images_is_refused() -> None:
     model = m.tiny_llava()
     with pytest.raises(ExampleError, match="mixes examples with and without an image"):
-        model.batch([m.vision_examples()[0], model.encode(Example("w1 w2", "w3"))])
+        model.batch([m.vision_examples()[0], model.encode(Example("w1 w2", " w3"))])
 
 
 # --- models that are not what they say --------------------------------------------------------------------------------
@@ -485,6 +488,48 @@ def test_a_processor_that_does_not_fit_the_tower_is_refused() -> None:
     hf.config.vision_feature_select_strategy = "full"  # ten features a picture, the class token among them
     with pytest.raises(ModelError, match="the processor and the vision tower of odd do not fit each other"):
         Model(hf, processor.tokenizer, name="odd", processor=processor)
+
+
+@pytest.mark.parametrize("size", [(10_000, 8), (8, 10_000)])
+def test_a_picture_that_would_grow_without_bounds_is_refused_before_it_does(size: tuple[int, int]) -> None:
+    """80,000 pixels become 2 million where the shorter side is resized to 42, and 141 million where to LLaVA-1.5's."""
+    model = m.Model(m.fresh_llava(), m.seeing_tokenizer(), name="llava", processor=m.tiny_processor())
+    example = Example("w5 <image> w3", " w7", image=Image.new("RGB", size))
+    assert len(model.encode(example).tokens) == 11
+    model.vision.processor.image_processor.size = {"shortest_edge": 336}
+    with pytest.raises(ExampleError, match=r"would make 141,120,000 pixels large for a shorter side of 336"):
+        model.encode(example)
+    assert model.encode(replace(example, image=m.picture(0))).tokens
+
+
+def test_a_processor_that_does_not_say_its_patch_size_takes_that_of_the_vision_tower(tmp_path: Path) -> None:
+    """As older LLaVA folders have it."""
+    hf, processor = m.fresh_llava(), m.tiny_processor()
+    example = Example("w5 <image> w3", " w7", image=m.picture(0))
+    expected = m.Model(hf, processor.tokenizer, processor=processor).encode(example)
+    hf.save_pretrained(tmp_path)
+    processor.patch_size = processor.vision_feature_select_strategy = None
+    processor.num_additional_image_tokens = 0
+    processor.save_pretrained(tmp_path)
+    found = load_model(str(tmp_path)).encode(example)
+    assert found.tokens == expected.tokens
+    assert torch.equal(found.image, expected.image)
+
+
+def test_what_ends_every_text_is_left_out_behind_a_picture_too() -> None:
+    ending = m.seeing_tokenizer()
+    ending._tokenizer.post_processor = TemplateProcessing(single="w1 $A w2", special_tokens=[("w1", 1), ("w2", 2)])
+    hf = m.fresh_llava()
+    model = m.Model(hf, ending, processor=m.tiny_processor(tokenizer=ending))
+    example = Example("w5 <image> w3", " w7", image=m.picture(0), marks={"word": ((11, 13),)})
+    encoded = model.encode(example)
+    assert encoded.tokens == (1, 5, *[m.IMAGE_ID] * 9, 3)
+    assert model.mark_positions(encoded, "word") == [11]
+    inputs = model.vision.inputs(example.prompt, example.image)
+    assert inputs["input_ids"][0].tolist() == [*encoded.tokens, 2]
+    with torch.no_grad():
+        expected = hf(**{k: v[:, :-1] if v.dim() == 2 else v for k, v in inputs.items()}).logits[0, -1]
+    assert m.close(model.run(model.batch([encoded])).logits[0], expected, 1e-4)
 
 
 # --- every family that sees -------------------------------------------------------------------------------------------

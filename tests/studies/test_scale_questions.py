@@ -84,8 +84,8 @@ def test_rows_of_different_lengths_are_not_continued() -> None:
     [
         ("", SCALE, "takes 1 to 64"),
         (words([5] * 80), SCALE, "takes 1 to 64"),
-        (PROMPTS[0], UNIT, "does not tell the answers of the scale 0 to 1 apart"),
-        (PROMPTS[0], Scale(0, 1, ("w5", "w5 w7"), (0, 1)), "does not tell the answers"),
+        (PROMPTS[0], UNIT, "'0.0' directly behind a prompt that ends in 'w5 w17 w33' has no tokens of its own"),
+        (PROMPTS[0], Scale(0, 1, (" w5", " w5 w7"), (0, 1)), "does not tell the answers of the scale 0 to 1 apart"),
     ],
 )
 def test_prompts_and_scales_that_a_model_cannot_use(prompt: str, scale: Scale, message: str) -> None:
