@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import ConfigurationError, check_name
-from .options import Include, include_files
+from .options import MAX_SEED, Include, include_files
 from .output import err, note_foreign_file, out
 from .progress import progress_of_cells
 
@@ -22,7 +22,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="This model instead of the suite's.")] = None,
     level: Annotated[list[str] | None, typer.Option(help="Only this level (repeatable).")] = None,
     limit: Annotated[int | None, typer.Option(help="Draw only this many examples per split (a trial run).")] = None,
-    seed: Annotated[int | None, typer.Option(help="This seed instead of the suite's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="This seed instead of the suite's.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the suite's by default.")] = None,
     include: Include = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",

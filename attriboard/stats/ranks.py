@@ -125,8 +125,8 @@ def win_shares(outcomes: Array, blocks: Sequence[Hashable], seed: int = 0, resam
     n, k = outcomes.shape[:2]
     if n < 1 or k < 2:
         raise ValueError(f"paired comparisons need a table and 2 methods, not {n} and {k}.")
-    names = list(dict.fromkeys(blocks))
-    block = np.array([names.index(b) for b in blocks])
+    names = {name: at for at, name in enumerate(dict.fromkeys(blocks))}
+    block = np.array([names[b] for b in blocks])
     weights = 1 / np.bincount(block)[block]
     won = np.nan_to_num(outcomes) * weights[:, None, None]
     strengths = _strengths(won.sum(0))
@@ -137,11 +137,14 @@ def win_shares(outcomes: Array, blocks: Sequence[Hashable], seed: int = 0, resam
         return WinShares(wins, unknown, unknown, "nothing")
     unit = block if resampled == "blocks" else np.arange(n)
     units = int(unit.max()) + 1
-    per_unit = np.stack([won[unit == u].sum(0) for u in range(units)])
+    per_unit = np.zeros((units, k, k))
+    np.add.at(per_unit, unit, won)
     rng = np.random.default_rng(seed)
     drawn = np.empty((resamples, k))
+    flat = per_unit.reshape(units, -1)
     for row in drawn:
-        sums = per_unit[rng.integers(0, units, units)].sum(0)
+        times = np.bincount(rng.integers(0, units, units), minlength=units)
+        sums = (times @ flat).reshape(k, k)
         met = (sums + sums.T).sum(1) > 0
         row[:] = np.where(met, _mean_chance(_strengths(sums, strengths, 1e-4)), np.nan)
     outside = 50 * (1 - expanded_level(units))
