@@ -110,6 +110,19 @@ class _Dependences:
     def __init__(self) -> None:
         self._one: dict[Clusters, Clusters] = {}
         self._merged: dict[tuple[int, int], Clusters] = {}
+        self._named: dict[tuple[object, ...], Clusters] = {}
+        self._of_measurement: dict[int, Clusters] = {}
+
+    def of_record(self, record: Record, metric: str) -> Clusters:
+        """:meth:`Record.clusters`; that of records whose rows are named alike is one object."""
+        measurement = record.statistics[metric][0]
+        if id(measurement) not in self._of_measurement:
+            lists = (measurement.base_items, measurement.base_frames, measurement.train_groups)
+            names = (type(measurement), measurement.n, *map(tuple, (*lists, record.items, record.frames)))
+            if names not in self._named:
+                self._named[names] = self.of(record.clusters(metric))
+            self._of_measurement[id(measurement)] = self._named[names]
+        return self._of_measurement[id(measurement)]
 
     def of(self, clusters: Clusters) -> Clusters:
         return self._one.setdefault(clusters, clusters)
@@ -143,8 +156,9 @@ def _column_test(
     if len(tested) < 2:
         return None
     whole = len(chosen) == measurement.n
-    clusters = [record.clusters(metric) for record in tested]
-    dependence = [known.of(of if whole else of.subset(chosen)) for of in clusters]
+    clusters = [known.of_record(record, metric) for record in tested]
+    subsets = {id(of): of if whole else known.of(of.subset(chosen)) for of in clusters}
+    dependence = [subsets[id(of)] for of in clusters]
     couples = list(itertools.combinations(range(len(tested)), 2))
     both = [known.merged(dependence[a], dependence[b]) for a, b in couples]
     p = np.empty(len(couples))
