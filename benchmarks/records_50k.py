@@ -67,7 +67,7 @@ def board(folder: Path) -> dict[str, Any]:
     from attriboard.board.board import Board
     from attriboard.board.formats import render
 
-    page = render(Board.read(folder), "md")
+    page = render(Board.read(folder, lean=True), "md")
     return {"characters": len(page)}
 
 

@@ -28,7 +28,7 @@ def leaderboard(
 
     include_files(include)
     formats.check_format(form)
-    board = Board.read(folder)
+    board = Board.read(folder, lean=figures is None)
     text = formats.render(board, form)
     for name, why in board.foreign.items():
         note_foreign_file(folder / name, why)

@@ -235,6 +235,10 @@ class Measurement(Shaped):
                 raise ValueError(f"{name} has {len(named)} entries where there are {self.n} rows")
         return self
 
+    def emptied(self) -> Self:
+        """The measurement without what was measured: only what it is, and how many train groups there were."""
+        return type(self).model_construct(train_groups=sorted(set(self.train_groups)))
+
     def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
         """How the rows depend on each other, given the base items and frames of the test examples kept.
 

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ DRAFT_DAYS = 1.0
 MARKER_BYTES = 2**24
 RECORD_BYTES = 2**28
 """The largest record read."""
+
+
+Reader = Callable[[Record, Path], Record | None]
 
 
 @dataclass
@@ -180,24 +183,33 @@ class Folder:
         """Every record in the folder, by file name; see :meth:`records`."""
         return list(self.records())
 
-    def current(self) -> list[Record]:
+    def current(self, reader: Reader | None = None) -> list[Record]:
         """The records, without those that a later run found to be of other code, weights or scores than its own.
 
         As a rule the last made of several records of one cell is the one that counts; where a method is put back to
         what it was, it is the one made before, which :meth:`remember` has noted.
+
+        Args:
+            reader: what is kept of each record that is read from a file; None to leave it out.
         """
-        noted, records = self.about().get("current", {}), self.read()
-        current = [r for r in records if noted.get(cell_key(r.suite, r.cell, r.settings), r.identity) == r.identity]
-        self.set_aside = len(records) - len(current)
+        noted = self.about().get("current")
+        noted = noted if isinstance(noted, dict) else {}
+        current = []
+        self.set_aside = 0
+        for r, file in self._with_files():
+            if noted and noted.get(cell_key(r.suite, r.cell, r.settings), r.identity) != r.identity:
+                self.set_aside += 1
+            elif (kept := r if reader is None else reader(r, file)) is not None:
+                current.append(kept)
         return current
 
-    def filled(self) -> list[Record]:
+    def filled(self, reader: Reader | None = None) -> list[Record]:
         """The :meth:`current` records, of which there must be one.
 
         Raises:
             ConfigurationError: no such folder, or not one record in it that can be read; says what is there instead.
         """
-        records = self.current()
+        records = self.current(reader)
         if not records and self.unknown:
             file, why = next(iter(self.unknown.items()))
             raise ConfigurationError(f"{self.path / file} cannot be read: {why}")
@@ -230,10 +242,13 @@ class Folder:
             raise ConfigurationError(
                 f"there is no results folder {self.path}; run a suite with --out {self.path} first."
             )
+        return (record for record, _ in self._with_files())
+
+    def _with_files(self) -> Iterator[tuple[Record, Path]]:
         owner = self.about().get("suite")
         for file in self.files():
             if (record := self.record_in(file, owner)) is not None:
-                yield record
+                yield record, file
 
     def record_in(self, file: Path, owner: str | None = None) -> Record | None:
         """The record in a file; None, and noted in ``foreign``, where it is none, or not of the suite ``owner``."""
