@@ -455,7 +455,7 @@ class Board:
 
 
 def _current(folder: Folder, record: Record) -> Record | None:
-    """The record with aggregates of today; None, and noted as no record, where they do not follow from what it holds."""
+    """The record with aggregates of today; None, and noted as no record, where they do not follow from it."""
     try:
         return up_to_date(record)
     except Exception as error:  # numbers that no statistic was made for
