@@ -17,6 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from .codetext import code_hash
 from .components import COMPONENTS
 from .errors import ConfigurationError, ModelError, UnknownNameError
+from .files import is_folder
 from .model import Model
 from .models.pretrained import (
     MODELS,
@@ -64,7 +65,7 @@ def check_device(device: str) -> None:
 
 def check_model_name(name: str) -> None:
     """Raises UnknownNameError for a name that is neither a short name, nor a folder, nor shaped like a hub id."""
-    if name in MODELS or planted.is_planted(name) or Path(name).is_dir() or name.count("/") == 1:
+    if name in MODELS or planted.is_planted(name) or is_folder(name, "the model", ModelError) or name.count("/") == 1:
         return
     raise UnknownNameError(
         "model", name, [*MODELS, *planted.NAMES], "A folder or a Hugging Face id (owner/name) works too."

@@ -1,8 +1,8 @@
 """Runs bad input through the doors of the package, and says what came of each case.
 
 A driver has ``cases(seed) -> iterator of (name, callable)``, endless or long. A callable makes its input in a scratch
-folder and gives it to the package. What is right is a result, or one sentence of :mod:`attriboard.errors`; anything else
-that comes out is a traceback a user would see, and a case that takes longer than :data:`SECONDS` is a hang.
+folder and gives it to the package. What is right is a result, or one sentence of :mod:`attriboard.errors`; anything
+else that comes out is a traceback a user would see, and a case that takes longer than :data:`SECONDS` is a hang.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-# --- changes of JSON-like values and of bytes ---------------------------------------------------------------------------
+# --- changes of JSON-like values and of bytes -------------------------------------------------------------------------
 
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2**31, 10**30, -(10**400), 0.5, float("nan"), float("inf"), -float("inf"), 1e308, "", "x",

@@ -33,22 +33,32 @@ DOORS: tuple[tuple[str, ...], ...] = (
 )  # fmt: skip
 NAMES = ("long", "longer", "pipe", "zero", "loop", "inside a file", "missing", "empty", "folder", "socket",
          "locked", "quotes", "tilde")  # fmt: skip
+METHOD = "from attriboard.method import Method\nclass M(Method):\n    name = {}\n    def score_batch(s, *a): pass"
+ODD_CLASS = """from attriboard.method import Method
+class T(type(Method)):
+    def __getattr__(c, n): raise OSError(n)
+class M(Method, metaclass=T):
+    def score_batch(s, *a): pass
+"""
+ERROR = """class E(Exception):
+    def __str__(self): raise ValueError('no')
+raise E
+"""
 BAD_FILES = {
     "exit": "import sys; sys.exit(0)",
     "os exit": "import os; os._exit(0)",
     "base exception": "raise BaseException('x')",
-    "error without words": "class E(Exception):\n    def __str__(self): raise ValueError('no')\nraise E",
+    "error without words": ERROR,
     "syntax": "def (",
     "recursion": "def f(): f()\nf()",
-    "number as a name": "from attriboard.method import Method\nclass M(Method):\n    name = 5\n    def score_batch(s,*a): pass",
-    "slashes": "from attriboard.method import Method\nclass M(Method):\n    name = '../x'\n    def score_batch(s,*a): pass",
+    "number as a name": METHOD.format("5"),
+    "slashes": METHOD.format("'../x'"),
     "no name": "x = 1",
     "zero byte": "x = '\0'",
     "deep": "x = " + "(" * 500 + ")" * 500,
     "generator exit": "raise GeneratorExit",
-    "odd class": "from attriboard.method import Method\nclass T(type(Method)):\n    def __getattr__(c, n): raise OSError(n)\n"
-                 "class M(Method, metaclass=T):\n    def score_batch(s,*a): pass",
-}  # fmt: skip
+    "odd class": ODD_CLASS,
+}
 
 
 def cases(seed: int) -> Iterator[Case]:

@@ -47,7 +47,7 @@ def _dds(rng: random.Random) -> bytes:
     dx10 = (
         struct.pack("<5I", rng.choice((71, 77, 80, 83, 95, 98, 28, 0, 999)), 3, 0, 1, 0) if fourcc == b"DX10" else b""
     )
-    return b"DDS " + header + dx10 + rng.randbytes(rng.choice((0, 64, 300, 4096)))
+    return b"DDS " + header + rng.randbytes(rng.choice((0, 64, 300, 4096)))
 
 
 def _blp(rng: random.Random) -> bytes:
@@ -92,7 +92,7 @@ def cases(seed: int) -> Iterator[Case]:
             form, mode = rng.choice(FORMATS), rng.choice(("RGB", "RGBA", "L", "P", "1", "CMYK", "LA", "I;16", "F"))
             mode = mode if mode in ("RGB", "RGBA", "L", "P", "1", "CMYK", "LA", "F") else "I"
             content = good(form, mode) or good("PNG", "RGB")
-            name, content = f"{form} {mode}", content
+            name = f"{form} {mode}"
             if rng.random() < 0.95:
                 how, content = mangled(content, rng)
                 name += f", {how}"

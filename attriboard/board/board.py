@@ -502,12 +502,9 @@ class _Lean:
             read = self.folder.record_in(self.files[record.filename])
             if read is not None:
                 whole[record.filename] = read.model_copy(update={"aggregates": record.aggregates})
-        parts = [
-            (part.metrics, [whole[r.filename] for r in part.records if r.filename in whole]) for part in table.parts
-        ]
-        found = {
-            metric: test for metrics, records in parts for metric, test in compare_columns(records, metrics).items()
-        }
+        found: dict[str, ColumnTest] = {}
+        for part in table.parts:
+            found |= compare_columns([whole[r.filename] for r in part.records if r.filename in whole], part.metrics)
         vars(table)["comparisons"] = found  # in the place of the property, which would need the measurements
 
 
