@@ -44,9 +44,8 @@ def _dds(rng: random.Random) -> bytes:
     bits = rng.choice((0, 8, 16, 24, 32, 7))
     header = struct.pack("<7I44x", 124, 0x1007, rng.choice((16, 0, 32)), rng.choice((16, 32)), 0, 0, 0)
     header += struct.pack("<2I4s5I", 32, flags, fourcc, bits, *masks) + bytes(20)
-    dx10 = (
-        struct.pack("<5I", rng.choice((71, 77, 80, 83, 95, 98, 28, 0, 999)), 3, 0, 1, 0) if fourcc == b"DX10" else b""
-    )
+    if fourcc == b"DX10":
+        header += struct.pack("<5I", rng.choice((71, 77, 80, 83, 95, 98, 28, 0, 999)), 3, 0, 1, 0)
     return b"DDS " + header + rng.randbytes(rng.choice((0, 64, 300, 4096)))
 
 

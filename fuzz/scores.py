@@ -56,7 +56,7 @@ def _safetensors(rng: random.Random) -> tuple[str, bytes]:
     if how == "metadata":
         metadata[rng.choice(list(metadata))] = rng.choice(("", "x", "-1", "9" * 5000, "[", "null", "\x00", "a" * 500))
     elif how == "names":
-        list_of = rng.choice((names[:-1], [*names, "a9.h9"], names[:1] * len(names), ODD[-8:], [1], "x", {}))
+        list_of: Any = rng.choice((names[:-1], [*names, "a9.h9"], names[:1] * len(names), ODD[-8:], [1], "x", {}))
         metadata["names"] = json.dumps(list_of)
     elif how == "dtype":
         values = values.to(rng.choice((torch.int64, torch.bool, torch.complex64, torch.float64, torch.float8_e4m3fn)))

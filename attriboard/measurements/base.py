@@ -237,7 +237,8 @@ class Measurement(Shaped):
 
     def emptied(self) -> Self:
         """The measurement without what was measured: only what it is, and how many train groups there were."""
-        return self.__class__.model_construct(train_groups=sorted(set(self.train_groups)))
+        kind: type[Self] = self.__class__
+        return kind.model_construct(train_groups=sorted(set(self.train_groups)))
 
     def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
         """How the rows depend on each other, given the base items and frames of the test examples kept.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any, NamedTuple
 
-from ..files import parse_json, regular_bytes
+from ..files import regular_bytes
 from ..measurements.registry import MEASUREMENTS
 from ..records.record import SCHEMA, Record, digest
 from ..records.store import cell_key
@@ -75,18 +76,22 @@ def state_of(file: Path) -> State | None:
 def load(folder: Path) -> dict[str, tuple[State, Entry]]:
     """By file name, what the index says; nothing where there is none, or it is of another version."""
     known: dict[str, tuple[State, Entry]] = {}
+    alike: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}  # most records have the same stages
     try:
-        lines = regular_bytes(folder / FILE).split(b"\n")
+        lines = io.BytesIO(regular_bytes(folder / FILE))
     except (OSError, ValueError):
         return {}
-    if not lines or lines[0] != _head():
+    if lines.readline().rstrip(b"\n") != _head():
         return {}
-    for line in lines[1:]:
-        with contextlib.suppress(ValueError, TypeError):  # a line that was being written
-            size, changed, entered, fields = parse_json(line)
+    for line in lines:  # of which one can be cut short
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            size, changed, entered, fields = json.loads(line)
             entry = Entry(*fields)
-            stages = {intern(name): intern(identity) for name, identity in entry.stages.items()}
-            known[entry.file] = (size, changed, entered), entry._replace(stages=stages)
+            stages = alike.setdefault(tuple(entry.stages.items()), entry.stages)
+            known[entry.file] = (
+                (size, changed, entered),
+                entry._replace(suite=intern(entry.suite), status=intern(entry.status), stages=stages),
+            )
     return known
 
 
