@@ -235,10 +235,9 @@ class Measurement(Shaped):
                 raise ValueError(f"{name} has {len(named)} entries where there are {self.n} rows")
         return self
 
-    def emptied(self) -> Self:
+    def emptied(self) -> Measurement:
         """The measurement without what was measured: only what it is, and how many train groups there were."""
-        kind: type[Self] = self.__class__
-        return kind.model_construct(train_groups=sorted(set(self.train_groups)))
+        return self.__class__.model_construct(train_groups=sorted(set(self.train_groups)))
 
     def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
         """How the rows depend on each other, given the base items and frames of the test examples kept.

@@ -102,8 +102,10 @@ class LocalizedExample(Shaped):
     orders: int = 1
 
     def check_values(self) -> None:
-        if not self.scores or (self.removal and not self.sizes):
-            raise ValueError("scores or sizes are empty")
+        if not self.scores:
+            raise ValueError("scores are empty")
+        if self.removal and not {nearest(fraction, len(self.scores)) for fraction in BINS} <= set(self.sizes):
+            raise ValueError(f"sizes lack one that is asked for of {len(self.scores)} positions")
         for name, share in self.coverage.items():
             if len(share) != len(self.scores):
                 raise ValueError(

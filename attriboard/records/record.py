@@ -71,7 +71,9 @@ class Cell(Strict):
 
 
 def _label(name: str, options: dict[str, Any]) -> str:
-    inside = ", ".join(f"{k}={','.join(v) if isinstance(v, (list, tuple)) else v}" for k, v in sorted(options.items()))
+    inside = ", ".join(
+        f"{k}={','.join(map(str, v)) if isinstance(v, (list, tuple)) else v}" for k, v in sorted(options.items())
+    )
     return f"{name}({inside})" if inside else name
 
 
@@ -249,6 +251,8 @@ class Record(Strict):
             named = getattr(self, name)
             if named and len(named) != len(self.items):
                 raise ValueError(f"{name} has {len(named)} entries where items has {len(self.items)}")
+        if len({frozenset(half.by_subset) for half in self.kept.values()}) > 1:
+            raise ValueError("kept has other subsets in one half than in the other")
         if self.measurements and not all(half.seen > 0 for half in self.kept.values()):
             raise ValueError("kept says that no example was seen")
         if self.status != "ok":

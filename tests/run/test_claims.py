@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from attriboard.records.processes import Maker, this_process
 from attriboard.records.store import DRAFT, DRAFT_DAYS, Folder
 from attriboard.run.claims import LEASE, PREFIX, Claims
+from attriboard.run.stored import Stored
 from tests.bench.boards import record
+from tests.bench.cli import BINARY, environment, process
 
 DEAD = 2**22 - 3
 """No process has so high a number."""
@@ -104,3 +107,39 @@ def test_a_draft_bears_its_process_so_that_it_can_be_cleared(tmp_path: Path, mon
         Folder(tmp_path).write(record("a", [0.1, 0.2]))
     (draft,) = tmp_path.glob(f"{DRAFT}*")
     assert f"-{os.getpid()}-" in draft.name
+
+
+def test_two_runs_of_one_folder_share_the_cells_and_their_records_are_those_of_one(toy: dict, tmp_path: Path) -> None:
+    suite = ["run", str(toy["suite"]), "--include", str(toy["task"])]
+    command = [*BINARY, *suite, "--out", str(tmp_path / "shared")]
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": environment(OMP_NUM_THREADS="1"),
+    }
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    said = [run.communicate(timeout=300) for run in both]
+    assert [run.returncode for run in both] == [0, 0], said
+    assert process(*suite, "--out", tmp_path / "one", env=environment(OMP_NUM_THREADS="1")).returncode == 0
+    alone, shared = (
+        [record.without_timings() for record in Folder(tmp_path / name).read()] for name in ("one", "shared")
+    )
+    assert len(alone) == 3 and alone == shared
+    assert sum(err.count("] ok ") for _, err in said) == 3, "each cell is run once"
+    assert not list((tmp_path / "shared").glob(f"{PREFIX}*"))
+
+
+def test_the_index_is_not_believed_of_a_file_that_was_changed(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    one = record("a", [0.1, 0.2])
+    folder.claim(one.suite)
+    file = folder.write(one)
+    assert set(Stored.of(folder).by_identity) == {one.identity}
+    assert (tmp_path / ".index.jsonl").exists()
+    file.write_text(file.read_text().replace('"rows"', '"rowz"')[:-20])
+    again = Folder(tmp_path)
+    assert not Stored.of(again).by_identity and file.name in again.foreign
+    (tmp_path / ".index.jsonl").write_bytes(b"\xff[[[")
+    folder.write(one)
+    assert set(Stored.of(folder).by_identity) == {one.identity}
