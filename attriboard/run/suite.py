@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -493,6 +494,23 @@ def suites() -> dict[str, Path]:
     """The suites by name: those in ``benchmarks/`` of this checkout and of the current folder."""
     folders = (Path(__file__).resolve().parents[2] / "benchmarks", Path.cwd() / "benchmarks")
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml")) if is_file(file)}
+
+
+def lacking(plan: Iterable[Planned]) -> list[str]:
+    """What cells need that is not installed, one sentence for each extra of this package."""
+    needs: dict[tuple[str, str], set[str]] = {}
+    for _, settings in plan:
+        for name in settings.evaluations:
+            if MEASUREMENTS[name].uses_capability:
+                needs.setdefault(("lm_eval", "capability"), set()).add(name)
+            if getattr(settings.of(name), "recovery_steps", 0):
+                needs.setdefault(("peft", "recovery"), set()).add(name)
+    return [
+        f"{' and '.join(sorted(names))} need{'s' if len(names) == 1 else ''} {module.replace('_', '-')}, which is not "
+        f'installed: pip install "attriboard[{extra}]".'
+        for (module, extra), names in needs.items()
+        if importlib.util.find_spec(module) is None
+    ]
 
 
 def check_options(of: str, options: Mapping[str, Any]) -> None:

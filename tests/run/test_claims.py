@@ -109,19 +109,17 @@ def test_a_draft_bears_its_process_so_that_it_can_be_cleared(tmp_path: Path, mon
     assert f"-{os.getpid()}-" in draft.name
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_folder_share_the_cells_and_their_records_are_those_of_one(toy: dict, tmp_path: Path) -> None:
     suite = ["run", str(toy["suite"]), "--include", str(toy["task"])]
     command = [*BINARY, *suite, "--out", str(tmp_path / "shared")]
-    pipes = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "env": environment(OMP_NUM_THREADS="1"),
-    }
-    both = [subprocess.Popen(command, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    env = environment(OMP_NUM_THREADS="1")
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for _ in range(2)
+    ]
     said = [run.communicate(timeout=300) for run in both]
     assert [run.returncode for run in both] == [0, 0], said
-    assert process(*suite, "--out", tmp_path / "one", env=environment(OMP_NUM_THREADS="1")).returncode == 0
+    assert process(*suite, "--out", tmp_path / "one", env=env).returncode == 0
     alone, shared = (
         [record.without_timings() for record in Folder(tmp_path / name).read()] for name in ("one", "shared")
     )
