@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick test test-slow lint lock full downstream planted sanity speed audit board compare docs clean
+.PHONY: install quick test test-slow lint lock full downstream planted sanity speed audit board compare docs fuzz crash records-50k clean
 
 install: $(INSTALLED)
 
@@ -83,6 +83,20 @@ docs: install
 	$(BIN)/python -m attriboard.studies.audit_report results/audit > docs/audit.md
 	$(BIN)/attriboard leaderboard results/quick --audits results/audit --figures build/figures --out leaderboard.md
 	cp build/figures/color_vqa*.maps.png docs/contact_sheet.png
+
+# bad input of every kind, seeded: ten minutes; and kills at every point of a write and at random: as long
+fuzz: install
+	$(BIN)/python -m fuzz --out results/reliability/fuzz.json
+	$(BIN)/python -m fuzz.page > docs/reliability.md
+
+crash: install
+	$(BIN)/python -m fuzz.crash --out results/reliability/crash.json
+	$(BIN)/python -m fuzz.page > docs/reliability.md
+
+# what a folder of 50,000 records costs
+records-50k: install
+	$(BIN)/python benchmarks/records_50k.py --out results/records_50k.json
+	$(BIN)/python -m fuzz.page > docs/reliability.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -59,7 +59,9 @@ def main() -> None:
     try:
         app()
     except AttriboardError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        # a name typed in other bytes than UTF-8 cannot be printed as it is
+        text = str(error).encode("utf-8", "backslashreplace").decode()
+        err.print(f"[red]error:[/red] {escape(text)}", highlight=False)
         sys.exit(2)
 
 

@@ -35,6 +35,27 @@ def check_name(kind: str, name: str, known: Collection[str], way_out: str = "") 
         raise UnknownNameError(kind, name, known, way_out)
 
 
+def check_range(what: str, value: int, low: int = 1, high: int = 1_000_000) -> None:
+    """Refuses a number that is too small to mean anything, or so large that no run would end with it.
+
+    Raises:
+        ConfigurationError: names it and its bounds.
+    """
+    if value < low:
+        raise ConfigurationError(f"{what} is {in_digits(value)}, expected at least {in_digits(low)}.")
+    if value > high:
+        raise ConfigurationError(f"{what} is {in_digits(value)}, expected at most {in_digits(high)}.")
+
+
+def in_digits(number: int) -> str:
+    """A whole number as messages show it; of a very long one, how long it is."""
+    if abs(number) < 10**7:
+        return str(number)
+    return (
+        f"{number:,}" if abs(number) < 10**20 else f"a number of about {int(number.bit_length() * 0.30103) + 1} digits"
+    )
+
+
 class ConfigurationError(AttriboardError):
     """A suite file, option or command line that cannot be carried out as written."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ExampleError
+from .files import kind_and_reason, kind_of
 
 MAX_PIXELS = 50_000_000
 """The largest picture taken, in pixels."""
@@ -24,10 +25,13 @@ def open_image(path: Path | str) -> Image.Image:
             known range.
     """
     path = Path(path)
-    if not path.exists():
+    kind = kind_of(path, "the image", ExampleError)
+    if kind == "missing":
         raise ExampleError(f"there is no image {path}; check the path.")
-    if path.is_dir():
+    if kind == "folder":
         raise ExampleError(f"the image {path} is a folder; name a picture file in it.")
+    if kind == "other":
+        raise ExampleError(f"the image {path} is no regular file (a pipe, socket or device), and is not read.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
@@ -41,6 +45,12 @@ def open_image(path: Path | str) -> Image.Image:
         raise ExampleError(f"the image {path} is too large: at most {MAX_PIXELS:,} pixels are taken.") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ExampleError(f"the image {path} cannot be read ({error}); it may be cut short: save it again.") from error
+    except ExampleError:
+        raise
+    except Exception as error:  # the decoders of rare formats each raise their own kinds where a file is damaged
+        raise ExampleError(
+            f"the image {path} cannot be read ({kind_and_reason(error)}); save it again as PNG or JPEG."
+        ) from error
 
 
 def check_size(size: tuple[int, int], name: str) -> None:

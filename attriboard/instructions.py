@@ -7,7 +7,6 @@ models are asked with (arXiv:2401.08508, arXiv:2403.06765, arXiv:2409.16452).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TaskError
+from .files import json_lines, kind_and_reason, kind_of
 
 PARTS = ("test", "validation", "train")
 """Which part of a data set is read, the first that it has."""
@@ -48,10 +48,13 @@ def read_instructions(source: str) -> list[Instruction]:
     Raises:
         TaskError: the source cannot be read or has no question, or a line is no JSON object or lacks a field.
     """
-    path = Path(source).expanduser()
-    if path.suffix in (".json", ".jsonl") and not path.exists():
+    path = expanded(source)
+    kind = kind_of(path, error=TaskError)
+    if path.suffix in (".json", ".jsonl") and kind == "missing":
         raise TaskError(f"there is no file {source}; give the path of a JSON-lines file.")
-    rows = _lines(path) if path.is_file() else _loaded(source)
+    if kind == "other":
+        raise TaskError(f"{source} is no regular file (a pipe, socket or device), and is not read.")
+    rows = _lines(path) if kind == "file" else _loaded(source)
     instructions = [_instruction(row, place) for row, place in rows]
     if not instructions:
         raise TaskError(f"{source} has no question; each line is a JSON object with instruction, input and output.")
@@ -59,17 +62,16 @@ def read_instructions(source: str) -> list[Instruction]:
 
 
 def _lines(file: Path) -> Iterator[tuple[Any, str]]:
+    for number, row in json_lines(file, TaskError):
+        yield row, f"line {number} of {file.name}"
+
+
+def expanded(source: str) -> Path:
+    """A path with ``~`` and ``~user`` filled in where there is such a user; else as it stands."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{file} cannot be read ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        place = f"line {number} of {file.name}"
-        if line.strip():
-            try:
-                yield json.loads(line), place
-            except json.JSONDecodeError as error:
-                raise TaskError(f"{place} is not JSON ({error.msg} at column {error.colno}); correct it.") from error
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
 
 
 def open_dataset(source: str, config: str | None = None) -> Any:
@@ -80,7 +82,7 @@ def open_dataset(source: str, config: str | None = None) -> Any:
     """
     import datasets
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         return datasets.load_from_disk(str(folder))
     return datasets.load_dataset(str(folder) if folder.is_dir() else source, config)
@@ -118,7 +120,7 @@ def _loaded(source: str) -> Iterator[tuple[Any, str]]:
     try:
         dataset = open_dataset(source)
     except Exception as error:  # the hub, its client and the file readers each raise their own kinds
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        reason = kind_and_reason(error)
         raise TaskError(
             f"{source!r} is no file, and datasets cannot load it ({reason}); give the path of a JSON-lines file, a "
             f"folder, or the name of a data set on the hub that can be reached."

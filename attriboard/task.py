@@ -18,6 +18,7 @@ import numpy as np
 from PIL.Image import Image
 
 from .errors import ConfigurationError, TaskError, check_name
+from .files import kind_and_reason
 from .levels import names_where
 from .registry import Registry
 
@@ -25,6 +26,8 @@ SPLITS = ("train", "test")
 Span = tuple[int, int]
 
 
+PATIENCE = 10
+"""A stream of candidates has ended when for each example that it gave so many candidates in a row were nothing new."""
 IMAGE = "<image>"
 """Stands in a prompt where the image stands."""
 
@@ -114,7 +117,8 @@ class Task(ABC):
         description: one sentence.
         paper: where the task comes from.
         labels: all possible answers.
-        all_subsets: the parts the task has; examples are drawn from them in turn.
+        all_subsets: the parts the task has; examples are drawn from them in turn. A task without any is one part, whose
+            name is empty.
         controls: those of them that are left out unless asked for: nothing is attributed there, and an edit should
             leave them as they are.
         preference: two continuations between which the task measures a preference, log p(first) - log p(second); None
@@ -153,10 +157,13 @@ class Task(ABC):
     subsets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        usual = tuple(subset for subset in self.all_subsets if subset not in self.controls)
+        known = self.all_subsets or ("",)
+        usual = tuple(subset for subset in known if subset not in self.controls)
         self.subsets = tuple(self.subsets) or usual
+        if not self.subsets:
+            raise ConfigurationError(f"task {self.name!r} has no subset but its controls; name one in all_subsets.")
         for subset in self.subsets:
-            check_name(f"subset of task {self.name!r}:", subset, self.all_subsets)
+            check_name(f"subset of task {self.name!r}:", subset, known)
 
     def declare(self, **attributes: tuple[str, ...]) -> None:
         """Sets class attributes for this task alone, where an option decides them; before :meth:`__post_init__` of the
@@ -231,10 +238,12 @@ class Task(ABC):
     ) -> Iterator[Example]:
         rng = random.Random(f"{self.stream or f'{self.name}:{self.version}'}:{split}:{subset}:{seed}")
         seen: set[str] = set()
-        usable = rejected = 0
+        usable = rejected = last_new = 0
         reason = "its candidates ran out"
-        for tried, candidate in enumerate(self.candidates(subset, rng)):
-            if tried > (20 if self.writes else 400) * (usable + 5):
+        for tried, candidate in enumerate(self._candidates(subset, rng)):
+            idle = tried - last_new
+            if tried > (20 if self.writes else 400) * (usable + 5) or idle > PATIENCE * (usable + 200):
+                reason = reason if rejected else f"none of its last {idle} candidates was a new one of this split"
                 break
             if self.split(candidate) != split:
                 continue
@@ -252,12 +261,25 @@ class Task(ABC):
                     reason, rejected = why_not, rejected + 1
                     continue
                 seen.add(key)
-                usable += 1
+                usable, last_new = usable + 1, tried
                 yield example
         raise TaskError(
             f"task {self.name!r} gave only {usable} {split} examples of subset {subset!r} that this model can use "
             f"({rejected} rejected; the last reason: {reason}); ask for fewer or choose other subsets."
         )
+
+    def _candidates(self, subset: str, rng: random.Random) -> Iterator[Example]:
+        """The candidates; files and data that they are made of and that cannot be read are the task's own error.
+
+        Raises:
+            TaskError: says what cannot be read.
+        """
+        try:
+            yield from self.candidates(subset, rng)
+        except (OSError, RecursionError, UnicodeError) as error:
+            raise TaskError(
+                f"task {self.name!r} cannot make its examples of subset {subset!r} ({kind_and_reason(error)})."
+            ) from error
 
     def _check_labels(self, example: Example) -> None:
         for role, text in (("answer", example.answer), ("foil", example.foil)):

@@ -92,6 +92,7 @@ def _faithfulness(latent: Latent, spread: float, full: Array, empty: Array) -> F
     gap = (full - empty) * latent.gamma(1 / spread**2)
     kept = [(empty + f * gap + spread * latent()).tolist() for f in CURVE]
     kept[-1] = full.tolist()
+    unused = [full.tolist()] * len(kept)
     return Faithfulness(
         sizes=sizes(COMPONENTS),
         examples=list(range(len(full))),
@@ -99,12 +100,12 @@ def _faithfulness(latent: Latent, spread: float, full: Array, empty: Array) -> F
         empty=empty.tolist(),
         absolute=kept,
         signed=kept,
-        answered=[],
-        removed=[],
-        shuffled=[],
+        answered=unused,
+        removed=unused,
+        shuffled=unused,
         mib_sizes=mib_sizes(COMPONENTS),
-        mib_signed=[],
-        mib_absolute=[],
+        mib_signed=[full.tolist()] * 10,
+        mib_absolute=[full.tolist()] * 10,
     )
 
 

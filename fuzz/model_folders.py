@@ -1,7 +1,5 @@
 """Mutated model folders: each is refused with one sentence or loads; none gives a traceback, hangs or runs code.
 
-    python fuzz/model_folders.py --cases 300 --seed 0 --json found.json
-
 A case copies a sound folder of a tiny model, changes one to three things in it (values of the configuration and of the
 tokenizer's files, bytes, sizes, kinds of files, names and shapes of weights), and does what a run does: fingerprint,
 truth, load, one prompt. Each runs in a process of its own with a time limit, so that what hangs is counted.
@@ -9,7 +7,7 @@ truth, load, one prompt. Each runs in a process of its own with a time limit, so
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -17,18 +15,20 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from attriboard.errors import AttriboardError
+
+from .common import SECONDS, Case, HangError
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # a mutated name must not reach the network
 
-SECONDS = 60
-"""After so long a case hangs."""
 MEMORY = 6 << 30
 """Bytes of addresses a case may have beside those of its parent; a tiny model needs none of it."""
 FAMILIES = ("llama", "gpt2", "opt", "gemma2")
@@ -45,7 +45,6 @@ KEYS = (
     "transformers_version", "num_experts", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
     "head_dim",
 )  # fmt: skip
-Case = tuple[str, Callable[[], str]]
 
 
 @functools.cache
@@ -87,7 +86,8 @@ def _json_value(rng: random.Random, folder: Path) -> str:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError):
         return f"{file.name} was no JSON any more"
-    place, path = value, []
+    place: Any = value
+    path: list[str] = []
     while isinstance(place, (dict, list)) and place:
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
         key = rng.choice(keys)
@@ -192,7 +192,15 @@ def _weights(rng: random.Random, folder: Path) -> str:
         file.unlink()
         torch.save(state if how == "bin" else {"code": Path}, folder / "pytorch_model.bin")
     elif how == "index":
-        maps = ({}, [], {"a": 1}, {key: "../x"}, {key: "x.safetensors"}, {key: "/dev/zero"}, {key: "config.json"})
+        maps: tuple[Any, ...] = (
+            {},
+            [],
+            {"a": 1},
+            {key: "../x"},
+            {key: "x.safetensors"},
+            {key: "/dev/zero"},
+            {key: "config.json"},
+        )
         file.unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": rng.choice(maps)}))
     else:
@@ -224,10 +232,15 @@ CHANGES = (_json_value, _json_value, _json_value, _json_text, _bytes, _kind, _we
 
 
 def cases(seed: int) -> Iterator[Case]:
-    """Endlessly: what was changed, and a function that tries the folder.
+    """Endlessly: what was changed, and a function that tries the folder in a process of its own."""
+    import torch
+    import transformers
 
-    The function returns "refused: ..." or "accepted"; whatever else it raises is a fault.
-    """
+    import attriboard.loading  # noqa: F401 - imported once, before the processes fork
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     number = 0
     while True:
         rng = random.Random(f"{seed}:{number}")
@@ -241,118 +254,82 @@ def cases(seed: int) -> Iterator[Case]:
                 done.append(change(rng, folder))
             except (OSError, IndexError) as error:  # an earlier change left nothing to change
                 done.append(f"nothing ({error})")
-        yield f"{number} {family}: {'; '.join(done)}", functools.partial(attempt, folder)
+        yield f"{number} {family}: {'; '.join(done)}", functools.partial(apart, folder)
         number += 1
 
 
-def attempt(folder: Path) -> str:
+def attempt(folder: Path) -> None:
     """Does what a run does with a model's folder, and removes it.
 
     Raises:
-        RuntimeError: code from the folder ran, memory ran out, or a refusal is more than a sentence.
+        AttriboardError: the folder is refused. RuntimeError: code from it ran, memory ran out, or the refusal is more
+            than a sentence.
     """
-    from attriboard.errors import AttriboardError
     from attriboard.interventions import measure_all
     from attriboard.loading import check_model_name, fingerprint, has_truth, load_model, outline
     from attriboard.task import Example
 
-    name, said = str(folder), ""
+    name = str(folder)
+    refusal: AttriboardError | None = None
     try:
         for door in (check_model_name, fingerprint, has_truth, outline):
-            try:
+            with contextlib.suppress(AttriboardError):  # what refuses a folder for good is its load
                 door(name)
-            except AttriboardError as error:
-                said = str(error)
         try:
             model = load_model(name)
             measure_all(model, [model.encode(Example("w1 w2 w3", " w4", " w5"))])
-            said = ""
         except AttriboardError as error:
-            said = str(error)
+            refusal = error
+        said = str(refusal)
         if (folder / RAN).exists():
             raise RuntimeError("code that came with the model ran")
         if "MemoryError" in said or "can't allocate memory" in said:
             raise RuntimeError(f"the limit of memory was met: {said}")
         if "\n" in said or len(said) > 1500:
             raise RuntimeError(f"not one sentence: {said!r}")
-        return f"refused: {said}" if said else "accepted"
+        if refusal is not None:
+            raise refusal
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# --- running them -----------------------------------------------------------------------------------------------------
+def apart(folder: Path) -> None:
+    """:func:`attempt` in a process of its own, with a limit of memory.
+
+    Raises:
+        AttriboardError, RuntimeError: as there. HangError: it took longer than a case may.
+    """
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_in_child, args=(folder, there))
+    child.start()
+    there.close()
+    try:
+        outcome, said = here.recv() if here.poll(SECONDS - 1) else ("hang", "")
+    except EOFError:
+        child.join()
+        outcome, said = "died", f"exit code {child.exitcode}"
+    child.kill()
+    child.join()
+    shutil.rmtree(folder, ignore_errors=True)
+    if outcome == "refused":
+        raise AttriboardError(said)
+    if outcome == "hang":
+        raise HangError
+    if outcome != "accepted":
+        raise RuntimeError(f"{outcome}: {said}")
 
 
-def _in_child(case: Callable[[], str], results: Any) -> None:
+def _in_child(folder: Path, results: Any) -> None:
     with open("/proc/self/statm", encoding="ascii") as statm:
         inherited = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (inherited + MEMORY, inherited + MEMORY))
     sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    signal.setitimer(signal.ITIMER_REAL, 0)  # the parent's
     try:
-        results.send(case())
+        attempt(folder)
+        results.send(("accepted", ""))
+    except AttriboardError as error:
+        results.send(("refused", str(error)))
     except BaseException:
-        results.send(f"traceback: {traceback.format_exc()}")
-
-
-def run_case(case: Callable[[], str], seconds: float) -> str:
-    """A case in a process of its own: what it returned, "traceback: ...", "hang", or "died: ..."."""
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_in_child, args=(case, there))
-    child.start()
-    there.close()
-    try:
-        outcome = here.recv() if here.poll(seconds) else "hang"
-    except EOFError:
-        child.join()
-        outcome = f"died: exit code {child.exitcode}"
-    if outcome == "hang":
-        child.kill()
-    child.join()
-    return str(outcome)
-
-
-def main() -> int:
-    """Runs the cases and prints what became of them; 1 if any was a fault."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    options = parser.parse_args()
-    import torch
-    import transformers
-
-    import attriboard.loading  # noqa: F401 - imported once, before the processes fork
-
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    counts: Counter[str] = Counter()
-    faults, accepted = [], []
-    for _, (name, case) in zip(range(options.cases), cases(options.seed)):
-        outcome = run_case(case, options.seconds)
-        kind = outcome.split(":", 1)[0]
-        counts[kind] += 1
-        if kind == "accepted":
-            accepted.append(name)
-        elif kind != "refused":
-            faults.append({"case": name, "outcome": outcome})
-            print(f"{name}\n  {outcome}", flush=True)
-    for folder in map(_sound, FAMILIES):
-        shutil.rmtree(folder, ignore_errors=True)
-    found: dict[str, Any] = {
-        "cases": options.cases,
-        "seed": options.seed,
-        "counts": dict(counts),
-        "faults": faults,
-        "accepted": accepted,
-    }
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
-    return 1 if faults else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        results.send(("traceback", traceback.format_exc()))

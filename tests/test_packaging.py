@@ -21,7 +21,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ("attriboard", "benchmarks", "docs", "methods", "results", "tasks", "tests")
+SOURCE = ("attriboard", "benchmarks", "docs", "fuzz", "methods", "results", "tasks", "tests")
 BUILD = "import sys, setuptools.build_meta as backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"
 
 
@@ -71,7 +71,7 @@ def attriboard(program: Path, cwd: Path, *arguments: str) -> subprocess.Complete
 
 
 def test_the_sdist_has_what_its_tests_and_pages_need(sdist: Path) -> None:
-    for name in ("Makefile", "constraints.txt", "leaderboard.md", "LICENSE", "tests/bench/toy.py", "docs/adding.md"):
+    for name in ("Makefile", "constraints.txt", "leaderboard.md", "LICENSE", "tests/bench/toy.py", "fuzz/common.py"):
         assert (sdist / name).is_file(), name
     assert {file.name for file in (sdist / "benchmarks").iterdir()} == {
         file.name for file in (ROOT / "benchmarks").iterdir() if file.is_file()

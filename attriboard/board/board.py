@@ -5,9 +5,10 @@ The same records give the same board: what is resampled here has a fixed seed.
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import scipy.stats
 
+from ..files import kind_and_reason
 from ..levels import USUAL_REPLACEMENT
 from ..measurements.registry import METRICS
 from ..records.aggregate import up_to_date
@@ -293,21 +295,30 @@ class Board:
     superseded: int
 
     @classmethod
-    def read(cls, path: Path, findings: Findings | None = None) -> Board:
+    def read(cls, path: Path, findings: Findings | None = None, lean: bool = False) -> Board:
         """The board of a results folder; aggregates of older definitions are derived again.
 
         Args:
             findings: of audits, said above the tables of the same task, version and model.
+            lean: keep of every record what tables say, and not the measurements behind it, which figures are drawn of;
+                each table's records are read once more to compare its methods. Memory then grows by kilobytes a record.
 
         Raises:
             ConfigurationError: no such folder, or not one record in it.
         """
         folder = Folder(path)
-        records, superseded = newest(folder.filled())
+        reader = _Lean(folder) if lean else None
+        records, superseded = newest(folder.filled(reader))
         superseded += folder.set_aside
+        used = [record for record in records if record.measurements]
+        current = used if reader else [whole for r in used if (whole := _current(folder, r)) is not None]
+        tables = _tables(current, findings or {})
+        if reader is not None:
+            for table in tables:
+                reader.compare(table)
         return cls(
             about=folder.about(),
-            tables=_tables([up_to_date(record) for record in records if record.measurements], findings or {}),
+            tables=tables,
             not_run=tuple(record for record in records if record.status != "ok"),
             foreign=dict(sorted(folder.foreign.items())),
             superseded=superseded,
@@ -447,6 +458,60 @@ class Board:
         import pandas as pd
 
         return pd.DataFrame(self.rows())
+
+
+def _current(folder: Folder, record: Record) -> Record | None:
+    """The record with aggregates of today; None, and noted as no record, where they do not follow from it."""
+    try:
+        return up_to_date(record)
+    except Exception as error:  # numbers that no statistic was made for
+        folder.foreign[record.filename] = f"its aggregates cannot be derived: {kind_and_reason(error)}"
+        return None
+
+
+@dataclass
+class _Lean:
+    """Reads records without what is behind their aggregates, and the rest table by table."""
+
+    folder: Folder
+    files: dict[str, Path] = field(default_factory=dict)
+    shared: dict[object, Any] = field(default_factory=dict)
+
+    def __call__(self, record: Record, file: Path) -> Record | None:
+        """The record without measured values; what many records have in common is one object."""
+        whole = _current(self.folder, record) if record.measurements else record
+        if whole is None:
+            return None
+        self.files[whole.filename] = file
+        names = {name: getattr(whole, name) for name in ("items", "frames", "subsets")}
+        scores = whole.scores
+        if scores is not None:
+            scores = scores.model_copy(update={"sketch": array("d", scores.sketch)})
+        return whole.model_copy(
+            update={
+                **{name: self._one((name, *value), value) for name, value in names.items()},
+                "settings": self._one(whole.settings.model_dump_json(), whole.settings),
+                "provenance": self._one(repr(whole.provenance), whole.provenance),
+                "measurements": {name: m.emptied() for name, m in whole.measurements.items()},
+                "scores": scores,
+                "stages": {},
+            }
+        )
+
+    def _one(self, key: object, value: T) -> T:
+        return self.shared.setdefault(key, value)
+
+    def compare(self, table: Table) -> None:
+        """Compares a table's records by their measurements, which are forgotten again."""
+        whole = {}
+        for record in table.records:
+            read = self.folder.record_in(self.files[record.filename])
+            if read is not None:
+                whole[record.filename] = read.model_copy(update={"aggregates": record.aggregates})
+        found: dict[str, ColumnTest] = {}
+        for part in table.parts:
+            found |= compare_columns([whole[r.filename] for r in part.records if r.filename in whole], part.metrics)
+        vars(table)["comparisons"] = found  # in the place of the property, which would need the measurements
 
 
 class _Share(NamedTuple):

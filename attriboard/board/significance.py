@@ -6,6 +6,7 @@ Works on stored records alone. What is tested, and how, is said in ``docs/statis
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from ..measurements.base import Statistic
 from ..measurements.registry import METRICS
 from ..records.record import Record
-from ..stats.clusters import FRAME, TRAIN
+from ..stats.clusters import FRAME, TRAIN, Clusters
 from ..stats.intervals import ALPHA, Array, defined_examples, each_example, pseudo_values
-from ..stats.tests import holm, paired_test, smallest_p
+from ..stats.tests import holm, paired_tests, smallest_p
 
 
 class Pair(NamedTuple):
@@ -78,12 +79,13 @@ def compare_columns(records: Sequence[Record], metrics: Sequence[str]) -> dict[s
     over examples, cannot be tested by one, has no better end, or fewer than two records can be compared.
     """
     tests = {}
+    known = _Dependences()
     for metric in metrics:
         if METRICS[metric].better == "neither" or not METRICS[metric].tested:
             continue
         having = [r for r in records if metric in r.aggregates and metric in r.statistics]
         alike = [r for r in having if _same_examples(having[0], r, metric)]
-        test = _column_test(records, metric, alike)
+        test = _column_test(records, metric, alike, known)
         if test is not None:
             tests[metric] = test
     return tests
@@ -102,36 +104,89 @@ def _same_examples(a: Record, b: Record, metric: str) -> bool:
     return same_data and (one.n, one.base_items, one.base_frames) == (other.n, other.base_items, other.base_frames)
 
 
-def _column_test(records: Sequence[Record], metric: str, candidates: Sequence[Record]) -> ColumnTest | None:
+class _Dependences:
+    """How the rows of a table's records depend on each other: what is equal is one object, worked out once."""
+
+    def __init__(self) -> None:
+        self._one: dict[Clusters, Clusters] = {}
+        self._merged: dict[tuple[int, int], Clusters] = {}
+        self._named: dict[tuple[object, ...], Clusters] = {}
+        self._of_measurement: dict[int, Clusters] = {}
+
+    def of_record(self, record: Record, metric: str) -> Clusters:
+        """:meth:`Record.clusters`; that of records whose rows are named alike is one object."""
+        measurement = record.statistics[metric][0]
+        if id(measurement) not in self._of_measurement:
+            lists = (measurement.base_items, measurement.base_frames, measurement.train_groups)
+            names = (type(measurement), measurement.n, *map(tuple, (*lists, record.items, record.frames)))
+            if names not in self._named:
+                self._named[names] = self.of(record.clusters(metric))
+            self._of_measurement[id(measurement)] = self._named[names]
+        return self._of_measurement[id(measurement)]
+
+    def of(self, clusters: Clusters) -> Clusters:
+        return self._one.setdefault(clusters, clusters)
+
+    def merged(self, a: Clusters, b: Clusters) -> Clusters:
+        """:meth:`Clusters.merged_train` of two that :meth:`of` gave."""
+        if (id(a), id(b)) not in self._merged:
+            self._merged[id(a), id(b)] = self.of(a.merged_train(b))
+        return self._merged[id(a), id(b)]
+
+
+def _column_test(
+    records: Sequence[Record], metric: str, candidates: Sequence[Record], known: _Dependences
+) -> ColumnTest | None:
     """Of records on the same examples; None for fewer than two."""
     if len(candidates) < 2:
         return None
     statistics = [record.statistics[metric][1] for record in candidates]
     measurement = candidates[0].statistics[metric][0]
-    undefined = [np.isnan(each_example(measurement.n, statistic)) for statistic in statistics]
-    chosen = max((defined_examples(measurement.n, statistic) for statistic in statistics), key=len)
-    dependence = {record.filename: record.clusters(metric).subset(chosen) for record in candidates}
-    shares: dict[str, Array] = {}
+    each = [each_example(measurement.n, statistic) for statistic in statistics]
+    undefined = [np.isnan(values) for values in each]
+    chosen = max((defined_examples(measurement.n, *of) for of in zip(statistics, each)), key=len)
+    rows: list[Array] = []
     tested: list[Record] = []
     for record, statistic, missing in zip(candidates, statistics, undefined):
         with np.errstate(all="ignore"):
             values = pseudo_values(len(chosen), _over(chosen, statistic))
         if len(values) and np.isfinite(values).all() and (missing == undefined[0]).all():
-            shares[record.filename] = values
+            rows.append(values)
             tested.append(record)
     if len(tested) < 2:
         return None
-    couples = list(itertools.combinations(tested, 2))
-    both = [dependence[a.filename].merged_train(dependence[b.filename]) for a, b in couples]
-    p = [paired_test(shares[a.filename] - shares[b.filename], of) for (a, b), of in zip(couples, both)]
+    whole = len(chosen) == measurement.n
+    clusters = [known.of_record(record, metric) for record in tested]
+    subsets = {id(of): of if whole else known.of(of.subset(chosen)) for of in clusters}
+    dependence = [subsets[id(of)] for of in clusters]
+    couples = list(itertools.combinations(range(len(tested)), 2))
+    both = [known.merged(dependence[a], dependence[b]) for a, b in couples]
+    p = np.empty(len(couples))
+    shares = np.stack(rows)
+    alike: dict[int, list[int]] = defaultdict(list)
+    for at, of in enumerate(both):
+        alike[id(of)].append(at)
+    for places in alike.values():  # all pairs whose rows depend on each other alike in one go
+        first, second = np.array([couples[at] for at in places]).T
+        p[places] = paired_tests(shares[first] - shares[second], both[places[0]])
+    names = [record.filename for record in tested]
+    values_shown = [record.aggregates[metric].value for record in tested]
     pairs = tuple(
-        Pair(a.filename, b.filename, a.aggregates[metric].value - b.aggregates[metric].value, raw, adjusted)
-        for (a, b), raw, adjusted in zip(couples, p, holm(p))
+        Pair(names[a], names[b], values_shown[a] - values_shown[b], float(raw), adjusted)
+        for (a, b), raw, adjusted in zip(couples, p, holm(p.tolist()))
     )
-    of = dependence[tested[0].filename]
+    of = dependence[0]
     frames, groups = (of.counts.get(way, 0) for way in (FRAME, TRAIN))
     test = ColumnTest(
-        metric, len(chosen), of.number, len(tested), pairs, frozenset(), frames, groups, min(map(smallest_p, both))
+        metric,
+        len(chosen),
+        of.number,
+        len(tested),
+        pairs,
+        frozenset(),
+        frames,
+        groups,
+        min(map(smallest_p, {id(of): of for of in both}.values())),
     )
     differ = any(pair.difference for pair in pairs)
     return replace(test, best=_best(records, metric, pairs)) if test.has_power and differ else test

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import ConfigurationError
-from .options import Device, Include, include_files
+from ..errors import ConfigurationError, check_range
+from .options import MAX_SEED, Device, Include, include_files
 from .output import make_folder_of, out, writing
 
 
@@ -35,7 +35,7 @@ def attribute(
     overlay: Annotated[
         Path | None, typer.Option(help="With --level patches and --image: draw the scores on it, a .png file.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the task's examples and of random scores.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the task's examples and of random scores.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Device = "cpu",
     include: Include = None,
@@ -51,6 +51,7 @@ def attribute(
     include_files(include)
     check_device(device)
     check_model_name(model)
+    check_range("--limit", limit)
     one_prompt = prompt is not None or answer is not None
     if one_prompt == (task is not None):
         raise ConfigurationError("give either --task, or --prompt with --answer.")

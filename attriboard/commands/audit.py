@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from ..errors import ConfigurationError, check_name
-from .options import Device, Include, include_files
+from ..errors import ConfigurationError, check_name, check_range
+from ..files import parse_json
+from .options import MAX_SEED, Device, Include, include_files
 from .output import make_folder_of, out, writing
 
 
@@ -22,7 +22,7 @@ def audit(
     ] = None,
     examples: Annotated[int, typer.Option(help="How many examples are drawn of each split.")] = 96,
     split: Annotated[str, typer.Option(help="train, test or both.")] = "both",
-    seed: Annotated[int, typer.Option(help="Of the examples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the examples.")] = 0,
     subset: Annotated[list[str] | None, typer.Option(help="Only this subset (repeatable).", show_default=False)] = None,
     option: Annotated[
         list[str] | None,
@@ -39,6 +39,7 @@ def audit(
     """Audits a task for shortcuts: what a wrong question keeps of the metric, rules, frequencies, overlap of splits."""
     from ..loading import check_device, check_model_name, load_model
     from ..run.provenance import provenance
+    from ..run.suite import check_options
     from ..studies.audit import measure
     from ..studies.audit_report import render
     from ..task import SPLITS, tasks
@@ -46,11 +47,11 @@ def audit(
     include_files(include)
     check_device(device)
     check_name("split", split, (*SPLITS, "both"))
-    if examples < 1:
-        raise ConfigurationError(f"--examples is {examples}, expected at least 1.")
+    check_range("--examples", examples)
     options = read_options(option or [])
     if subset:
         options["subsets"] = subset
+    check_options(f"task {task!r}", options)
     audited = tasks.make(task, options)
     if out_file is not None and out_file.suffix != ".json":
         raise ConfigurationError(f"--json {out_file} does not end in .json.")
@@ -86,7 +87,7 @@ def read_options(given: list[str]) -> dict[str, Any]:
         if name.strip() in options:
             raise ConfigurationError(f"--option {name.strip()} is given twice.")
         try:
-            options[name.strip()] = json.loads(value)
-        except ValueError:
+            options[name.strip()] = parse_json(value)
+        except ValueError:  # a text
             options[name.strip()] = value
     return options

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import ConfigurationError
-from .options import Device, Include, include_files
+from ..errors import ConfigurationError, check_range
+from .options import MAX_SEED, Device, Include, include_files
 from .output import make_folder_of, out, writing
 
 
@@ -26,7 +26,7 @@ def compare_forms(
         ),
     ] = None,
     limit: Annotated[int, typer.Option(help="How many questions are drawn from each task.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the questions.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Device = "cpu",
     out_file: Annotated[
@@ -46,8 +46,7 @@ def compare_forms(
     check_device(device)
     for name in (model, *([against] if against else [])):
         check_model_name(name)
-    if limit < 1:
-        raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
+    check_range("--limit", limit)
     out_file = out_file or Path(f"{task_a}_vs_{task_b}.md")
     if out_file.suffix != ".md":
         raise ConfigurationError(f"--out {out_file} does not end in .md.")

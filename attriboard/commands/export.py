@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import ConfigurationError
-from .options import Include, include_files
+from .options import MAX_SEED, Include, include_files
 from .output import err, out, writing
 
 
@@ -17,7 +17,7 @@ def export_lm_eval(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder for the files; made if there is none.")],
     task: Annotated[list[str] | None, typer.Option(help="Only this task (repeatable); all text tasks.")] = None,
     limit: Annotated[int, typer.Option(help="How many examples of every task.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the examples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the examples.")] = 0,
     split: Annotated[str, typer.Option(help="train or test.")] = "test",
     include: Include = None,
 ) -> None:

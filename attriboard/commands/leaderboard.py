@@ -29,6 +29,7 @@ def leaderboard(
     """Builds the board from stored records and nothing else."""
     from ..board import formats
     from ..board.board import Board
+    from ..files import is_folder
     from ..shipped import pages_from, records_folder
 
     include_files(include)
@@ -37,11 +38,11 @@ def leaderboard(
     if audits is not None:
         from ..studies import audit_report
 
-        if not audits.is_dir():
+        if not is_folder(audits, "--audits"):
             raise ConfigurationError(f"{audits} is not a folder of audits; `attriboard audit TASK --json` makes them.")
         findings = audit_report.findings(audit_report.read_audits(audits))
     folder = records_folder(folder)
-    board = Board.read(folder, findings)
+    board = Board.read(folder, findings, lean=figures is None)
     text = formats.render(board, form, pages_from(Path() if out_file is None else out_file.parent))
     for name, why in board.foreign.items():
         note_foreign_file(folder / name, why)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import ConfigurationError
+from ..files import kind_of, reason
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -27,9 +28,13 @@ def writing(file: Path, *errors: type[Exception]) -> Iterator[None]:
     """
     kinds: tuple[type[Exception], ...] = (OSError, *errors)
     try:
+        if kind_of(file, "--out") == "other" and not str(file).startswith("/dev/"):  # /dev/stdout is a pipe at times
+            raise ConfigurationError(f"cannot write {file}: it is a pipe, socket or device.")
         yield
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"cannot write {file}: its name or content is no UTF-8 text.") from error
     except kinds as error:
-        raise ConfigurationError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}.") from error
+        raise ConfigurationError(f"cannot write {file}: {reason(error)}.") from error
 
 
 def make_folder_of(file: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from ..errors import ConfigurationError, check_name
-from .options import Include, include_files
+from .options import MAX_SEED, Include, include_files
 from .output import err, note_foreign_file, out
 from .progress import progress_of_cells
+
+if TYPE_CHECKING:
+    from ..records.processes import Maker
 
 
 def run(
@@ -22,7 +25,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="This model instead of the suite's.")] = None,
     level: Annotated[list[str] | None, typer.Option(help="Only this level (repeatable).")] = None,
     limit: Annotated[int | None, typer.Option(help="Draw only this many examples per split (a trial run).")] = None,
-    seed: Annotated[int | None, typer.Option(help="This seed instead of the suite's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="This seed instead of the suite's.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the suite's by default.")] = None,
     include: Include = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
@@ -68,7 +71,7 @@ def run(
     folder.claim(loaded.name, description=loaded.description, expected=loaded.expected, not_run=loaded.not_run)
     try:
         with progress_of_cells() as (planned, started, finished):
-            outcome = run_cells(loaded.name, plan, folder, force, executor, planned, started, finished)
+            outcome = run_cells(loaded.name, plan, folder, force, executor, planned, started, finished, _waiting)
     except KeyboardInterrupt:
         err.print("interrupted: finished cells are stored; the same command goes on from there.")
         raise typer.Exit(130) from None
@@ -76,8 +79,19 @@ def run(
     for name, why in sorted((name, why) for name, why in folder.foreign.items() if name not in made):
         note_foreign_file(folder.path / name, why)
     done = f"{len(outcome.made) - len(outcome.failed)} cells run, {outcome.done_before} done before"
+    if outcome.elsewhere:
+        done += f", {outcome.elsewhere} run by another process meanwhile"
     out.print(f"{done}, {len(outcome.failed)} failed. Records: {folder.path}", highlight=False)
     for record in outcome.failed:
         err.print(f"failed: {escape(str(record.cell))}: {escape(record.reason)}", highlight=False)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+def _waiting(maker: Maker) -> None:
+    """Says who runs what is left."""
+    err.print(
+        f"all that is left is being run by process {maker.pid} on {escape(maker.host)}; waiting for it. What it leaves "
+        f"undone is run here.",
+        highlight=False,
+    )

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import ConfigurationError
-from .options import Device
+from ..errors import check_range
+from .options import MAX_SEED, Device
 from .output import make_folder_of, out, writing
 
 
@@ -18,7 +18,7 @@ def scale_questions(
     data: Annotated[str, typer.Option(help="own, or a JSON-lines file, folder or data set of such questions.")] = "own",
     limit: Annotated[int | None, typer.Option(help="Ask only this many questions of each scale.")] = None,
     shots: Annotated[int, typer.Option(help="Show this many scored texts before each; 0: the published prompt.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the texts shown.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the texts shown.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Device = "cpu",
     out_file: Annotated[Path | None, typer.Option("--out", help="A .json file with every item's value.")] = None,
@@ -30,10 +30,9 @@ def scale_questions(
 
     check_device(device)
     check_model_name(model)
-    if limit is not None and limit < 1:
-        raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
-    if shots < 0:
-        raise ConfigurationError(f"--shots is {shots}, expected at least 0.")
+    if limit is not None:
+        check_range("--limit", limit)
+    check_range("--shots", shots, 0)
     items = read_items(data)  # before the model is loaded
     if out_file is not None:
         make_folder_of(out_file)

@@ -18,17 +18,23 @@ def validate(
 ) -> None:
     """Checks a suite and every definition it names; runs nothing."""
     from ..method import methods
-    from ..run.suite import Suite, suites
+    from ..run.suite import Suite, lacking, suites
     from ..selftest.properties import check_names
     from ..task import tasks
 
     include_files(include)
+    missing: dict[str, str] = {}
     for path in [suite] if suite else suites().values():
         loaded = Suite.load(path)
-        out.print(f"{loaded.name}: {len(loaded.plan())} cells, all names and options are good.", highlight=False)
+        plan = loaded.plan()
+        out.print(f"{loaded.name}: {len(plan)} cells, all names and options are good.", highlight=False)
+        for why in lacking(plan):
+            missing.setdefault(why, loaded.name)
     for registry in (tasks, methods):
         for name, why in registry.broken.items():
             raise ConfigurationError(f"{registry.kind} file {name!r} cannot be imported: {why}")
         out.print(f"{len(registry.names())} {registry.kind}s can be imported.", highlight=False)
     for method in methods:
         check_names(method)
+    if missing:
+        raise ConfigurationError(" ".join(f"suite {name!r} cannot be run: {why}" for why, name in missing.items()))

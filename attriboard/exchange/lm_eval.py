@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..capability_tasks import attriboard_documents
-from ..errors import ConfigurationError, TaskError
+from ..errors import ConfigurationError, TaskError, check_range
 from ..task import SPLITS, Example, Task, tasks
 
 LOADER = Path(attriboard_documents.__file__)
@@ -69,8 +69,7 @@ def export(folder: Path, names: Sequence[str] = (), limit: int = 64, seed: int =
         UnknownNameError: no task is called so.
         TaskError: a task asked for by name cannot be exported, or has fewer examples.
     """
-    if limit < 1:
-        raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
+    check_range("--limit", limit)
     if split not in SPLITS:
         raise ConfigurationError(f"--split is {split!r}, expected 'train' or 'test'.")
     chosen = [tasks.make(name) for name in dict.fromkeys(names or tasks.names())]

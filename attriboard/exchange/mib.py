@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ScoresError
+from ..files import check_regular, kind_and_reason, read_text, told
 from ..levels import LEVELS, names_where
 from ..models.architectures import has_parallel_blocks
 from ..scores import Scores
@@ -178,9 +179,9 @@ def load(file: Path) -> tuple[Graph, Scores]:
 
 def _from_json(file: Path) -> tuple[Graph, dict[str, float]]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ScoresError(f"{file} cannot be read as JSON ({error}).") from error
+        content = json.loads(read_text(file, error=ScoresError), object_pairs_hook=_no_repeats)
+    except (ValueError, RecursionError) as error:
+        raise ScoresError(f"{file} cannot be read as JSON ({told(error)}).") from error
     except _RepeatedError as error:
         raise ScoresError(f"{file} names {error} twice; name each component once.") from error
     graph = _graph(file, content, ("cfg", "nodes", "edges"))
@@ -219,6 +220,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _from_tensors(file: Path) -> tuple[Graph, dict[str, float]]:
+    check_regular(file, error=ScoresError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are then refused
@@ -228,6 +230,13 @@ def _from_tensors(file: Path) -> tuple[Graph, dict[str, float]]:
             f"{file} cannot be read as tensors and plain values alone ({type(error).__name__}); no file is opened that "
             f"needs code for it: save the scores anew."
         ) from error
+    try:
+        return _from_content(file, content)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:  # of tensors of unusual kinds
+        raise ScoresError(f"{file} holds what is no file of MIB's circuits ({kind_and_reason(error)}).") from error
+
+
+def _from_content(file: Path, content: Any) -> tuple[Graph, dict[str, float]]:
     tensors = ("edges_scores", "edges_in_graph", "nodes_in_graph")
     graph = _graph(file, content, ("cfg", "src_nodes", "dst_nodes", *tensors))
     for key in ("src_nodes", "dst_nodes"):
@@ -239,6 +248,8 @@ def _from_tensors(file: Path) -> tuple[Graph, dict[str, float]]:
     shapes = {"edges_scores": edges, "edges_in_graph": edges, "nodes_in_graph": (n_src,), "nodes_scores": (n_src,)}
     for key in (*tensors, *(["nodes_scores"] if content.get("nodes_scores") is not None else [])):
         value = content[key]
+        if isinstance(value, Tensor) and (value.is_nested or value.is_quantized):
+            raise ScoresError(f"{file} has {key} as a nested or quantized tensor; save the scores anew, dense.")
         shape = tuple(value.shape) if isinstance(value, Tensor) else None
         if shape != shapes[key]:
             raise ScoresError(f"{file} has {key} of shape {shape}, expected {shapes[key]}.")

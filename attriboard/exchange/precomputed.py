@@ -6,7 +6,6 @@ Names say which score belongs to which component; the order in the file says not
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from ..components import COMPONENTS, LEVELS, get_level
 from ..errors import ConfigurationError, ScoresError, UnknownNameError
+from ..files import check_regular, is_file, kind_and_reason, kind_of, parse_json, reason
 from ..loading import hash_file, load_model, outline
 from ..model import Model
 from ..scores import Scores
@@ -103,12 +103,18 @@ def read_all(paths: Sequence[Path]) -> list[ScoreFile]:
     """
     files: dict[Path, Path] = {}
     for path in paths:
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        kind = kind_of(path, "--scores")
+        if kind == "folder":
+            try:
+                inside = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and is_file(file))
+            except OSError as error:
+                raise ConfigurationError(f"--scores {path} cannot be read: {reason(error)}.") from error
             if not inside:
                 raise ConfigurationError(f"--scores {path} holds no score file ({', '.join(SUFFIXES)}).")
-        elif path.is_file():
+        elif kind == "file":
             inside = [path]
+        elif kind == "other":
+            raise ConfigurationError(f"--scores {path} is no regular file (a pipe, socket or device), and is not read.")
         else:
             raise ConfigurationError(f"--scores {path} does not exist; give a file or folder of scores.")
         for file in inside:
@@ -125,6 +131,7 @@ def read(path: Path) -> ScoreFile:
     """
     if path.suffix not in SUFFIXES:
         raise ScoresError(f"{path} is not a score file; known are {', '.join(SUFFIXES)}.")
+    check_regular(path, error=ScoresError)
     try:
         sha256 = hash_file(path)
     except OSError as error:
@@ -149,8 +156,8 @@ def _from_safetensors(path: Path, sha256: str, own_name: str) -> ScoreFile:
             metadata: dict[str, str] = stored.metadata() or {}
             tensors = list(stored.keys())
             values = stored.get_tensor("scores") if "scores" in tensors else None
-    except (OSError, SafetensorError) as error:
-        raise ScoresError(f"{path} cannot be read as safetensors ({error}).") from error
+    except Exception as error:  # the library has errors of its own, and torch others for types it does not know
+        raise ScoresError(f"{path} cannot be read as safetensors ({kind_and_reason(error)}).") from error
     if values is None:
         others = f"; it has {', '.join(tensors)}" if tensors else ""
         raise ScoresError(f"{path} has no tensor called 'scores'{others}.")
@@ -170,7 +177,10 @@ def _from_safetensors(path: Path, sha256: str, own_name: str) -> ScoreFile:
         raise ScoresError(f"{path} has scores of type {values.dtype}, expected real numbers.")
     if repeated := [name for name, n in Counter(names).items() if n > 1]:
         raise ScoresError(f"{path} names {listed(repeated)} more than once; name each component once.")
-    values = values.float()
+    try:
+        values = values.float()
+    except (RuntimeError, NotImplementedError) as error:
+        raise ScoresError(f"{path} has scores of type {values.dtype}, which cannot be read as numbers.") from error
     if bad := [name for name, fine in zip(names, values.flatten().isfinite().tolist()) if not fine]:
         raise ScoresError(f"{path} has scores that are not finite numbers: {listed(bad)}.")
     seed = metadata.get("seed", "")
@@ -189,8 +199,8 @@ def _from_safetensors(path: Path, sha256: str, own_name: str) -> ScoreFile:
 
 def _names(path: Path, text: str) -> list[str]:
     try:
-        names = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        names = parse_json(text)
+    except ValueError as error:
         raise ScoresError(f"{path} has metadata 'names' that is not JSON ({error}).") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ScoresError(f"{path} has metadata 'names' that is not a list of component names.")

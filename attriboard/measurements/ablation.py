@@ -7,6 +7,8 @@ averaged over sizes and examples.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from pydantic import Field
 
@@ -93,6 +95,8 @@ class Ablation(Measurement):
         ),
     )
 
+    shapes: ClassVar = {"sizes": "sizes", "clean": "3 rows", "top": "3 sizes rows", "random": "3 sizes rows"}
+
     sizes: list[int]
     clean: list[list[float]]
     top: list[list[list[float]]]
@@ -102,6 +106,10 @@ class Ablation(Measurement):
     def n(self) -> int:
         """Rows."""
         return len(self.clean[0])
+
+    def check_values(self) -> None:
+        if not self.sizes or not self.n:
+            raise ValueError("sizes or rows are empty")
 
     def statistics(self) -> dict[str, Statistic]:
         clean, top, random = (np.asarray(values) for values in (self.clean, self.top, self.random))

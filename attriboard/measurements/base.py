@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 from ..errors import ConfigurationError
 from ..levels import COMPONENTS
@@ -43,6 +44,54 @@ class Strict(BaseModel):
     """Base of everything stored: unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shaped(BaseModel):
+    """Base of what holds lists that belong together: their lengths are checked against each other when it is made.
+
+    Class attributes:
+        shapes: by field, its axes, outermost first: ``"sizes rows"``. Axes of one name have one length, a number is a
+            length itself, and a field with a question mark behind its axes may be empty or None. At most three axes.
+    """
+
+    shapes: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="after")
+    def _of_one_shape(self) -> Self:
+        lengths: dict[str, int] = {}
+        for name, axes in self.shapes.items():
+            value = getattr(self, name)
+            if axes.endswith("?"):
+                axes = axes[:-1]
+                if not value:
+                    continue
+            if value is not None:
+                check_axes(name, value, axes.split(), lengths)
+        self.check_values()
+        return self
+
+    def check_values(self) -> None:
+        """Checks what lengths alone do not say.
+
+        Raises:
+            ValueError: says which field cannot be right.
+        """
+
+
+def check_axes(name: str, value: Sequence[Any], axes: Sequence[str], lengths: dict[str, int]) -> None:
+    """Checks the lengths of nested lists against those known, and notes those that are new.
+
+    Raises:
+        ValueError: a list is shorter or longer than another one of its axis; names the field.
+    """
+    axis, *inner = axes
+    expected = int(axis) if axis.isdigit() else lengths.setdefault(axis, len(value))
+    if len(value) != expected:
+        of = "" if axis.isdigit() else f" {axis}"
+        raise ValueError(f"{name} has {len(value)} entries where there are {expected}{of}")
+    if inner:
+        for each in value:
+            check_axes(name, each, inner, lengths)
 
 
 class Kept(Strict):
@@ -124,7 +173,7 @@ class Options(Strict):
     """The options of a measurement: a table of a suite's settings under the measurement's name."""
 
 
-class Measurement(BaseModel):
+class Measurement(Shaped):
     """What one evaluation measured in one cell; a subclass holds it, example by example.
 
     A subclass with a ``name`` is registered when it is defined.
@@ -177,6 +226,18 @@ class Measurement(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         if "name" in vars(cls) and cls.name:
             _register(cls)
+
+    @model_validator(mode="after")
+    def _names_of_rows(self) -> Self:
+        for name in ("base_items", "base_frames", "train_groups"):
+            named = getattr(self, name)
+            if named and len(named) != self.n:
+                raise ValueError(f"{name} has {len(named)} entries where there are {self.n} rows")
+        return self
+
+    def emptied(self) -> Measurement:
+        """The measurement without what was measured: only what it is, and how many train groups there were."""
+        return self.__class__.model_construct(train_groups=sorted(set(self.train_groups)))
 
     def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
         """How the rows depend on each other, given the base items and frames of the test examples kept.

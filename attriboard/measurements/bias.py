@@ -14,7 +14,7 @@ Intervals are over the base items of test (or control) examples, at that k.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,22 @@ class Bias(Measurement):
         sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(SIZES, min_length=1)
         factor: float = Field(0.0, ge=0, lt=1)
 
+    shapes: ClassVar = {
+        "items": "test",
+        "sizes": "sizes",
+        "test": "test",
+        "test_removed": "sizes test",
+        "train": "train",
+        "train_removed": "sizes train",
+        "train_items": "train?",
+        "control": "control",
+        "control_removed": "sizes control",
+        "control_items": "control?",
+        "words": "documents",
+        "documents": "documents",
+        "documents_removed": "sizes documents",
+    }
+
     factor: float
     items: list[str]
     sizes: list[int]
@@ -139,6 +155,10 @@ class Bias(Measurement):
     @property
     def n(self) -> int:
         return len(self.test)
+
+    def check_values(self) -> None:
+        if not self.sizes or not self.test or not self.train or sum(self.words) < 1:
+            raise ValueError("sizes, test, train or words are empty")
 
     def perplexity_rises(self) -> list[float]:
         """``[K]``: by what share perplexity rises when the top k are removed."""

@@ -22,6 +22,8 @@ averaged first, then those of the examples. Examples without an image are told a
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -126,6 +128,15 @@ class Concepts(Measurement):
         ),
     )
 
+    shapes: ClassVar = {
+        **dict.fromkeys(("concepts", "sources", "named"), "examples"),
+        "named_random": "draws examples",
+        "overlap": "examples examples",
+        **dict.fromkeys(("shuffled", "clean"), "examples?"),
+        "noised": "noises examples?",
+        "noised_random": "noises examples?",
+    }
+
     naming: int
     top: int
     sigma: float
@@ -143,6 +154,10 @@ class Concepts(Measurement):
     @property
     def n(self) -> int:
         return len(self.concepts)
+
+    def check_values(self) -> None:
+        if not self.concepts or not self.named_random:
+            raise ValueError("concepts or named_random are empty")
 
     def gaps(self) -> dict[str, str]:
         return self.not_measured

@@ -24,7 +24,7 @@ Each is judged on the test split:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -32,7 +32,7 @@ from pydantic import Field
 from ..levels import names_where
 from ..stats.intervals import Array, bootstrap_interval, nanmean
 from . import base
-from .base import Measurement, Metric, Scalar, Statistic, Strict
+from .base import Measurement, Metric, Scalar, Shaped, Statistic, Strict
 from .capability import Capability, kept
 
 EditKind = Literal["suppress", "boost", "rewrite"]
@@ -108,7 +108,7 @@ def _metrics(kind: EditKind) -> tuple[Metric, ...]:
     )
 
 
-class EditResult(Strict):
+class EditResult(Strict, Shaped):
     """What one kind of edit did, example by example.
 
     Attributes:
@@ -124,6 +124,13 @@ class EditResult(Strict):
         capability: what the model can do with the edit in place; of rewrites, under each of the first few examples'.
     """
 
+    shapes: ClassVar = {
+        **dict.fromkeys(("argmax", "probability", "generality"), "examples"),
+        "stays": "edits",
+        "kl": "edits",
+        "strengths": "examples?",
+    }
+
     factor: float | None
     k: int
     train: list[tuple[int, float, float]]
@@ -134,6 +141,14 @@ class EditResult(Strict):
     kl: list[list[float]]
     strengths: Values | None
     capability: list[Capability]
+
+    def check_values(self) -> None:
+        if [len(row) for row in self.stays] != [len(row) for row in self.kl]:
+            raise ValueError("stays and kl are not of the same prompts")
+        if self.one_edit and len(self.stays) != 1:
+            raise ValueError(f"stays has {len(self.stays)} entries where there is 1 edit")
+        if not self.one_edit and len(self.stays) != len(self.argmax):
+            raise ValueError(f"stays has {len(self.stays)} entries where there are {len(self.argmax)} examples")
 
     @property
     def one_edit(self) -> bool:
@@ -180,6 +195,13 @@ class Editing(Measurement):
     @property
     def n(self) -> int:
         return self.kept + self.wrong
+
+    def check_values(self) -> None:
+        for name, kind in self.kinds.items():
+            if len(kind.argmax) != self.n:
+                raise ValueError(
+                    f"kinds.{name}.argmax has {len(kind.argmax)} entries where there are {self.n} examples"
+                )
 
     def gaps(self) -> dict[str, str]:
         return self.not_measured | ({} if self.capability is None else self.capability.gaps())

@@ -8,6 +8,7 @@ untouched model and ``m_empty`` the model with every component of the level repl
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,6 +183,16 @@ class Faithfulness(Measurement):
         ),
     )
 
+    shapes: ClassVar = {
+        "sizes": "sizes",
+        "examples": "rows",
+        "full": "examples",
+        "empty": "examples",
+        **dict.fromkeys(("absolute", "signed", "answered", "removed", "shuffled"), "sizes rows"),
+        "mib_sizes": str(len(FRACTIONS)),
+        **dict.fromkeys(("mib_signed", "mib_absolute"), f"{len(FRACTIONS)} rows"),
+    }
+
     sizes: list[int]
     examples: list[int]
     full: list[float]
@@ -200,6 +211,14 @@ class Faithfulness(Measurement):
         """Rows."""
         return len(self.examples)
 
+    def check_values(self) -> None:
+        if not self.sizes or not self.examples:
+            raise ValueError("sizes or examples are empty")
+        if self.sizes != sorted(set(self.sizes)) or self.sizes[0] < 1:
+            raise ValueError("sizes are not whole numbers above 0 in ascending order")
+        if not all(0 <= example < len(self.full) for example in self.examples):
+            raise ValueError(f"examples name one that is not among the {len(self.full)} of full")
+
     def statistics(self) -> dict[str, Statistic]:
         log_x = np.log(np.array(self.sizes) / self.sizes[-1])
 
@@ -207,12 +226,15 @@ class Faithfulness(Measurement):
             length = log_x[-1] - log_x[0]
             return np.trapezoid(curve, log_x, axis=0) / length if length > 0 else curve[0]
 
+        normalized = self.normalized()
+
         def area(curve: list[list[float]], height: Callable[[Array], Array]) -> Statistic:
-            return lambda index: log_area(height(self.curve(curve, index)))
+            values = np.asarray(curve)
+            return lambda index: log_area(height(normalized(values, index)))
 
         own = area(self.absolute, _distance)
         layers = area(self.shuffled, _distance)
-        answered = np.asarray(self.answered)
+        answered, mib_signed, mib_absolute = map(np.asarray, (self.answered, self.mib_signed, self.mib_absolute))
         return {
             "log_cmd": own,
             "necessity": area(self.removed, lambda f: 1.0 - np.clip(f, 0.0, 1.0)),
@@ -220,8 +242,8 @@ class Faithfulness(Measurement):
             "overshoot": area(self.signed, lambda f: np.maximum(f - 1.0, 0.0)),
             "accuracy_area": lambda index: log_area(answered[:, index].mean(-1)),
             "within_layers": lambda index: layers(index) - own(index),
-            "cpr": lambda index: cpr(self.curve(self.mib_signed, index)),
-            "cmd": lambda index: cmd(self.curve(self.mib_absolute, index)),
+            "cpr": lambda index: cpr(normalized(mib_signed, index)),
+            "cmd": lambda index: cmd(normalized(mib_absolute, index)),
             "sufficiency_log_area": area(self.signed, lambda f: f),
             "necessity_log_area": area(self.removed, lambda f: 1.0 - f),
         }
@@ -235,10 +257,19 @@ class Faithfulness(Measurement):
 
     def curve(self, values: list[list[float]], index: NDArray[np.intp]) -> Array:
         """``[K, ...]``: f at each size for row indices ``[..., N]``."""
+        return self.normalized()(np.asarray(values), index)
+
+    def normalized(self) -> Callable[[Array, NDArray[np.intp]], Array]:
+        """From values ``[K, rows]`` and row indices ``[..., N]`` to f ``[K, ...]``."""
         examples = np.asarray(self.examples)
-        full, empty = (np.asarray(v)[examples][index].mean(-1) for v in (self.full, self.empty))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return (np.asarray(values)[:, index].mean(-1) - empty) / (full - empty)
+        full_of_row, empty_of_row = (np.asarray(v)[examples] for v in (self.full, self.empty))
+
+        def f(values: Array, index: NDArray[np.intp]) -> Array:
+            full, empty = full_of_row[index].mean(-1), empty_of_row[index].mean(-1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return (values[:, index].mean(-1) - empty) / (full - empty)
+
+        return f
 
 
 def _distance(f: Array) -> Array:

@@ -7,16 +7,17 @@ once, since their scores are of the train examples together; tokens example by e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from scipy.stats import rankdata
 
 from ..levels import COMPONENTS
 from ..stats.clusters import Clusters
 from ..stats.intervals import Array
-from .base import Measurement, Metric, Statistic
+from .base import Measurement, Metric, Shaped, Statistic
 
 TIED = 1e-5
 """Scores closer than this share of the largest in size are equal: single precision does not tell them apart."""
@@ -73,7 +74,7 @@ def _against_truth() -> tuple[Metric, ...]:
     return tuple(metrics)
 
 
-class JudgedScores(BaseModel):
+class JudgedScores(Shaped):
     """Scores beside the truth; parts of the mechanism that no scored example needs are not among them.
 
     Attributes:
@@ -83,6 +84,8 @@ class JudgedScores(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
+
+    shapes: ClassVar = {"scores": "components", "truth": "components"}
 
     scores: list[float]
     truth: list[int]
@@ -134,6 +137,10 @@ class GroundTruth(Measurement):
     @property
     def n(self) -> int:
         return len(self.cases)
+
+    def check_values(self) -> None:
+        if not self.cases or not all(case.scores for case in self.cases):
+            raise ValueError("cases, or the scores of one, are empty")
 
     def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
         return super().clusters(items, frames) if self.each_example else Clusters(self.n)

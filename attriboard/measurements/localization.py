@@ -16,17 +16,17 @@ Scores belong to single examples here, so each is judged on the example it was m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from ..levels import INPUTS
 from ..stats.intervals import Array
 from ..stats.sets import nearest
 from . import base
-from .base import Measure, Measurement, Metric, Statistic
+from .base import Measure, Measurement, Metric, Shaped, Statistic
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -47,7 +47,7 @@ def sizes(n: int) -> list[int]:
     return sorted({nearest(fraction, n) for fraction in FRACTIONS})
 
 
-class RemovalCurves(BaseModel):
+class RemovalCurves(Shaped):
     """One example's curves with one ring.
 
     Attributes:
@@ -59,6 +59,8 @@ class RemovalCurves(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    shapes: ClassVar = {"positions": "sizes", "insertion": "sizes 2", "deletion": "sizes 2"}
+
     positions: list[float]
     insertion: list[list[float]]
     deletion: list[list[float]]
@@ -69,7 +71,7 @@ class RemovalCurves(BaseModel):
         return np.array([0, *self.positions]) / self.positions[-1], np.array([start, *values])
 
 
-class LocalizedExample(BaseModel):
+class LocalizedExample(Shaped):
     """What was measured of one test example.
 
     Attributes:
@@ -86,6 +88,8 @@ class LocalizedExample(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    shapes: ClassVar = {"scores": "positions", "pieces": "positions?", "full": "2", "empty": "2"}
+
     answer: str
     scores: list[float]
     pieces: list[str]
@@ -96,6 +100,20 @@ class LocalizedExample(BaseModel):
     sizes: list[int]
     removal: list[RemovalCurves]
     orders: int = 1
+
+    def check_values(self) -> None:
+        if not self.scores:
+            raise ValueError("scores are empty")
+        if self.removal and not {nearest(fraction, len(self.scores)) for fraction in BINS} <= set(self.sizes):
+            raise ValueError(f"sizes lack one that is asked for of {len(self.scores)} positions")
+        for name, share in self.coverage.items():
+            if len(share) != len(self.scores):
+                raise ValueError(
+                    f"coverage.{name} has {len(share)} entries where there are {len(self.scores)} positions"
+                )
+        for curves in self.removal:
+            if len(curves.positions) != len(self.sizes) or not curves.positions[-1] > 0:
+                raise ValueError(f"removal has {len(curves.positions)} entries where there are {len(self.sizes)} sizes")
 
     @property
     def probability(self) -> float:
@@ -335,6 +353,19 @@ class Localization(Measurement):
     @property
     def n(self) -> int:
         return len(self.examples)
+
+    def check_values(self) -> None:
+        if not self.examples:
+            raise ValueError("examples are empty")
+        for at, example in enumerate(self.examples):
+            if len(example.removal) != len(self.rings):
+                raise ValueError(
+                    f"examples.{at}.removal has {len(example.removal)} entries where there are {len(self.rings)} rings"
+                )
+            if self.grid is not None and self.grid[0] * self.grid[1] != len(example.scores):
+                raise ValueError(f"examples.{at}.scores has {len(example.scores)} entries, which do not fill the grid")
+            if self.evidence and not any(any(example.coverage.get(name, ())) for name in self.evidence):
+                raise ValueError(f"examples.{at}.coverage has no position of the evidence")
 
     def statistics(self) -> dict[str, Statistic]:
         """By metric name, the aggregate as a function of example indices ``[..., N]``.

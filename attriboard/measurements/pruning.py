@@ -9,7 +9,7 @@ that ``a(t) >= 0.95 a(0)`` for every measured ``t <= s``.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from ..errors import ConfigurationError
 from ..levels import names_where
 from ..stats.intervals import Array, bootstrap_interval
 from . import base
-from .base import Measure, Measurement, Metric, Scalar, Statistic, Strict
+from .base import Measure, Measurement, Metric, Scalar, Shaped, Statistic, Strict
 from .capability import Capability, kept
 from .recovery import Recovery
 
@@ -65,7 +65,7 @@ def _curve_metrics(suffix: str, title: str, order: str) -> tuple[Metric, ...]:
     )
 
 
-class Slice(Strict):
+class Slice(Strict, Shaped):
     """The smaller model at one sparsity.
 
     Attributes:
@@ -76,6 +76,8 @@ class Slice(Strict):
         capability: what it can still do; None if that was not measured.
     """
 
+    shapes: ClassVar = {"seconds_before": "repeats", "seconds_after": "repeats"}
+
     difference: float
     parameters_before: int
     parameters_after: int
@@ -83,6 +85,10 @@ class Slice(Strict):
     seconds_before: list[float]
     seconds_after: list[float]
     capability: Capability | None = None
+
+    def check_values(self) -> None:
+        if not self.seconds_before or min(self.seconds_after) <= 0 or self.parameters_before < 1:
+            raise ValueError("seconds or parameters are empty or zero")
 
 
 class Pruning(Measurement):
@@ -191,6 +197,13 @@ class Pruning(Measurement):
         allocation: Allocation = "layerwise"
         recovery_steps: int = Field(0, ge=0)
 
+    shapes: ClassVar = {
+        "sparsities": "sparsities",
+        "clean": "examples 3",
+        "masked": "sparsities examples 3",
+        "masked_absolute": "sparsities examples 3",
+    }
+
     allocation: Allocation
     sparsities: list[float]
     examples_sha256: str
@@ -206,6 +219,12 @@ class Pruning(Measurement):
     @property
     def n(self) -> int:
         return len(self.clean)
+
+    def check_values(self) -> None:
+        if not self.sparsities or not self.clean:
+            raise ValueError("sparsities or clean are empty")
+        if self.recovery is not None and len(self.recovery.after) != self.n:
+            raise ValueError(f"recovery.after has {len(self.recovery.after)} entries where there are {self.n} examples")
 
     def accuracy(self, index: NDArray[np.intp], absolute: bool = False) -> Array:
         """``[1 + sparsities, ...]``: untouched and at every sparsity, for example indices ``[..., N]``."""

@@ -5,15 +5,17 @@ No measurement of its own, but part of pruning's.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..stats.intervals import Array, bootstrap_interval
-from .base import Measure, Scalar, Strict
+from .base import Measure, Scalar, Shaped, Strict
 from .capability import Capability
 
 
-class Coefficients(Strict):
+class Coefficients(Strict, Shaped):
     """Some neurons before and after training; every list has one entry per neuron, a mean over train examples.
 
     Attributes:
@@ -21,6 +23,8 @@ class Coefficients(Strict):
         before, after: absolute coefficient at the last token.
         increase_before, increase_after: log-probability increase of the answer by the neuron's output there.
     """
+
+    shapes: ClassVar = dict.fromkeys(("names", "before", "after", "increase_before", "increase_after"), "neurons")
 
     names: list[str]
     before: list[float]
@@ -39,7 +43,7 @@ class Coefficients(Strict):
         return float(ratio(np.arange(len(before)))), low, high
 
 
-class Recovery(Strict):
+class Recovery(Strict, Shaped):
     """What training did to a sliced model.
 
     Attributes:
@@ -49,6 +53,8 @@ class Recovery(Strict):
         coefficients: of the "top" neurons and of as many of the "same_layers"; none where heads were pruned.
         capability: what the trained model can do; None if that was not measured.
     """
+
+    shapes: ClassVar = {"before": "examples 3", "after": "examples 3"}
 
     trained_parameters: int
     losses: list[float]

@@ -10,6 +10,7 @@ A method that does not look at the examples agrees with itself whatever it says:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -80,6 +81,8 @@ class Reliability(Measurement):
 
         halvings: int = Field(100, ge=1)
 
+    shapes: ClassVar = {"rank_correlation": "halvings", "in_common": "halvings"}
+
     halves: list[list[int]]
     top: int
     rank_correlation: list[float]
@@ -88,6 +91,10 @@ class Reliability(Measurement):
     @property
     def n(self) -> int:
         return len(self.base_items)
+
+    def check_values(self) -> None:
+        if not self.rank_correlation:
+            raise ValueError("rank_correlation is empty")
 
     def statistics(self) -> dict[str, Statistic]:
         return {}

@@ -16,7 +16,7 @@ their sizes and exchange their signs look unlike each other otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -24,7 +24,7 @@ from pydantic import Field
 from ..levels import LEVELS
 from ..stats.intervals import Array, nanmean
 from . import base
-from .base import Measurement, Metric, Scalar, Statistic, Strict
+from .base import Measurement, Metric, Scalar, Shaped, Statistic, Strict
 
 STAGES = (0.25, 0.5, 1.0)
 """The shares of layers that are randomized, from the last one down."""
@@ -36,12 +36,14 @@ def _metric(name: str, title: str, text: str) -> Metric:
     return Metric(name, title=title, unit="rank correlation", better="lower", optional=True, text=text)
 
 
-class RankAgreement(Strict):
+class RankAgreement(Strict, Shaped):
     """Rank correlations of two sets of scores; None where all scores of one are equal.
 
     Attributes:
         signed, absolute: of the scores and of their sizes; one entry, or at levels of inputs one for each example.
     """
+
+    shapes: ClassVar = {"signed": "examples", "absolute": "examples"}
 
     signed: list[float | None]
     absolute: list[float | None]
@@ -112,6 +114,8 @@ class Sanity(Measurement):
 
         stages: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(STAGES, min_length=1)
 
+    shapes: ClassVar = {"stages": "stages", "layers": "stages", "model": "stages?"}
+
     per_example: bool
     stages: list[float]
     layers: list[int]
@@ -124,6 +128,11 @@ class Sanity(Measurement):
         """At levels of components the scores are of all examples together: one."""
         measured = self.label or self.model[0]
         return len(measured.signed)
+
+    def check_values(self) -> None:
+        measured = [*self.model, *([self.label] if self.label else [])]
+        if not measured or not all(len(agreement.signed) == self.n > 0 for agreement in measured):
+            raise ValueError("model and label are empty, or not of the same examples")
 
     def gaps(self) -> dict[str, str]:
         return self.not_measured

@@ -105,6 +105,10 @@ class Speed(Measurement):
     forward_equivalents: float
     peak_memory_mib: float
 
+    def check_values(self) -> None:
+        if self.examples < 1 or not self.seconds:
+            raise ValueError("examples or seconds are empty")
+
     @property
     def n(self) -> int:
         """One: a cost is measured of all examples together."""

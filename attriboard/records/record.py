@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, Field, SerializeAsAny, field_serializer, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from ..levels import USUAL_REPLACEMENT, InputReplacement
 from ..measurements.base import Kept, Measurement, Statistic, Strict
@@ -62,7 +71,9 @@ class Cell(Strict):
 
 
 def _label(name: str, options: dict[str, Any]) -> str:
-    inside = ", ".join(f"{k}={','.join(v) if isinstance(v, (list, tuple)) else v}" for k, v in sorted(options.items()))
+    inside = ", ".join(
+        f"{k}={','.join(map(str, v)) if isinstance(v, (list, tuple)) else v}" for k, v in sorted(options.items())
+    )
     return f"{name}({inside})" if inside else name
 
 
@@ -226,10 +237,7 @@ class Record(Strict):
     def _typed(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {
-            name: value if isinstance(value, Measurement) else measurement_of(name).model_validate(value)
-            for name, value in values.items()
-        }
+        return {name: _measured(name, value) for name, value in values.items()}
 
     @field_serializer("measurements")
     def _plain(self, values: dict[str, Measurement]) -> dict[str, Any]:
@@ -239,6 +247,14 @@ class Record(Strict):
     def _whole(self) -> Record:
         if self.schema_version != SCHEMA:
             raise ValueError(f"schema version {self.schema_version}, this version reads {SCHEMA}")
+        for name in ("frames", "subsets"):
+            named = getattr(self, name)
+            if named and len(named) != len(self.items):
+                raise ValueError(f"{name} has {len(named)} entries where items has {len(self.items)}")
+        if len({frozenset(half.by_subset) for half in self.kept.values()}) > 1:
+            raise ValueError("kept has other subsets in one half than in the other")
+        if self.measurements and not all(half.seen > 0 for half in self.kept.values()):
+            raise ValueError("kept says that no example was seen")
         if self.status != "ok":
             return self
         wanted = set(self.settings.measured(self.cell.level)) & set(self.stages)
@@ -298,9 +314,7 @@ class Record(Strict):
 
     @property
     def filename(self) -> str:
-        cell = self.cell
-        method = "".join(ch if ch.isalnum() or ch in "._-" else "-" for ch in cell.method)
-        return f"{cell.task}.{cell.level}.{method}.{self.identity[:12]}.json"
+        return filename(self.cell, self.identity)
 
     def without_timings(self) -> dict[str, Any]:
         """Everything but times, memory and provenance, to compare two runs of one cell."""
@@ -309,6 +323,34 @@ class Record(Strict):
         content["aggregates"] = {name: value for name, value in content["aggregates"].items() if name not in VARYING}
         content["stages"] = {name: stage["identity"] for name, stage in content["stages"].items()}
         return content
+
+
+def filename(cell: Cell, identity: str) -> str:
+    """The name of a record's file."""
+    return f"{_plain(cell.task)}.{cell.level}.{_plain(cell.method)}.{identity[:12]}.json"
+
+
+@cache
+def _plain(name: str) -> str:
+    return "".join(ch if ch.isalnum() or ch in "._-" else "-" for ch in name)
+
+
+def _measured(name: str, value: Any) -> Measurement:
+    """A measurement from what a record stores of it.
+
+    Raises:
+        PydanticCustomError: it is not whole; names the field.
+        UnknownNameError: there is no such evaluation here.
+    """
+    if isinstance(value, Measurement):
+        return value
+    try:
+        return measurement_of(name).model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (name, *first["loc"])))
+        text = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        raise PydanticCustomError("measurement", "{text}", {"text": text}) from error
 
 
 def digest(value: Any) -> str:

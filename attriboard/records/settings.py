@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, SerializeAsAny, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..errors import UnknownNameError
+from ..errors import UnknownNameError, in_digits
 from ..measurements.base import Measurement, Options, Strict
 from ..measurements.capability import CapabilityOptions
 from ..measurements.registry import MEASUREMENTS
@@ -22,6 +22,12 @@ DRAWING = ("train_examples", "test_examples", "max_kept", "min_kept", "max_train
 """Settings that decide which examples are scored and judged."""
 HARDWARE = ("batch_size", "dtype", "device")
 """Settings of a whole run, which a group of cells cannot change."""
+
+
+MAX_EXAMPLES = 100_000
+"""The most examples of a split that can be asked for."""
+MAX_COUNT = 1_000_000
+"""The highest count (of draws, steps, samples, repeats) that can be asked for."""
 
 
 def default_evaluations() -> tuple[str, ...]:
@@ -50,18 +56,18 @@ class Settings(Strict):
         dtype, device: of the model.
     """
 
-    train_examples: int = Field(64, ge=1)
-    test_examples: int = Field(64, ge=1)
-    max_kept: int = Field(64, ge=1)
-    min_kept: int = Field(8, ge=1)
-    max_train: int | None = Field(None, ge=1)
+    train_examples: int = Field(64, ge=1, le=MAX_EXAMPLES)
+    test_examples: int = Field(64, ge=1, le=MAX_EXAMPLES)
+    max_kept: int = Field(64, ge=1, le=MAX_EXAMPLES)
+    min_kept: int = Field(8, ge=1, le=MAX_EXAMPLES)
+    max_train: int | None = Field(None, ge=1, le=MAX_EXAMPLES)
     keep: Literal["both", "answer"] = "both"
-    folds: int = Field(4, ge=0)
-    repetitions: int = Field(2, ge=1)
+    folds: int = Field(4, ge=0, le=1000)
+    repetitions: int = Field(2, ge=1, le=1000)
     evaluations: tuple[str, ...] = Field(default_factory=default_evaluations, min_length=1)
     options: dict[str, SerializeAsAny[Options]] = Field(default_factory=dict)
     capability: CapabilityOptions = CapabilityOptions()
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=MAX_COUNT)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
@@ -77,6 +83,27 @@ class Settings(Strict):
         if isinstance(given, Mapping):
             plain["options"] = {**given, **tables}
         return plain
+
+    @field_validator("options", "capability", mode="after")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        """Refuses counts that no run would end with."""
+        tables = {"capability": value} if isinstance(value, Options) else value
+        for name, options in tables.items():
+            for key, given in options:
+                for number in given if isinstance(given, (tuple, list)) else (given,):
+                    if isinstance(number, int) and abs(number) > MAX_COUNT:
+                        text = {
+                            "key": key if isinstance(value, Options) else f"{name}.{key}",
+                            "kind": "count",
+                            "value": in_digits(number),
+                        }
+                        raise PydanticCustomError(
+                            "option",
+                            "option {key}: {text}",
+                            {**text, "text": f"At most {MAX_COUNT:,} can be counted to"},
+                        )
+        return value
 
     @model_validator(mode="after")
     def _enough_groups(self) -> Settings:

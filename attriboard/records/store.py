@@ -6,11 +6,14 @@ temporary name and renamed; files that are not records are named and left alone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigurationError, UnknownNameError
+from ..files import NotRegularError, is_folder, kind_of, parse_json, reason, regular_bytes
 from .aggregate import derived_again, is_current
+from .processes import Maker, this_process
 from .record import Aggregate, Cell, Record, digest
 from .settings import Settings
 
 MARKER = "suite.json"
+DRAFT = ".draft-"
+DRAFT_DAYS = 1.0
+"""After how many days a draft of another computer's process is cleared."""
+MARKER_BYTES = 2**24
+RECORD_BYTES = 2**28
+"""The largest record read."""
+
+
+Reader = Callable[[Record, Path], Record | None]
 
 
 @dataclass
@@ -53,15 +67,17 @@ class Folder:
             raise ConfigurationError(
                 f"cannot make the folder {self.path}: {error.strerror}; choose another --out."
             ) from error
+        self.clear_drafts()
         marker = self.path / MARKER
-        if marker.exists() and not self.about().get("suite"):
+        there = kind_of(marker) != "missing"
+        if there and not self.about().get("suite"):
             raise ConfigurationError(f"{marker} cannot be read as JSON with a suite's name; delete it and run again.")
-        owners = {self.about().get("suite")} if marker.exists() else {r.suite for r in self.read()}
+        owners = {self.about().get("suite")} if there else {r.suite for r in self.records()}
         for owner in owners - {suite}:
             raise ConfigurationError(
                 f"{self.path} holds the records of suite {owner!r}, not {suite!r}; choose another --out."
             )
-        if about or not marker.exists():
+        if about or not there:
             try:
                 kept = {"current": current} if (current := self.about().get("current")) else {}
                 self._write(marker, json.dumps({"suite": suite, **about, **kept}, indent=1) + "\n")
@@ -73,7 +89,7 @@ class Folder:
     def about(self) -> dict[str, Any]:
         """What :meth:`claim` kept; empty where there is nothing readable."""
         try:
-            about = json.loads((self.path / MARKER).read_text(encoding="utf-8"))
+            about = parse_json(regular_bytes(self.path / MARKER, MARKER_BYTES))
         except (ValueError, OSError):
             return {}
         return about if isinstance(about, dict) else {}
@@ -83,7 +99,7 @@ class Folder:
         if record.scores is None:
             return None
         try:
-            content = (self.path / record.scores.file).read_bytes()
+            content = regular_bytes(self.path / record.scores.file)
         except OSError:
             return None
         return content if hashlib.sha256(content).hexdigest() == record.scores.sha256 else None
@@ -117,8 +133,9 @@ class Folder:
             OSError: the disk is full or cannot be written.
         """
         target = self.path / file
-        if target.is_file() and target.read_bytes() == content:
-            return
+        with contextlib.suppress(OSError):
+            if regular_bytes(target) == content:
+                return
         target.parent.mkdir(parents=True, exist_ok=True)
         self._write(target, content)
 
@@ -133,7 +150,9 @@ class Folder:
         return target
 
     def _write(self, target: Path, content: str | bytes) -> None:
-        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=".draft-", suffix=".tmp")
+        maker = this_process()
+        prefix = f"{DRAFT}{maker.host}-{maker.pid}-"  # so that it can be cleared once its process is dead
+        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
@@ -145,28 +164,52 @@ class Folder:
             Path(draft).unlink(missing_ok=True)
             raise
 
+    def clear_drafts(self) -> None:
+        """Removes the drafts of processes that died while they wrote.
+
+        Of processes on other computers it cannot be seen whether they run: their drafts go after :data:`DRAFT_DAYS`.
+        """
+        for folder in (self.path, self.path / "scores", self.path / "scores" / "large"):
+            for draft in folder.glob(f"{DRAFT}*.tmp"):
+                named = re.fullmatch(rf"{re.escape(DRAFT)}([\w.]+)-(\d{{1,9}})-.*", draft.name)
+                alive = Maker(named[1], int(named[2]), 0).alive() if named else None
+                with contextlib.suppress(OSError):
+                    if alive is None:
+                        alive = time.time() - draft.stat().st_mtime < DRAFT_DAYS * 86400
+                    if not alive:
+                        draft.unlink()
+
     def read(self) -> list[Record]:
         """Every record in the folder, by file name; see :meth:`records`."""
         return list(self.records())
 
-    def current(self) -> list[Record]:
+    def current(self, reader: Reader | None = None) -> list[Record]:
         """The records, without those that a later run found to be of other code, weights or scores than its own.
 
         As a rule the last made of several records of one cell is the one that counts; where a method is put back to
         what it was, it is the one made before, which :meth:`remember` has noted.
+
+        Args:
+            reader: what is kept of each record that is read from a file; None to leave it out.
         """
-        noted, records = self.about().get("current", {}), self.read()
-        current = [r for r in records if noted.get(cell_key(r.suite, r.cell, r.settings), r.identity) == r.identity]
-        self.set_aside = len(records) - len(current)
+        noted = self.about().get("current")
+        noted = noted if isinstance(noted, dict) else {}
+        current = []
+        self.set_aside = 0
+        for r, file in self._with_files():
+            if noted and noted.get(cell_key(r.suite, r.cell, r.settings), r.identity) != r.identity:
+                self.set_aside += 1
+            elif (kept := r if reader is None else reader(r, file)) is not None:
+                current.append(kept)
         return current
 
-    def filled(self) -> list[Record]:
+    def filled(self, reader: Reader | None = None) -> list[Record]:
         """The :meth:`current` records, of which there must be one.
 
         Raises:
             ConfigurationError: no such folder, or not one record in it that can be read; says what is there instead.
         """
-        records = self.current()
+        records = self.current(reader)
         if not records and self.unknown:
             file, why = next(iter(self.unknown.items()))
             raise ConfigurationError(f"{self.path / file} cannot be read: {why}")
@@ -195,32 +238,54 @@ class Folder:
         Raises:
             ConfigurationError: there is no such folder.
         """
-        if not self.path.is_dir():
+        if not is_folder(self.path):
             raise ConfigurationError(
                 f"there is no results folder {self.path}; run a suite with --out {self.path} first."
             )
+        return (record for record, _ in self._with_files())
+
+    def _with_files(self) -> Iterator[tuple[Record, Path]]:
         owner = self.about().get("suite")
-        for file in sorted(self.path.glob("*.json")):
-            if file.name == MARKER:
-                continue
-            try:
-                record = Record.model_validate_json(file.read_bytes())
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"]) or "the file"
-                self.foreign[file.name] = f"{where}: {first['msg']}"
-                if first["type"] == "unknown_evaluation":
-                    self.unknown[file.name] = str(first["msg"])
-                continue
-            except (ValueError, OSError, UnknownNameError) as error:
-                self.foreign[file.name] = str(error).splitlines()[0]
-                if isinstance(error, UnknownNameError):
-                    self.unknown[file.name] = str(error)
-                continue
-            if owner is None or record.suite == owner:
-                yield record
-            else:
-                self.foreign[file.name] = f"a record of suite {record.suite!r}"
+        for file in self.files():
+            if (record := self.record_in(file, owner)) is not None:
+                yield record, file
+
+    def record_in(self, file: Path, owner: str | None = None) -> Record | None:
+        """The record in a file; None, and noted in ``foreign``, where it is none, or not of the suite ``owner``."""
+        try:
+            record = Record.model_validate_json(regular_bytes(file, RECORD_BYTES))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            self.foreign[file.name] = f"{where}: {first['msg']}".splitlines()[0]
+            if first["type"] == "unknown_evaluation":
+                self.unknown[file.name] = str(first["msg"])
+            return None
+        except NotRegularError:
+            self.foreign[file.name] = "no regular file (a folder, pipe, socket or device)"
+            return None
+        except (ValueError, OSError, RecursionError, UnknownNameError) as error:
+            self.foreign[file.name] = "nested too deeply" if isinstance(error, RecursionError) else reason(error)
+            if isinstance(error, UnknownNameError):
+                self.unknown[file.name] = str(error)
+            return None
+        if owner is None or record.suite == owner:
+            return record
+        self.foreign[file.name] = f"a record of suite {record.suite!r}"
+        return None
+
+    def files(self) -> list[Path]:
+        """The files that should be records, by name.
+
+        Raises:
+            ConfigurationError: the folder cannot be read.
+        """
+        try:
+            with os.scandir(self.path) as inside:
+                names = sorted(entry.name for entry in inside if entry.name.endswith(".json"))
+        except OSError as error:
+            raise ConfigurationError(f"{self.path} cannot be read: {reason(error)}.") from error
+        return [self.path / name for name in names if name != MARKER]
 
 
 def _as_text(aggregates: Mapping[str, Aggregate]) -> str:

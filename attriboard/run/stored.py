@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from ..errors import ConfigurationError
-from ..records.record import Planned, Record, Stage
-from ..records.store import Folder, cell_key
+from ..errors import ConfigurationError, UnknownNameError
+from ..files import regular_bytes
+from ..records.record import Planned, Record, filename
+from ..records.store import RECORD_BYTES, Folder, cell_key
+from . import index
 from .identity import record_identity, scoring_identity, wanted_stages
+from .index import Entry, State
 from .worker import Earlier
 
 Pair = list[Planned]
 """Cells that share their scores; they are run one after the other in one place."""
-
-
-class Entry(NamedTuple):
-    """What must be known of a record to say whether it is done; the rest stays on disk."""
-
-    file: str
-    status: str
-    stages: Mapping[str, Stage]
 
 
 @dataclass(frozen=True)
@@ -38,35 +32,76 @@ class Stored:
     by_scores: dict[str, str] = field(default_factory=dict)
     last: dict[str, tuple[str, str]] = field(default_factory=dict)
     """By cell, when its last record was made, and which one that is."""
+    states: dict[str, State] = field(default_factory=dict)
+    """By file name, what a record's file was like when it was read or written by this process."""
 
     @classmethod
     def of(cls, folder: Folder, again: bool = False) -> Stored:
-        """Every record of the folder.
+        """Every record of the folder; those that are in its index as they stand are not read.
 
         Raises:
             ConfigurationError: a record holds an evaluation that is not known here, and would be written over.
         """
         stored = cls(folder, again)
-        for record in folder.records():
-            stored.by_identity[record.identity] = Entry(record.filename, record.status, record.stages)
-            made = (record.provenance.created if record.provenance else "", record.identity)
-            key = cell_key(record.suite, record.cell, record.settings)
-            stored.last[key] = max(made, stored.last.get(key, made))
-            if record.scores is not None and (folder.path / record.scores.file).is_file():
-                stored.by_scores[record.scores.identity] = record.filename
-        for file, why in folder.unknown.items():
-            raise ConfigurationError(f"{folder.path / file} cannot be added to: {why} Or choose another --out.")
+        known = index.load(folder.path)
+        owner = folder.about().get("suite")
+        fresh = False
+        kept: list[tuple[State, Entry]] = []
+        for file in folder.files():
+            state = index.state_of(file)
+            if state is None:
+                continue
+            state_before, entry = known.get(file.name, (None, None))
+            if entry is None or state_before != state or owner not in (None, entry.suite):
+                fresh = True
+                record = folder.record_in(file, owner)
+                if record is None:
+                    continue
+                entry = Entry.of(record)._replace(file=file.name)
+            stored._note(entry, state)
+            kept.append((state, entry))
+        for name, why in folder.unknown.items():
+            raise ConfigurationError(f"{folder.path / name} cannot be added to: {why} Or choose another --out.")
+        if fresh or len(known) != len(kept):
+            index.write(folder.path, kept)
         return stored
+
+    def _note(self, entry: Entry, state: State) -> None:
+        self.by_identity[entry.identity] = entry
+        self.states[entry.file] = state
+        made = (entry.created, entry.identity)
+        self.last[entry.cell] = max(made, self.last.get(entry.cell, made))
+        if entry.scores and index.state_of(self.folder.path / entry.scores_file) is not None:
+            self.by_scores[entry.scores] = entry.file
+
+    def note(self, record: Record) -> None:
+        """Takes in a record that this process has just written."""
+        state = index.state_of(self.folder.path / record.filename)
+        if state is not None:
+            self._note(Entry.of(record), state)
+            index.append(self.folder.path, record)
+
+    def done_since(self, planned: Planned) -> bool:
+        """Whether another process has made a cell's record since this one looked, be it good or failed."""
+        name = filename(planned.cell, record_identity(*planned))
+        state = index.state_of(self.folder.path / name)
+        if state is None or state == self.states.get(name):
+            return False
+        record = self._read(name)
+        if record is None:
+            return False
+        self._note(Entry.of(record), state)
+        return record.status == "failed" or self._whole(planned)
 
     def has(self, planned: Planned) -> bool:
         """Whether everything that is asked of a cell is there."""
+        return not self.again and self._whole(planned)
+
+    def _whole(self, planned: Planned) -> bool:
         entry = self.by_identity.get(record_identity(*planned))
-        if self.again or entry is None or entry.status == "failed":
+        if entry is None or entry.status == "failed":
             return False
-        stages = entry.stages
-        return all(
-            name in stages and stages[name].identity == wanted for name, wanted in wanted_stages(planned).items()
-        )
+        return all(entry.stages.get(name) == wanted for name, wanted in wanted_stages(planned).items())
 
     def note_current(self, suite: str, plan: Sequence[Planned]) -> None:
         """Notes in the folder which records are those of the code as it stands, where others were made later.
@@ -94,6 +129,11 @@ class Stored:
 
     def _read(self, file: str) -> Record | None:
         try:
-            return Record.model_validate_json((self.folder.path / file).read_bytes())
-        except (OSError, ValueError):  # gone or damaged since the run began: done again
+            return Record.model_validate_json(regular_bytes(self.folder.path / file, RECORD_BYTES))
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+            UnknownNameError,
+        ):  # gone or damaged meanwhile: done again
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,16 +12,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..components import get_level
-from ..errors import ConfigurationError, ScoresError, UnknownNameError
+from ..errors import ConfigurationError, ScoresError, UnknownNameError, check_range
 from ..evaluation.base import evaluations
 from ..exchange.mib import Graph
 from ..exchange.precomputed import ScoreFile, shape_of
+from ..files import is_file, kind_of, read_text, told
 from ..levels import LEVELS, USUAL_REPLACEMENT, InputReplacement, check_replacement
 from ..loading import check_model_name
 from ..measurements.registry import MEASUREMENTS
 from ..method import methods
 from ..records.record import Cell, Planned, Precomputed
-from ..records.settings import HARDWARE, Settings
+from ..records.settings import HARDWARE, MAX_COUNT, MAX_EXAMPLES, Settings
 from ..shipped import shipped
 from ..task import Task, tasks
 
@@ -27,6 +30,12 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+SUITE_BYTES = 2**24
+"""The largest suite file read."""
+MAX_CELLS = 1_000_000
+"""The most cells that a suite asks for."""
 
 
 class Spec(BaseModel):
@@ -104,16 +113,17 @@ class Suite(BaseModel):
         """
         path = find_suite(path)
         evaluations.names()  # those of other packages have settings of their own
+        text = read_text(path, most=SUITE_BYTES)
         try:
-            suite = cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigurationError(f"{path} is not valid TOML: {error}.") from error
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(f"{path} is not a text file: {error.reason}.") from error
+            suite = cls.model_validate(tomllib.loads(text))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise ConfigurationError(f"{path}: {_complaint(key, first)}") from error
+        except RecursionError as error:
+            raise ConfigurationError(f"{path} is not valid TOML: it is nested too deeply.") from error
+        except (ValueError, OverflowError) as error:  # TOML that is none, numbers with thousands of digits
+            raise ConfigurationError(f"{path} is not valid TOML: {told(error)}.") from error
         suite.check()
         return suite
 
@@ -125,6 +135,7 @@ class Suite(BaseModel):
         """
         for model in [*self.models, *(name for group in self.groups for name in group.models)]:
             check_model_name(model)
+        self._check_size()
         for group in self.groups:
             self._check_settings(group)
             for level in group.levels:
@@ -135,6 +146,7 @@ class Suite(BaseModel):
             for level in group.levels:
                 self._check_level(settings, level)
             for spec in group.tasks:
+                check_options(f"task {spec.name!r}", spec.options)
                 task = tasks.make(spec.name, spec.options)
                 for level in group.levels:
                     if level not in task.levels:
@@ -145,6 +157,7 @@ class Suite(BaseModel):
                     for model in group.models or self.models:
                         self._check_evaluations(settings, task, level, model)
             for spec in group.methods:
+                check_options(f"method {spec.name!r}", spec.options)
                 method = methods.make(spec.name, spec.options)
                 for level in group.levels:
                     if level not in method.levels:
@@ -152,6 +165,18 @@ class Suite(BaseModel):
                             f"suite {self.name!r} asks {spec.name} for level {level!r}, but it scores "
                             f"{', '.join(method.levels)}; move it to a group without {level!r}."
                         )
+
+    def _check_size(self) -> None:
+        """Refuses more cells than any folder can hold, and seeds that no generator takes."""
+        cells = sum(
+            len(g.tasks) * len(g.methods) * len(g.levels) * len(g.replacements) * len(g.models or self.models)
+            * len(g.seeds or self.seeds)
+            for g in self.groups
+        )  # fmt: skip
+        if cells > MAX_CELLS:
+            raise ConfigurationError(f"suite {self.name!r} asks for {cells:,} cells; at most {MAX_CELLS:,} are run.")
+        for seed in [*self.seeds, *(seed for group in self.groups for seed in group.seeds)]:
+            check_seed(seed, f"a seed of suite {self.name!r}")
 
     def _check_level(self, settings: Settings, level: str) -> None:
         """Refuses a level at which nothing is measured, or not all that is asked of levels of its kind."""
@@ -450,8 +475,7 @@ def limited(limit: int) -> dict[str, Any]:
     Raises:
         ConfigurationError: fewer than one example.
     """
-    if limit < 1:
-        raise ConfigurationError(f"--limit is {limit}, expected at least 1.")
+    check_range("--limit", limit, 1, MAX_EXAMPLES)
     return {"train_examples": limit, "test_examples": limit, "min_kept": 1}
 
 
@@ -461,8 +485,11 @@ def find_suite(path: Path) -> Path:
     Raises:
         UnknownNameError: there is no such file; carries the names of the suites that there are.
     """
-    if path.is_file():
+    kind = kind_of(path, "the suite")
+    if kind == "file":
         return path
+    if kind == "other":
+        raise ConfigurationError(f"the suite {path} is no regular file (a pipe, socket or device), and is not read.")
     known = suites()
     if path.parent == Path() and path.stem in known and path.suffix in ("", ".toml"):
         return known[path.stem]
@@ -472,7 +499,48 @@ def find_suite(path: Path) -> Path:
 def suites() -> dict[str, Path]:
     """The suites by name: those that ship, and those in ``benchmarks/`` of the current folder, which come first."""
     folders = (*shipped("suites"), Path.cwd() / "benchmarks")
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml")) if is_file(file)}
+
+
+def lacking(plan: Iterable[Planned]) -> list[str]:
+    """What cells need that is not installed, one sentence for each extra of this package."""
+    needs: dict[tuple[str, str], set[str]] = {}
+    for _, settings in plan:
+        for name in settings.evaluations:
+            if MEASUREMENTS[name].uses_capability:
+                needs.setdefault(("lm_eval", "capability"), set()).add(name)
+            if getattr(settings.of(name), "recovery_steps", 0):
+                needs.setdefault(("peft", "recovery"), set()).add(name)
+    return [
+        f"{' and '.join(sorted(names))} need{'s' if len(names) == 1 else ''} {module.replace('_', '-')}, which is not "
+        f'installed: pip install "attriboard[{extra}]".'
+        for (module, extra), names in needs.items()
+        if importlib.util.find_spec(module) is None
+    ]
+
+
+def check_options(of: str, options: Mapping[str, Any]) -> None:
+    """Refuses options of a task or method that no run would end with, or that cannot be computed with.
+
+    Raises:
+        ConfigurationError: a whole number beyond :data:`MAX_COUNT` (of a seed: beyond 2**63), a number that is not
+            finite, or a value that is nested; names the option.
+    """
+    for key, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, (list, Mapping)):
+                raise ConfigurationError(f"option {key!r} of {of} is nested; give a value or a list of values.")
+            if isinstance(each, float) and not math.isfinite(each):
+                raise ConfigurationError(f"option {key!r} of {of} is {each}, expected a finite number.")
+            if isinstance(each, int) and key == "seed":
+                check_seed(each, f"option 'seed' of {of}")
+            elif isinstance(each, int):
+                check_range(f"option {key!r} of {of}", each, -MAX_COUNT, MAX_COUNT)
+
+
+def check_seed(seed: int, what: str) -> None:
+    """Raises ConfigurationError for a seed that a generator of random numbers does not take."""
+    check_range(what, seed, 0, 2**63 - 1)
 
 
 def _complaint(key: str, error: Any) -> str:

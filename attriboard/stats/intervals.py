@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import scipy.stats
@@ -57,13 +58,18 @@ def each_example(n: int, statistic: Callable[[NDArray[np.intp]], Array]) -> Arra
         return np.asarray(statistic(np.arange(n)[:, None]), dtype=float) if n else np.zeros(0)
 
 
-def defined_examples(n: int, statistic: Callable[[NDArray[np.intp]], Array]) -> NDArray[np.intp]:
+def defined_examples(
+    n: int, statistic: Callable[[NDArray[np.intp]], Array], each: Array | None = None
+) -> NDArray[np.intp]:
     """The indices of the examples that a statistic does not pass over for want of a value; all of them as a rule.
 
     An example without a value must neither be drawn in the place of one that has, nor be taken for one that agrees.
+
+    Args:
+        each: :func:`each_example` of the statistic, where that is known already.
     """
     everyone = np.arange(n)
-    having = everyone[~np.isnan(each_example(n, statistic))]
+    having = everyone[~np.isnan(each_example(n, statistic) if each is None else each)]
     if len(having) in (0, n):
         return everyone
     with np.errstate(all="ignore"):
@@ -177,6 +183,14 @@ def _of_clusters(
     return values.reshape(drawn.shape[:-1])
 
 
+@lru_cache(maxsize=8)
+def _all_but_each(n: int) -> NDArray[np.intp]:
+    """``[n, n - 1]``: the indices below n without the first, without the second, and so on."""
+    rest = np.array([np.delete(np.arange(n), i) for i in range(n)])
+    rest.flags.writeable = False
+    return rest
+
+
 def pseudo_values(n: int, statistic: Callable[[NDArray[np.intp]], Array]) -> Array:
     """Jackknife pseudo-values ``[n]``: each example's share in a statistic; for a mean, the values themselves.
 
@@ -188,6 +202,5 @@ def pseudo_values(n: int, statistic: Callable[[NDArray[np.intp]], Array]) -> Arr
     everyone = np.arange(n)
     if n < 2:
         return np.asarray(statistic(everyone), dtype=float).reshape(1).repeat(n)
-    rest = np.array([np.delete(everyone, i) for i in range(n)])
-    shares = -(n - 1) * np.asarray(statistic(rest))
+    shares = -(n - 1) * np.asarray(statistic(_all_but_each(n)))
     return shares - shares.mean() + np.asarray(statistic(everyone))

@@ -14,6 +14,8 @@ from .tests import FLIPS
 
 TIES = 0.5
 """Every pair is taken to have met once more than it did, and tied: so much of a win for either."""
+MANY_TABLES = 500
+"""From how many tables on Friedman's statistic is taken to be chi-squared distributed."""
 FEWEST_UNITS = 5
 """What resampling needs at least, to say anything about others that were not drawn."""
 
@@ -38,7 +40,8 @@ def rank_test(values: Array, seed: int = 0) -> RankTest:
     """Friedman's test (1937) of ``values`` ``[tables, k]``, lower is better, and Nemenyi's critical difference.
 
     The chi-squared approximation is poor for the few tables there are here, so the p-value comes from permuting the
-    ranks within each table: all permutations where they are no more than :data:`FLIPS`, else that many random ones.
+    ranks within each table: all permutations where they are no more than :data:`FLIPS`, else that many random ones. Of
+    more than :data:`MANY_TABLES` tables it is that of the chi-squared distribution, which is then exact enough.
 
     Raises:
         ValueError: fewer than 2 tables or 3 methods, or a value that is not finite.
@@ -49,7 +52,10 @@ def rank_test(values: Array, seed: int = 0) -> RankTest:
         raise ValueError(f"a rank test needs 2 tables and 3 methods with finite values, not {n} and {k}.")
     ranks = scipy.stats.rankdata(values, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        statistic = float(scipy.stats.friedmanchisquare(*ranks.T).statistic)
+        friedman = scipy.stats.friedmanchisquare(*ranks.T)
+    statistic = float(friedman.statistic)
+    if n > MANY_TABLES and np.isfinite(statistic):
+        return RankTest(ranks.mean(0), statistic, float(friedman.pvalue), critical_difference(k, n))
     p = scipy.stats.permutation_test(
         tuple(ranks.T),
         # within a table the same ranks are shuffled, so the spread of rank sums orders permutations as the statistic
@@ -125,8 +131,8 @@ def win_shares(outcomes: Array, blocks: Sequence[Hashable], seed: int = 0, resam
     n, k = outcomes.shape[:2]
     if n < 1 or k < 2:
         raise ValueError(f"paired comparisons need a table and 2 methods, not {n} and {k}.")
-    names = list(dict.fromkeys(blocks))
-    block = np.array([names.index(b) for b in blocks])
+    names = {name: at for at, name in enumerate(dict.fromkeys(blocks))}
+    block = np.array([names[b] for b in blocks])
     weights = 1 / np.bincount(block)[block]
     won = np.nan_to_num(outcomes) * weights[:, None, None]
     strengths = _strengths(won.sum(0))
@@ -137,11 +143,14 @@ def win_shares(outcomes: Array, blocks: Sequence[Hashable], seed: int = 0, resam
         return WinShares(wins, unknown, unknown, "nothing")
     unit = block if resampled == "blocks" else np.arange(n)
     units = int(unit.max()) + 1
-    per_unit = np.stack([won[unit == u].sum(0) for u in range(units)])
+    per_unit = np.zeros((units, k, k))
+    np.add.at(per_unit, unit, won)
     rng = np.random.default_rng(seed)
     drawn = np.empty((resamples, k))
+    flat = per_unit.reshape(units, -1)
     for row in drawn:
-        sums = per_unit[rng.integers(0, units, units)].sum(0)
+        times = np.bincount(rng.integers(0, units, units), minlength=units)
+        sums = (times @ flat).reshape(k, k)
         met = (sums + sums.T).sum(1) > 0
         row[:] = np.where(met, _mean_chance(_strengths(sums, strengths, 1e-4)), np.nan)
     outside = 50 * (1 - expanded_level(units))

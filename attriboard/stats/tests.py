@@ -36,16 +36,25 @@ def paired_test(differences: Array, clusters: Clusters | Sequence[Hashable] = ()
         p; no p is below :func:`smallest_p`. 1 where nothing differs, nothing is known (NaN), or one of several ways has
         a single cluster.
     """
+    return float(paired_tests(np.asarray(differences, dtype=float)[None], clusters, seed)[0])
+
+
+def paired_tests(differences: Array, clusters: Clusters | Sequence[Hashable] = (), seed: int = 0) -> Array:
+    """``[tests]``: :func:`paired_test` of each row of ``differences`` ``[tests, n]``, all clustered alike."""
     d = np.asarray(differences, dtype=float)
-    of = Clusters.of(clusters, len(d))
-    if not len(d) or not np.isfinite(d).all() or not d.any():
-        return 1.0
+    of = Clusters.of(clusters, d.shape[-1])
+    p = np.ones(len(d))
+    if not d.shape[-1]:
+        return p
+    told = np.isfinite(d).all(-1) & d.any(-1)
+    d = d[told]
     if of.single is not None:
-        return _flips(cluster_sums(d, of.single), seed)
+        p[told] = _flips(cluster_sums(d, of.single), seed)
+        return p
     spread = spread_of_mean(d, of)
-    if not np.isfinite(spread.variance):
-        return 1.0
-    return max(_students(float(d.mean()), spread), smallest_p(of))
+    students = _students(d.mean(-1), spread)
+    p[told] = np.where(np.isfinite(spread.variance), np.maximum(students, smallest_p(of)), 1.0)
+    return p
 
 
 def smallest_p(clusters: Clusters | int) -> float:
@@ -67,22 +76,26 @@ def at_random(clusters: Clusters) -> bool:
     return clusters.single is not None and not _all_flips(number_of(clusters.single))
 
 
-def _students(mean: float, spread: Spread) -> float:
-    """The two-sided p-value of a mean by its variance and degrees of freedom; 0 where it has no variance."""
-    if spread.variance <= 0:
-        return 0.0 if mean else 1.0
-    return float(2 * scipy.stats.t.sf(abs(mean) / np.sqrt(spread.variance), spread.df))
+def _students(mean: Array | float, spread: Spread) -> Array:
+    """The two-sided p-values of means by their variances and degrees of freedom; 0 where they have no variance."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * scipy.stats.t.sf(np.abs(mean) / np.sqrt(spread.variance), spread.df)
+    return np.where(np.asarray(spread.variance) <= 0, np.where(mean, 0.0, 1.0), p)
 
 
-def _flips(sums: Array, seed: int) -> float:
-    """The share of changes of the signs of ``sums`` whose total is as large."""
-    if not np.isfinite(sums).all() or not sums.any():
-        return 1.0
-    observed = abs(sums.sum())
-    slack = 1e-9 * np.abs(sums).sum()  # sums of the same numbers in another order count as equal
-    signs = _signs(len(sums), seed)
-    extreme = int((np.abs(signs @ sums) >= observed - slack).sum())
-    return extreme / len(signs) if _all_flips(len(sums)) else (1 + extreme) / (1 + len(signs))
+def _flips(sums: Array, seed: int) -> Array:
+    """``[tests]``: of each row of ``sums`` ``[tests, clusters]`` the share of changes of its signs whose total is as
+    large."""
+    signs = _signs(sums.shape[-1], seed)
+    p = np.ones(len(sums))
+    for at, row in enumerate(sums):  # all at once would be no faster, and take memory
+        if not np.isfinite(row).all() or not row.any():
+            continue
+        observed = abs(row.sum())
+        slack = 1e-9 * np.abs(row).sum()  # sums of the same numbers in another order count as equal
+        extreme = int((np.abs(signs @ row) >= observed - slack).sum())
+        p[at] = extreme / len(signs) if _all_flips(len(row)) else (1 + extreme) / (1 + len(signs))
+    return p
 
 
 def _all_flips(clusters: int) -> bool:
@@ -121,7 +134,7 @@ def unpaired_test(
         gap, spread = gap_of_means(x, y, of_x, of_y)
         if not np.isfinite(spread.variance) or np.ptp(np.concatenate([x, y])) == 0:
             return 1.0
-        return max(_students(gap, spread), smallest_p(of_x), smallest_p(of_y))
+        return max(float(_students(gap, spread)), smallest_p(of_x), smallest_p(of_y))
     means = [_means(values, labels) for values, labels in ((x, of_x.single), (y, of_y.single))]
     return _exchanges(means[0], means[1], seed)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import ConfigurationError
+from ..files import read_text
 from .audit import (
     CONSTANT_LIMIT,
     COPYING_LIMIT,
@@ -236,8 +237,8 @@ def read_audits(folder: Path) -> list[Audit]:
     found = []
     for file in sorted(folder.glob("*.json")):
         try:
-            found.append(Audit.model_validate_json(file.read_text(encoding="utf-8")))
-        except (ValidationError, UnicodeDecodeError) as error:
+            found.append(Audit.model_validate_json(read_text(file)))
+        except ValidationError as error:
             raise ConfigurationError(f"{file} is not an audit of this version; make it again.") from error
     return sorted(found, key=lambda audit: (audit.task, repr(sorted(audit.options.items())), audit.model))
 

@@ -78,7 +78,8 @@ def test_locality_of_one_edit_for_the_task_ranges_over_prompts() -> None:
 def test_the_score_is_high_only_if_everything_is() -> None:
     assert values(of("rewrite", argmax=[0.0, 0.0, 0.0, None]))["edit_rewrite_score"] == 0.0
     assert values(of("rewrite", capability=[right(0)]))["edit_rewrite_score"] == 0.0
-    perfect = {"argmax": [1.0] * 3, "generality": [1.0] * 3, "stays": [[1.0]] * 3, "capability": [right(10)]}
+    perfect = {"argmax": [1.0] * 4, "generality": [1.0] * 4, "stays": [[1.0]] * 4, "kl": [[0.0]] * 4}
+    perfect |= {"capability": [right(10)]}
     assert values(of("rewrite", **perfect), (0, 1, 2))["edit_rewrite_score"] == pytest.approx(1.0)
     half = values(of("rewrite", **{**perfect, "capability": [right(1)]}), (0, 1, 2))["edit_rewrite_score"]
     assert half < 0.35, "an arithmetic mean would be 0.78"

@@ -33,7 +33,7 @@ def test_a_record_comes_back_as_it_was() -> None:
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_none_come_back_as_they_were(number: float) -> None:
     whole = record("a", [0.1, 0.2])
-    ablation = whole.measurements["ablation"].model_copy(update={"clean": [[number, 1.0], [0.5, number]]})
+    ablation = whole.measurements["ablation"].model_copy(update={"clean": [[number, 1.0], [0.5, number], [1.0, 1.0]]})
     scores = stored(sketch=[number, 1.0]).model_copy(update={"metadata": {"loss": number, "rest": [number]}})
     aggregate = Aggregate(value=number, low=None, high=number, version=1)
     before = whole.model_copy(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,3 +184,35 @@ def test_what_was_measured_with_other_options_is_the_same_cell() -> None:
     settings = Settings(evaluations=("ablation",), options={"ablation": {"draws": 7}})
     chosen, passed_over = newest([_made("2026-01"), _made("2026-02", settings=settings)])
     assert ([r.identity[:7] for r in chosen], passed_over) == (["2026-02"], 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda r: r["measurements"]["ablation"]["clean"].pop(), "ablation: clean has 2 entries where there are 3"),
+        (lambda r: r["measurements"]["ablation"]["top"][0][0].pop(), "top has 2 entries where there are 3 rows"),
+        (lambda r: r["measurements"]["speed"]["seconds"].clear(), "speed: examples or seconds are empty"),
+        (lambda r: r["subsets"].pop(), "subsets has 2 entries where items has 3"),
+    ],
+)
+def test_a_record_with_a_list_that_is_short_is_named_with_the_field(tmp_path: Path, change: Any, why: str) -> None:
+    folder = Folder(tmp_path)
+    whole = json.loads(folder.write(record("a", DROPS)).read_text())
+    change(whole)
+    (tmp_path / "short.json").write_text(json.dumps(whole))
+    assert [r.cell.method for r in folder.read()] == ["a"]
+    assert why in folder.foreign["short.json"] and "\n" not in folder.foreign["short.json"]
+
+
+def test_what_is_no_file_among_the_records_is_named_and_never_read(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write(record("a", DROPS))
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / MARKER).write_text('{"suite": ' + "[" * 100_000)
+    assert len(folder.read()) == 1
+    assert folder.foreign.keys() == {"pipe.json", "zero.json", "deep.json"}
+    assert folder.foreign["zero.json"] == "no regular file (a folder, pipe, socket or device)"
+    with pytest.raises(ConfigurationError, match=r"suite.json cannot be read as JSON with a suite's name"):
+        folder.claim("made_up")
