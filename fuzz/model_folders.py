@@ -89,7 +89,7 @@ def _json_value(rng: random.Random, folder: Path) -> str:
     place: Any = value
     path: list[str] = []
     while isinstance(place, (dict, list)) and place:
-        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        keys: list[Any] = list(place) if isinstance(place, dict) else list(range(len(place)))
         key = rng.choice(keys)
         path.append(str(key))
         if not isinstance(place[key], (dict, list)) or not place[key] or rng.random() < 0.3:
