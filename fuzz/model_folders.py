@@ -104,7 +104,8 @@ def _json_value(rng: random.Random, folder: Path) -> str:
         place.pop(path[-1], None)
         new = "nothing"
     else:
-        place[path[-1] if isinstance(place, dict) else int(path[-1])] = new
+        where: Any = path[-1] if isinstance(place, dict) else int(path[-1])
+        place[where] = new
     file.write_text(json.dumps(value), encoding="utf-8")
     return f"{file.name}: {'.'.join(path)} = {new!r}"
 
