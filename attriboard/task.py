@@ -239,11 +239,12 @@ class Task(ABC):
         rng = random.Random(f"{self.stream or f'{self.name}:{self.version}'}:{split}:{subset}:{seed}")
         seen: set[str] = set()
         usable = rejected = last_new = 0
-        reason = "its candidates ran out"
+        unknown = reason = "its candidates ran out"
         for tried, candidate in enumerate(self._candidates(subset, rng)):
             idle = tried - last_new
             if tried > (20 if self.writes else 400) * (usable + 5) or idle > PATIENCE * (usable + 200):
-                reason = reason if rejected else f"none of its last {idle} candidates was a new one of this split"
+                if reason == unknown:
+                    reason = f"none of its last {idle} candidates was a new one of this split"
                 break
             if self.split(candidate) != split:
                 continue

@@ -199,7 +199,7 @@ def measure_pool(size: int, train: int, calibration: int) -> Pool:
             "good": good_values,
             "other_train": {m: value(measurements[1], m) for m in measurements[1].statistics()},
             "degraded": bad_values,
-            "drop": {m: 1 - bad_values[m] / good_values[m] for m in good_values},
+            "drop": {m: 1 - bad_values[m] / good_values[m] for m in good_values if good_values[m]},
             "seconds": time.perf_counter() - start,
         },
     )

@@ -105,7 +105,7 @@ def build(shape: str, device: str, dtype: str) -> tuple[Model, EncodedExample]:
     model = Model(hf, tokenizer, name=f"{shape} shape, random weights", processor=processor)
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     prompt = f"USER: {IMAGE} What is the color of the dog ? ASSISTANT: The color of the dog is"
-    return model, model.encode(Example(prompt, "brown", "black", image=Image.fromarray(noise)))
+    return model, model.encode(Example(prompt, " brown", " black", image=Image.fromarray(noise)))
 
 
 def measure(model: Model, example: EncodedExample, repeats: int) -> list[dict[str, Any]]:

@@ -268,7 +268,7 @@ def test_models_whose_patches_form_no_single_grid_are_refused_before_their_weigh
         arguments[2] = tmp_path
         code, _, err = call(capsys, *arguments)
         assert code == 2 and f"vision-language models of type '{kind}' are not supported" in err
-        assert "known: llava, vipllava, idefics3, smolvlm" in err and "Traceback" not in err
+        assert "supported: llava, vipllava, idefics3, smolvlm" in err and "Traceback" not in err
 
 
 def test_a_saved_processor_that_makes_no_grid_exits_2(

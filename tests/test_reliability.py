@@ -37,7 +37,8 @@ def test_cases_of_another_seed_give_no_traceback_and_no_hang(kind: str, cases: i
     found = run(importlib.import_module(f"fuzz.{kind}").cases(1000), cases)
     assert found.cases == cases
     assert (found.tracebacks, found.hangs) == ([], [])
-    assert found.refused > 0, "nothing was refused, so nothing bad was tried"
+    if kind != "records":  # a bad one is named and left out, and the board is made of the others
+        assert found.refused > 0, "nothing was refused, so nothing bad was tried"
 
 
 def test_a_driver_that_finds_a_traceback_says_so() -> None:

@@ -5,17 +5,20 @@ The same records give the same board: what is resampled here has a fixed seed.
 
 from __future__ import annotations
 
+import pickle
+import tempfile
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import scipy.stats
 
+from ..errors import AttriboardError
 from ..files import kind_and_reason
 from ..levels import USUAL_REPLACEMENT
 from ..measurements.registry import METRICS
@@ -301,7 +304,7 @@ class Board:
         Args:
             findings: of audits, said above the tables of the same task, version and model.
             lean: keep of every record what tables say, and not the measurements behind it, which figures are drawn of;
-                each table's records are read once more to compare its methods. Memory then grows by kilobytes a record.
+                they wait in a temporary file until its methods are compared. Memory then grows by kilobytes a record.
 
         Raises:
             ConfigurationError: no such folder, or not one record in it.
@@ -464,6 +467,8 @@ def _current(folder: Folder, record: Record) -> Record | None:
     """The record with aggregates of today; None, and noted as no record, where they do not follow from it."""
     try:
         return up_to_date(record)
+    except AttriboardError:  # of a measurement that does not keep to what it declares, whatever the record
+        raise
     except Exception as error:  # numbers that no statistic was made for
         folder.foreign[record.filename] = f"its aggregates cannot be derived: {kind_and_reason(error)}"
         return None
@@ -471,18 +476,20 @@ def _current(folder: Folder, record: Record) -> Record | None:
 
 @dataclass
 class _Lean:
-    """Reads records without what is behind their aggregates, and the rest table by table."""
+    """Reads records without what is behind their aggregates, which waits in a temporary file for its table's turn."""
 
     folder: Folder
-    files: dict[str, Path] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
     shared: dict[object, Any] = field(default_factory=dict)
+    waiting: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
 
-    def __call__(self, record: Record, file: Path) -> Record | None:
+    def __call__(self, record: Record) -> Record | None:
         """The record without measured values; what many records have in common is one object."""
         whole = _current(self.folder, record) if record.measurements else record
         if whole is None:
             return None
-        self.files[whole.filename] = file
+        measured = pickle.dumps(whole.measurements, pickle.HIGHEST_PROTOCOL)
+        self.places[whole.filename] = (self.waiting.tell(), self.waiting.write(measured))
         names = {name: getattr(whole, name) for name in ("items", "frames", "subsets")}
         scores = whole.scores
         if scores is not None:
@@ -505,12 +512,13 @@ class _Lean:
         """Compares a table's records by their measurements, which are forgotten again."""
         whole = {}
         for record in table.records:
-            read = self.folder.record_in(self.files[record.filename])
-            if read is not None:
-                whole[record.filename] = read.model_copy(update={"aggregates": record.aggregates})
+            start, size = self.places[record.filename]
+            self.waiting.seek(start)
+            measured = pickle.loads(self.waiting.read(size))  # what this process wrote
+            whole[record.filename] = record.model_copy(update={"measurements": measured})
         found: dict[str, ColumnTest] = {}
         for part in table.parts:
-            found |= compare_columns([whole[r.filename] for r in part.records if r.filename in whole], part.metrics)
+            found |= compare_columns([whole[r.filename] for r in part.records], part.metrics)
         vars(table)["comparisons"] = found  # in the place of the property, which would need the measurements
 
 

@@ -36,7 +36,7 @@ RECORD_BYTES = 2**28
 """The largest record read."""
 
 
-Reader = Callable[[Record, Path], Record | None]
+Reader = Callable[[Record], Record | None]
 
 
 @dataclass
@@ -196,10 +196,10 @@ class Folder:
         noted = noted if isinstance(noted, dict) else {}
         current = []
         self.set_aside = 0
-        for r, file in self._with_files():
+        for r in self.records():
             if noted and noted.get(cell_key(r.suite, r.cell, r.settings), r.identity) != r.identity:
                 self.set_aside += 1
-            elif (kept := r if reader is None else reader(r, file)) is not None:
+            elif (kept := r if reader is None else reader(r)) is not None:
                 current.append(kept)
         return current
 
@@ -242,13 +242,8 @@ class Folder:
             raise ConfigurationError(
                 f"there is no results folder {self.path}; run a suite with --out {self.path} first."
             )
-        return (record for record, _ in self._with_files())
-
-    def _with_files(self) -> Iterator[tuple[Record, Path]]:
         owner = self.about().get("suite")
-        for file in self.files():
-            if (record := self.record_in(file, owner)) is not None:
-                yield record, file
+        return (record for file in self.files() if (record := self.record_in(file, owner)) is not None)
 
     def record_in(self, file: Path, owner: str | None = None) -> Record | None:
         """The record in a file; None, and noted in ``foreign``, where it is none, or not of the suite ``owner``."""

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -387,7 +386,9 @@ def tokenizer(bos: bool = False) -> Any:
     """Words ``w1`` to ``w95`` are tokens 1 to 95; 0 is unknown and 96 pads."""
     vocab = {"[UNK]": 0, **{f"w{i}": i for i in range(1, 96)}, "[PAD]": 96}
     fast = Tokenizer(WordLevel(vocab, unk_token="[UNK]"))
-    fast.pre_tokenizer = WhitespaceSplit()
+    # "w1w2" is two words too, so that an answer without a space is the text that follows a prompt
+    word = pre_tokenizers.Split(Regex(r"w\d+"), behavior="isolated")
+    fast.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), word])
     if bos:
         fast.post_processor = TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="[UNK]", pad_token="[PAD]")

@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         whole("head_ablation", 0.0, **shapes),
         whole("attribution_patching", 0.05, **shapes),
         whole("random", 0.3, control=True, **shapes),
-        failed.model_copy(update={"kept": {}, "items": [], "scores": None}),
+        failed.model_copy(update={"kept": {}, "items": [], "frames": [], "subsets": [], "scores": None}),
     )
     return path
 
