@@ -262,7 +262,7 @@ def test_a_saved_model_loads_by_its_folder_and_scores_the_same(
 def test_models_whose_patches_form_no_single_grid_are_refused_before_their_weights_are_read(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for config, kind in ((transformers.LlavaNextConfig(), "llava_next"), (transformers.Qwen2VLConfig(), "qwen2_vl")):
+    for config, kind in ((transformers.LlavaNextConfig(), "llava_next"), (transformers.Idefics2Config(), "idefics2")):
         config.save_pretrained(tmp_path)  # no weights are there to be read
         arguments = _arguments(folders, tmp_path / "s.safetensors", "--image", folders["picture"])
         arguments[2] = tmp_path
