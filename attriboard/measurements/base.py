@@ -7,6 +7,7 @@ read them from there. When a metric turns out wrong, its version is raised and t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -237,7 +238,7 @@ class Measurement(Shaped):
 
     def emptied(self) -> Measurement:
         """The measurement without what was measured: only what it is, and how many train groups there were."""
-        return self.__class__.model_construct(train_groups=sorted(set(self.train_groups)))
+        return _empty(self.__class__).model_copy(update={"train_groups": sorted(set(self.train_groups))})
 
     def clusters(self, items: Sequence[str] = (), frames: Sequence[str] = ()) -> Clusters:
         """How the rows depend on each other, given the base items and frames of the test examples kept.
@@ -272,6 +273,11 @@ class Measurement(Shaped):
     def gaps(self) -> dict[str, str]:
         """What was not measured, by metric or part, and why."""
         return {}
+
+
+@functools.cache
+def _empty(cls: type[Measurement]) -> Measurement:
+    return cls.model_construct()
 
 
 MEASUREMENTS: dict[str, type[Measurement]] = {}
