@@ -6,6 +6,8 @@ import os
 from importlib import import_module
 from pathlib import Path
 
+from .files import kind_of
+
 
 def shipped(part: str) -> list[Path]:
     """The folders of a part, ``suites`` or ``reference``: in a checkout ``benchmarks/`` and ``results/``."""
@@ -13,8 +15,12 @@ def shipped(part: str) -> list[Path]:
 
 
 def records_folder(path: Path) -> Path:
-    """A folder of records by path, or by the bare name of a reference run that ships, such as ``quick``."""
-    if path.exists() or path.parent != Path():
+    """A folder of records by path, or by the bare name of a reference run that ships, such as ``quick``.
+
+    Raises:
+        ConfigurationError: the operating system refuses the path; gives its reason.
+    """
+    if path.parent != Path() or kind_of(path) != "missing":
         return path
     known = {marker.parent.name: marker.parent for root in shipped("reference") for marker in root.glob("*/suite.json")}
     return known.get(path.name, path)
