@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import datasets
-
 from attriboard.errors import ConfigurationError, TaskError
 from attriboard.instructions import no_retries, open_dataset
 from attriboard.task import SPLITS, Example, Task, split_of
@@ -162,6 +160,8 @@ READERS: dict[str, Callable[[Row, str], Parts | None]] = {
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
+    import datasets  # takes a second and 80 MiB, which nothing else here needs
+
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:

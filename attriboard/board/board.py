@@ -5,11 +5,13 @@ The same records give the same board: what is resampled here has a fixed seed.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import pickle
 import tempfile
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -311,14 +313,15 @@ class Board:
         """
         folder = Folder(path)
         reader = _Lean(folder) if lean else None
-        records, superseded = newest(folder.filled(reader))
-        superseded += folder.set_aside
-        used = [record for record in records if record.measurements]
-        current = used if reader else [whole for r in used if (whole := _current(folder, r)) is not None]
-        tables = _tables(current, findings or {})
-        if reader is not None:
-            for table in tables:
-                reader.compare(table)
+        with _uncollected() if lean else contextlib.nullcontext():
+            records, superseded = newest(folder.filled(reader))
+            superseded += folder.set_aside
+            used = [record for record in records if record.measurements]
+            current = used if reader else [whole for r in used if (whole := _current(folder, r)) is not None]
+            tables = _tables(current, findings or {})
+            if reader is not None:
+                for table in tables:
+                    reader.compare(table)
         return cls(
             about=folder.about(),
             tables=tables,
@@ -472,6 +475,19 @@ def _current(folder: Folder, record: Record) -> Record | None:
     except Exception as error:  # numbers that no statistic was made for
         folder.foreign[record.filename] = f"its aggregates cannot be derived: {kind_and_reason(error)}"
         return None
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """While very many objects are made that stay, Python looks for cycles among them in vain; what is made, stays."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 @dataclass

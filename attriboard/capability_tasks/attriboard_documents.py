@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -20,4 +21,6 @@ def load(file: str, **_: Any) -> dict[str, Dataset]:
 
     A path in ``data_files`` would be relative to where lm-eval was started; this one is relative to this file.
     """
+    from datasets import Dataset  # 80 MiB, which whoever only reads the lines does not need
+
     return {"test": Dataset.from_list(read(Path(__file__).parent / file))}

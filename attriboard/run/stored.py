@@ -45,8 +45,7 @@ class Stored:
         stored = cls(folder, again)
         known = index.load(folder.path)
         owner = folder.about().get("suite")
-        fresh = False
-        kept: list[tuple[State, Entry]] = []
+        fresh, kept = False, 0
         for file in folder.files():
             state = index.state_of(file)
             if state is None:
@@ -59,11 +58,11 @@ class Stored:
                     continue
                 entry = Entry.of(record)._replace(file=file.name)
             stored._note(entry, state)
-            kept.append((state, entry))
+            kept += 1
         for name, why in folder.unknown.items():
             raise ConfigurationError(f"{folder.path / name} cannot be added to: {why} Or choose another --out.")
-        if fresh or len(known) != len(kept):
-            index.write(folder.path, kept)
+        if fresh or len(known) != kept:
+            index.write(folder.path, ((stored.states[e.file], e) for e in stored.by_identity.values()))
         return stored
 
     def _note(self, entry: Entry, state: State) -> None:
