@@ -414,7 +414,7 @@ class Board:
         groups: dict[str, list[Table]] = defaultdict(list)
         for table in self.tables:
             first = table.records[0]
-            weights = first.model.weights_sha256 if first.model and len(built[table.recipe]) == 1 else ""
+            weights = _weights(first) if len(built[table.recipe]) == 1 else ""
             kind = [table.task, table.level, table.recipe, table.replacement, table.variant, _drawn(first), weights]
             groups[digest(kind)].append(table)
         summaries = []
@@ -579,19 +579,22 @@ def _drawn(record: Record) -> list[Any]:
     return [record.settings.drawing(), record.settings.dtype, record.settings.device]
 
 
+def _weights(record: Record) -> str:
+    """What the model's weights are known by; empty where no model is."""
+    return record.model.weights_sha256 if record.model else ""
+
+
 def _tables(records: Iterable[Record], findings: Findings) -> tuple[Table, ...]:
     groups: dict[tuple[str, str, str, str, str, int, str], list[Record]] = defaultdict(list)
     for record in records:
         c = record.cell
-        weights = record.model.weights_sha256 if record.model else ""
-        alike = digest([_drawn(record), weights, record.data_sha256])
+        alike = digest([_drawn(record), _weights(record), record.data_sha256])
         groups[c.task_label, c.level, c.model, c.replacement, c.variant, c.seed, alike].append(record)
     tables = []
     for key, group in sorted(groups.items(), key=lambda item: (*item[0][:-1], -len(item[1][0].items), item[0][-1])):
         most_first = sorted(group, key=lambda r: (-len(r.measurements), r.filename))
         first = group[0]
-        weights = first.model.weights_sha256 if first.model else ""
-        found = tuple(findings.get((first.cell.task, first.task_version, weights), ()))
+        found = tuple(findings.get((first.cell.task, first.task_version, _weights(first)), ()))
         tables += [Table(*key[:-1], best_first(part), found) for part in _of_one_mind(most_first, options_of)]
     return tuple(tables)
 
