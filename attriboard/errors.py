@@ -35,6 +35,10 @@ def check_name(kind: str, name: str, known: Collection[str], way_out: str = "") 
         raise UnknownNameError(kind, name, known, way_out)
 
 
+MAX_SEED = 2**63 - 1
+"""The highest seed that a generator of random numbers takes."""
+
+
 def check_range(what: str, value: int, low: int = 1, high: int = 1_000_000) -> None:
     """Refuses a number that is too small to mean anything, or so large that no run would end with it.
 

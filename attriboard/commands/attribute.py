@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import ConfigurationError, check_range
-from .options import MAX_SEED, Device, Include, include_files
+from ..errors import MAX_SEED, ConfigurationError, check_range
+from .options import Device, Include, include_files
 from .output import make_folder_of, out, writing
 
 

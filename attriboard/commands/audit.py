@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..errors import ConfigurationError, check_name, check_range
+from ..errors import MAX_SEED, ConfigurationError, check_name, check_range
 from ..files import parse_json
-from .options import MAX_SEED, Device, Include, include_files
+from .options import Device, Include, include_files
 from .output import make_folder_of, out, writing
 
 

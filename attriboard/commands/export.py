@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import ConfigurationError
-from .options import MAX_SEED, Include, include_files
+from ..errors import MAX_SEED, ConfigurationError
+from .options import Include, include_files
 from .output import err, out, writing
 
 

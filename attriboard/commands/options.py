@@ -9,8 +9,6 @@ import typer
 
 from ..errors import ConfigurationError
 
-MAX_SEED = 2**63 - 1
-"""The highest seed that a generator of random numbers takes."""
 Include = Annotated[
     list[Path] | None,
     typer.Option(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..errors import ConfigurationError, check_name
-from .options import MAX_SEED, Include, include_files
+from ..errors import MAX_SEED, ConfigurationError, check_name
+from .options import Include, include_files
 from .output import err, note_foreign_file, out
 from .progress import progress_of_cells
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import check_range
-from .options import MAX_SEED, Device
+from ..errors import MAX_SEED, check_range
+from .options import Device
 from .output import make_folder_of, out, writing
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..components import get_level
-from ..errors import ConfigurationError, ScoresError, UnknownNameError, check_range
+from ..errors import MAX_SEED, ConfigurationError, ScoresError, UnknownNameError, check_range
 from ..evaluation.base import evaluations
 from ..exchange.mib import Graph
 from ..exchange.precomputed import ScoreFile, shape_of
@@ -540,7 +540,7 @@ def check_options(of: str, options: Mapping[str, Any]) -> None:
 
 def check_seed(seed: int, what: str) -> None:
     """Raises ConfigurationError for a seed that a generator of random numbers does not take."""
-    check_range(what, seed, 0, 2**63 - 1)
+    check_range(what, seed, 0, MAX_SEED)
 
 
 def _complaint(key: str, error: Any) -> str:
