@@ -413,31 +413,47 @@ class Intervention:
         """
         n_sets, n_examples = len(masks), len(self.batch)
         rows = torch.arange(n_examples).repeat(n_sets)
-        return self.rows(masks.repeat_interleave(n_examples, dim=0), rows, measure).view(n_sets, n_examples, -1)
+        sets = torch.arange(n_sets).repeat_interleave(n_examples)
+        return self.rows(masks, rows, measure, sets).view(n_sets, n_examples, -1)
 
     def rows(
         self,
         masks: Tensor,
         rows: Tensor,
         measure: Callable[[Tensor, Batch], Tensor] = measure,
+        sets: Tensor | None = None,
     ) -> Tensor:
-        """As calling the object, for explicit rows: ``masks`` ``[R, n]`` on examples ``rows`` ``[R]`` -> ``[R, K]``."""
+        """As calling the object, for explicit rows.
+
+        Args:
+            masks: ``[S, n]`` bool: the components replaced in each set.
+            rows: ``[R]``: of each row the example.
+            measure: as there.
+            sets: ``[R]``: of each row the set; by default every row has its own.
+
+        Returns:
+            ``[R, K]`` float32.
+        """
         model = self.model
-        start, from_empty = self._starts(masks)
+        sets = torch.arange(len(rows)) if sets is None else sets
+        start, from_empty = (of_set[sets] for of_set in self._starts(masks))
         order = torch.argsort(start, stable=True)
+        there = masks.to(model.device)
         results: list[Tensor] = []
         for chunk in order.split(model.batch_size):
-            example = rows[chunk]
-            batch = self.batch.rows(example)
+            batch = self.batch.rows(rows[chunk])
+            example, chosen, restarted = (x[chunk].to(model.device) for x in (rows, sets, from_empty))
+            any_restarted = bool(from_empty[chunk].any())
             at = int(start[chunk].min())
             if at == model.n_layers:
-                logits = self._finished(from_empty[chunk], example)
+                logits = self.clean.logits[example]
+                if any_restarted:
+                    logits = torch.where(restarted[:, None], self.empty.logits[example], logits)
             else:
                 resid = self.clean.resid[at][example]
-                if bool(from_empty[chunk].any()):
-                    other = self.empty.resid[at][example]
-                    resid = torch.where(from_empty[chunk].to(resid.device)[:, None, None], other, resid)
-                slices = self.level.slices(model, masks[chunk])
+                if any_restarted:
+                    resid = torch.where(restarted[:, None, None], self.empty.resid[at][example], resid)
+                slices = self.level.slices(model, there[chosen])
                 ahead = {name: mask for name, mask in slices.items() if int(name.split(".")[1]) >= at}
                 run = model.run(
                     batch,
@@ -446,18 +462,11 @@ class Intervention:
                     needed=start[chunk].tolist(),
                 )
                 logits = run.logits
-            results.append(measure(logits, batch).float().cpu())
-        out = torch.cat(results)
-        return out[torch.argsort(order)]
-
-    def _finished(self, from_empty: Tensor, example: Tensor) -> Tensor:
-        clean = self.clean.logits[example]
-        if not bool(from_empty.any()):
-            return clean
-        return torch.where(from_empty.to(clean.device)[:, None], self.empty.logits[example], clean)
+            results.append(measure(logits, batch).float())
+        return torch.cat(results).cpu()[torch.argsort(order)]
 
     def _starts(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """``[R]`` the first layer each row must run, and whether it may start from the all-replaced pass."""
+        """``[S]``: the first layer that each set must run, and whether it may start from the all-replaced pass."""
         model = self.model
         per_layer = masks.view(len(masks), model.n_layers, -1)
         layers = torch.arange(model.n_layers)

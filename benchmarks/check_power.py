@@ -34,9 +34,10 @@ from numpy.typing import NDArray
 
 from attriboard.board.check import check_records, headlines
 from attriboard.components import get_level
-from attriboard.evaluation import faithfulness
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.crossfit import trials
+from attriboard.evaluation.faithfulness import FaithfulnessEvaluation
+from attriboard.evaluation.sets import Question
 from attriboard.loading import load_model
 from attriboard.measurements.base import Kept, Strict
 from attriboard.measurements.faithfulness import Faithfulness
@@ -136,7 +137,9 @@ def degraded(scores: Scores, share: float) -> Scores:
 def judged(context: Context, scores: Scores) -> Faithfulness:
     """The test half judged by scores from elsewhere."""
     whole = trials(context, scores.values, None, 0, 1, (TASK, MODEL, LEVEL))
-    return faithfulness.evaluate(context, whole, get_level(LEVEL), "counterfactual")
+    measured = FaithfulnessEvaluation().ask(Question(context, get_level(LEVEL), whole))
+    assert isinstance(measured, Faithfulness)
+    return measured
 
 
 def share_of_noise(context: Context, scores: Scores, steps: int = 6) -> float:

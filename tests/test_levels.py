@@ -16,14 +16,17 @@ from torch import Tensor
 from attriboard import components, interventions, levels
 from attriboard.components import InputLevel, Level, get_level, summed
 from attriboard.errors import ConfigurationError
-from attriboard.evaluation import ablation, faithfulness
+from attriboard.evaluation.ablation import AblationEvaluation
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.crossfit import trials
+from attriboard.evaluation.faithfulness import FaithfulnessEvaluation
+from attriboard.evaluation.sets import Question
 from attriboard.exchange.mib import check_level
 from attriboard.exchange.precomputed import read
 from attriboard.interventions import REPLACEMENT_KINDS, Intervention, ReplacementKind, component_means, single_effects
 from attriboard.levels import InputReplacement, LevelFacts, check_replacement
 from attriboard.loading import load_model
+from attriboard.measurements.ablation import Ablation
 from attriboard.method import methods
 from attriboard.model import Batch, Model
 from attriboard.scores import Scores
@@ -257,9 +260,11 @@ def test_a_new_level_is_evaluated_and_goes_through_files(
     scores = Scores(values, "layers", layers.names(model))
     check_replacement("mean", "layers")
     whole = trials(context, scores.values, None, 0, 1, ())
-    faithful = faithfulness.evaluate(context, whole, layers, "mean")
-    assert faithful.sizes == list(range(1, model.n_layers + 1)) and len(faithful.absolute) == model.n_layers
-    assert ablation.evaluate(context, whole, layers, "counterfactual", 2).sizes
+    faithful = FaithfulnessEvaluation().ask(Question(context, layers, whole, "mean"))
+    assert faithful.sizes == sorted({1, model.n_layers // 2, model.n_layers}) and len(faithful.absolute) == len(
+        faithful.sizes
+    )
+    assert AblationEvaluation().ask(Question(context, layers, whole), Ablation.Options(draws=2)).sizes
     with pytest.raises(Exception, match="scores of layers cannot be written for MIB: MIB's nodes are attention heads"):
         check_level("layers")
     scores.save(tmp_path / "mine.safetensors", model=str(toy["model"]))

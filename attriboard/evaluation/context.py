@@ -22,11 +22,14 @@ from ..stats.intervals import ALPHA
 from ..task import SPLITS, Task, image_hash
 from .division import divided
 from .drawing import answered, draw, reversed_pair
+from .sets import Asked, distinct
 
 MIN_PASSING = 0.1
 """A subset of which a smaller share of the examples passes is no task for the model."""
 MIN_TURNED = 0.5
 """Nor is one of which a smaller share of the examples answered passes."""
+MOST_TOGETHER = 16
+"""The most examples that stand in one batch when sets of components are replaced on them."""
 
 
 class Context:
@@ -155,29 +158,52 @@ class Context:
 
         Args:
             masks: ``[S, n]`` bool: the components replaced in each set.
-            members: of which examples, as places in :attr:`both`, all of one half; by default the test half.
+            members: of which examples, as places in :attr:`both`; by default the test half.
 
         Returns:
             ``[S, N, 3]`` float32 (see :class:`attriboard.measurements.base.Measure`).
 
-        Means are those of the other half. Equal sets are run once. Nothing is remembered between calls: the same call
-        gives the same bits, whatever ran before it.
+        As :meth:`measure_all`.
         """
-        members = self.test_half if members is None else list(members)
-        examples = self.both
-        # examples that differ from their counterfactual late share the longest prefixes when they stand together
-        places = sorted(range(len(members)), key=lambda i: _suffix(examples[members[i]]))
-        order = torch.tensor(places)
-        distinct, place = masks.unique(dim=0, return_inverse=True)
-        groups = order.split(max(1, self.model.batch_size // 8))
-        measured = torch.cat(
-            [
-                self._intervention(level, replacement, tuple(members[i] for i in group.tolist()))(distinct)
-                for group in groups
-            ],
-            dim=1,
-        )
-        return measured[:, torch.argsort(order)][place]
+        return self.measure_all(level, replacement, [Asked(masks, self.test_half if members is None else members)])[0]
+
+    def measure_all(self, level: Level, replacement: Replacement, asked: Sequence[Asked]) -> list[Tensor]:
+        """Replaces sets of components on examples, each distinct set once on each example.
+
+        Returns:
+            Of each that is asked ``[S, N, 3]`` float32 (see :class:`attriboard.measurements.base.Measure`).
+
+        Means are those of the other half. Nothing is remembered between calls: the same call gives the same bits,
+        whatever ran before it.
+        """
+        n = len(self.both)
+        sets, place = distinct(torch.cat([one.masks for one in asked]))
+        places = place.split([len(one.masks) for one in asked])
+        pairs = [at[:, None] * n + torch.tensor(list(one.members)) for at, one in zip(places, asked)]
+        rows, found = torch.cat([pair.flatten() for pair in pairs]).unique(return_inverse=True)
+        set_of, member_of = rows // n, rows % n
+        measured = torch.empty(len(rows), len(Measure))
+        for group in self._run_together(member_of.unique().tolist()):
+            local = torch.full((n,), -1)
+            local[list(group)] = torch.arange(len(group))
+            own = torch.nonzero(local[member_of] >= 0)[:, 0]
+            intervention = self._intervention(level, replacement, group)
+            measured[own] = intervention.rows(sets, local[member_of[own]], sets=set_of[own])
+        parts = measured[found].split([pair.numel() for pair in pairs])
+        return [part.view(*pair.shape, -1) for part, pair in zip(parts, pairs)]
+
+    def _run_together(self, members: Sequence[int]) -> list[tuple[int, ...]]:
+        """Examples that stand in one batch: of one half, and such as share the longest prefixes.
+
+        Those that differ from their counterfactual late share the longest, so they are sorted by that.
+        """
+        size = max(1, min(MOST_TOGETHER, self.model.batch_size // 8))
+        halves = ([i for i in members if i < len(self.train)], [i for i in members if i >= len(self.train)])
+        groups = []
+        for half in halves:
+            half.sort(key=lambda i: _suffix(self.both[i]))
+            groups += [tuple(half[at : at + size]) for at in range(0, len(half), size)]
+        return groups
 
     def _intervention(self, level: Level, replacement: Replacement, group: tuple[int, ...]) -> Intervention:
         key = (level.name, replacement, group)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -132,13 +132,12 @@ class Rows:
     values: dict[str, Tensor]
 
 
-def judged(context: Context, chosen: Sequence[Trial], judge: Callable[[Trial], dict[str, Tensor]]) -> Rows:
-    """What a function measures of every trial, put together.
+def judged(context: Context, chosen: Sequence[Trial], measured: Sequence[Mapping[str, Tensor]]) -> Rows:
+    """What was measured of every trial, put together.
 
     Args:
-        judge: of one trial, tensors whose last axis is its members.
+        measured: by trial and name, tensors whose last axis is the trial's members.
     """
-    measured = [judge(trial) for trial in chosen]
     members = [i for trial in chosen for i in trial.members]
     everyone = context.both
     first = min(members)

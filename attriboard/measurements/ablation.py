@@ -13,15 +13,16 @@ import numpy as np
 from pydantic import Field
 
 from ..stats.intervals import Array
-from . import base
+from . import base, faithfulness
 from .base import Measurement, Metric, Statistic
-
-SIZES = (1, 2, 5, 10, 20, 50, 100, 300)
 
 
 def sizes(n: int) -> list[int]:
-    """The sizes up to half of the level's ``n`` components; beyond that, random draws are mostly the same set."""
-    return [k for k in SIZES if k <= max(1, n // 2)]
+    """Those sizes of the curves of faithfulness that are at most a tenth of the level's ``n`` components, or one.
+
+    Where nearly everything is replaced the answer is lost whatever is chosen, which says nothing of the choice.
+    """
+    return [k for k in faithfulness.sizes(n) if k <= max(1, n // 10)]
 
 
 class Ablation(Measurement):
@@ -60,17 +61,18 @@ class Ablation(Measurement):
             title="drop in p",
             unit="probability",
             better="higher",
-            version=2,
+            version=3,
             text="Drop in p(answer) when the top k components by signed score are replaced, minus the drop for as many "
-            "components drawn at random from the same layers, averaged over k = 1, 2, 5, 10, 20, 50, 100, 300 as far "
-            "as k is at most half of the level. Where examples are cross-fitted, every group meets other random sets, "
-            "and the interval includes the error of the draws.",
+            "components drawn at random from the same layers, averaged over k = 0.1, 0.2, 0.5, 1, 2, 5 and 10 % of the "
+            "level's components (rounded down, at least 1, each k once). Where examples are cross-fitted, every group "
+            "meets other random sets, and the interval includes the error of the draws.",
         ),
         Metric(
             "ablation_drop_raw",
             title="raw drop in p",
             unit="probability",
             better="higher",
+            version=2,
             text="Drop in p(answer) when the top k components are replaced, nothing subtracted, averaged over the same "
             "k.",
         ),
@@ -81,7 +83,7 @@ class Ablation(Measurement):
             better="higher",
             digits=2,
             shown=False,
-            version=2,
+            version=3,
             text="As the drop in p, for log p(answer).",
         ),
         Metric(
@@ -90,7 +92,7 @@ class Ablation(Measurement):
             unit="share",
             better="higher",
             shown=False,
-            version=2,
+            version=3,
             text="As the drop in p, for the share of examples answered correctly.",
         ),
     )

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from ..stats.clusters import train_share
 from ..stats.intervals import Array, pseudo_values
-from ..stats.sets import nearest
 from .base import Measurement, Metric, Scalar, Statistic
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def sizes(n: int) -> list[int]:
-    """The distinct whole numbers nearest to 0.1 ... 100 % of ``n``, at least 1."""
-    return sorted({nearest(fraction, n) for fraction in FRACTIONS})
+    """The distinct sizes of MIB, ``floor(k n)`` for 0.1 ... 100 % of ``n``, at least 1."""
+    return sorted({max(1, k) for k in mib_sizes(n)})
 
 
 def mib_sizes(n: int) -> list[int]:
@@ -54,10 +53,10 @@ class Faithfulness(Measurement):
     text = (
         "With *m* the task's metric (logit of the answer minus logit of the foil) averaged over examples, "
         "f(k) = (m_k − m_empty) / (m_full − m_empty): m_full is the untouched model, m_empty the model with every "
-        "component of the level replaced, at all positions. Sizes k are the distinct whole numbers nearest to 0.1, "
-        "0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 % of the level's n components, at least 1; MIB's two scores use "
-        "floor(k n). Areas over log(k/n) are divided by the axis' length. Every example is judged with scores that "
-        "were found on others (cross-fitting, docs/statistics.md)."
+        "component of the level replaced, at all positions. Sizes k are MIB's: 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50 and "
+        "100 % of the level's n components, rounded down; outside MIB's own two scores at least 1, and each once. "
+        "Areas over log(k/n) are divided by the axis' length. Every example is judged with scores that were found on "
+        "others (cross-fitting, docs/statistics.md)."
     )
     default = True
     replaces = True
@@ -68,6 +67,7 @@ class Faithfulness(Measurement):
     metrics = (
         Metric(
             "log_cmd",
+            version=2,
             title="log-CMD",
             unit="0 = perfect",
             better="lower",
@@ -83,6 +83,7 @@ class Faithfulness(Measurement):
         ),
         Metric(
             "necessity",
+            version=2,
             title="necessity",
             unit="share",
             better="higher",
@@ -94,6 +95,7 @@ class Faithfulness(Measurement):
         ),
         Metric(
             "performance",
+            version=2,
             title="performance",
             unit="share",
             better="higher",
@@ -104,6 +106,7 @@ class Faithfulness(Measurement):
         ),
         Metric(
             "overshoot",
+            version=2,
             title="overshoot",
             unit="f above 1",
             better="neither",
@@ -113,6 +116,7 @@ class Faithfulness(Measurement):
         ),
         Metric(
             "accuracy_area",
+            version=2,
             title="circuit accuracy",
             unit="share",
             better="higher",
@@ -122,6 +126,7 @@ class Faithfulness(Measurement):
         ),
         Metric(
             "within_layers",
+            version=2,
             title="within layers",
             unit="log-CMD",
             better="higher",
@@ -169,7 +174,7 @@ class Faithfulness(Measurement):
             unit="f",
             better="neither",
             shown=False,
-            version=2,
+            version=3,
             text="Performance and overshoot together: the area under f over log(k/n), not clipped.",
         ),
         Metric(
@@ -178,7 +183,7 @@ class Faithfulness(Measurement):
             unit="1 − f",
             better="neither",
             shown=False,
-            version=2,
+            version=3,
             text="As necessity, f not clipped.",
         ),
     )

@@ -85,6 +85,7 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """The batch made of the given rows, which may repeat."""
         chosen = index.tolist()
+        index = index.to(self.tokens.device)
         return Batch(
             tokens=self.tokens[index],
             mask=self.mask[index],

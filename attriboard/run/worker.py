@@ -7,18 +7,19 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from ..components import Level, get_level
 from ..errors import AttriboardError, ModelError, SkipCell
 from ..evaluation import capability
-from ..evaluation.base import CapabilityMeter, Job, evaluations
+from ..evaluation.base import CapabilityMeter, Evaluation, Job, evaluations
 from ..evaluation.context import Context
 from ..evaluation.crossfit import Trial, seed_of
 from ..evaluation.crossfit import trials as cross_fitted
-from ..levels import check_replacement
+from ..evaluation.sets import Question, SetEvaluation, measure_together
+from ..levels import Replacement, check_replacement
 from ..loading import load_model
 from ..measurements.base import Measurement
 from ..measurements.capability import Capability
@@ -226,34 +227,48 @@ class _Run:
                 # without the method: equal scores are measured alike, wherever they come from
                 (cell.task_label, cell.model, cell.level, cell.seed),
             )
-        for name, identity in self.wanted.items():
+        together: dict[str, tuple[SetEvaluation, Any]] = {}
+        for name in self.wanted:
             if name in known.stages:
                 continue
             start = time.perf_counter()
             evaluation = evaluations.make(name)
-            if evaluation.applies(context, level):
-                try:
-                    if MEASUREMENTS[name].needs_method and method is None:
-                        raise SkipCell(PRECOMPUTED)
-                    job = Job(
-                        context=context,
-                        level=level,
-                        scores=scored.scores,
-                        options=settings.of(name),
-                        replacement=cell.replacement,
-                        method=method,
-                        seed=cell.seed,
-                        trials=trials,
-                        capability=self.worker.meter(context.model, settings),
-                        speed_repeats=_timing(settings).repeats,
-                    )
-                    known.measurements[name] = evaluation.measure(job)
-                except SkipCell as error:
-                    known.reasons[name] = str(error)
-                except Exception as error:
-                    known.failures[name] = error
-                    continue
-            known.stages[name] = _stage(identity, time.perf_counter() - start, now)
+            if not evaluation.applies(context, level):
+                known.stages[name] = _stage(self.wanted[name], 0.0, now)
+                continue
+            if isinstance(evaluation, SetEvaluation):
+                together[name] = evaluation, settings.of(name)
+                continue
+            job = Job(
+                context=context,
+                level=level,
+                scores=scored.scores,
+                options=settings.of(name),
+                replacement=cell.replacement,
+                method=method,
+                seed=cell.seed,
+                trials=trials,
+                capability=self.worker.meter(context.model, settings),
+                speed_repeats=_timing(settings).repeats,
+            )
+            outcome = _tried(evaluation, job)
+            self._note(known, name, outcome, time.perf_counter() - start, now)
+        question = Question(context, level, trials, cast(Replacement, cell.replacement))
+        for name, (outcome, seconds) in measure_together(question, together).items():
+            self._note(known, name, outcome, seconds, now)
+
+    def _note(
+        self, known: _Measured, name: str, outcome: Measurement | Exception, seconds: float, now: Provenance
+    ) -> None:
+        """Takes in what an evaluation measured, or why it did not."""
+        if isinstance(outcome, Measurement):
+            known.measurements[name] = outcome
+        elif isinstance(outcome, SkipCell):
+            known.reasons[name] = str(outcome)
+        else:
+            known.failures[name] = outcome
+            return
+        known.stages[name] = _stage(self.wanted[name], seconds, now)
 
     def _facts(self, context: Context, method: Method | None, scored: Scored) -> dict[str, Any]:
         """What a record says of the model, the examples and the method."""
@@ -344,6 +359,16 @@ class _Run:
         if scored.speed is not None:
             stages["speed"] = _stage(wanted, scored.seconds["speed"], now)
         return scored, stages
+
+
+def _tried(evaluation: Evaluation, job: Job) -> Measurement | Exception:
+    """What an evaluation measures, or what it raises."""
+    try:
+        if MEASUREMENTS[evaluation.name].needs_method and job.method is None:
+            raise SkipCell(PRECOMPUTED)
+        return evaluation.measure(job)
+    except Exception as error:
+        return error
 
 
 def _derived(

@@ -12,7 +12,8 @@ import torch
 
 from attriboard.components import get_level
 from attriboard.errors import SkipCell
-from attriboard.evaluation import ablation, faithfulness
+from attriboard.evaluation import ablation
+from attriboard.evaluation.ablation import AblationEvaluation
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.crossfit import (
     RANDOM_DRAWS,
@@ -22,6 +23,9 @@ from attriboard.evaluation.crossfit import (
     trials,
 )
 from attriboard.evaluation.division import divided, merged
+from attriboard.evaluation.faithfulness import FaithfulnessEvaluation
+from attriboard.evaluation.sets import Question
+from attriboard.measurements.ablation import Ablation
 from attriboard.measurements.base import Measure
 from attriboard.method import Method, methods
 from attriboard.model import EncodedExample
@@ -220,7 +224,7 @@ def test_curves_are_those_of_each_example_judged_alone(context: Context, replace
     method = methods.make("attribution_patching")
     scores = method.attribute(context.model, context.train, HEADS)
     made = trials(context, scores.values, of_groups(method, context, HEADS, scores, 2), 2, 2, ("cell",))
-    measured = faithfulness.evaluate(context, made, HEADS, replacement)  # type: ignore[arg-type]
+    measured = FaithfulnessEvaluation().ask(Question(context, HEADS, made, replacement))  # type: ignore[arg-type]
     n = HEADS.size(context.model)
     row = 0
     for trial in made:
@@ -242,7 +246,7 @@ def test_curves_are_those_of_each_example_judged_alone(context: Context, replace
 def test_equal_scores_give_what_random_orders_give(context: Context) -> None:
     n = HEADS.size(context.model)
     equal = trials(context, torch.zeros(n), None, 0, 1, ("cell",))
-    measured = faithfulness.evaluate(context, equal, HEADS, "counterfactual")
+    measured = FaithfulnessEvaluation().ask(Question(context, HEADS, equal))
     first = measured.sizes.index(1)
     masks = ~torch.eye(n, dtype=torch.bool)
     singles = context.measure(HEADS, "counterfactual", masks)[:, :, Measure.METRIC]
@@ -267,11 +271,11 @@ def test_ablation_draws_are_other_ones_in_every_trial_and_as_many_as_asked(conte
     method = methods.make("attribution_patching")
     scores = method.attribute(context.model, context.train, HEADS)
     made = trials(context, scores.values, of_groups(method, context, HEADS, scores, 2), 2, 2, ("cell",))
-    measured = ablation.evaluate(context, made, HEADS, "zero", 50)
+    measured = AblationEvaluation().ask(Question(context, HEADS, made, "zero"), Ablation.Options(draws=50))
     assert len(set(seeds)) == len(seeds) >= 50 * len(measured.sizes)
     assert measured.n == 2 * len(context.both)
     seeds.clear()
     tied = trials(context, torch.zeros(HEADS.size(context.model)), None, 0, 1, ("cell",))
-    measured = ablation.evaluate(context, tied, HEADS, "zero", 2 * ORDERS + 1)
+    measured = AblationEvaluation().ask(Question(context, HEADS, tied, "zero"), Ablation.Options(draws=2 * ORDERS + 1))
     # each of the orders has as many, so they are rounded up
     assert len(set(seeds)) == len(seeds) == 3 * ORDERS * len(measured.sizes)

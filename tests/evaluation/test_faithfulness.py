@@ -10,11 +10,13 @@ import torch
 
 from attriboard.components import get_level
 from attriboard.errors import TaskError
-from attriboard.evaluation import faithfulness
 from attriboard.evaluation.context import Context
-from attriboard.evaluation.crossfit import Trial, trials
+from attriboard.evaluation.crossfit import trials
+from attriboard.evaluation.faithfulness import FaithfulnessEvaluation
+from attriboard.evaluation.sets import Question
 from attriboard.interventions import component_means
 from attriboard.loading import load_model
+from attriboard.measurements.faithfulness import Faithfulness
 from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Record
 from attriboard.run.suite import Suite
@@ -37,9 +39,12 @@ def _score(context: Context, level_name: str) -> Scores:
     return Scores(values, level_name, level.names(context.model))
 
 
-def _whole(context: Context, scores: Scores) -> tuple[Trial, ...]:
+def _judged(context: Context, scores: Scores, replacement: str = "counterfactual") -> Faithfulness:
     """The test half judged by these scores."""
-    return trials(context, scores.values, None, 0, 1, ("cell",))
+    whole = trials(context, scores.values, None, 0, 1, ("cell",))
+    measured = FaithfulnessEvaluation().ask(Question(context, get_level(scores.level), whole, replacement))  # type: ignore[arg-type]
+    assert isinstance(measured, Faithfulness)
+    return measured
 
 
 @pytest.mark.parametrize("replacement", ["counterfactual", "mean", "zero"])
@@ -49,7 +54,7 @@ def test_curves_agree_with_one_plain_forward_pass_per_set_and_example(
 ) -> None:
     level, model = get_level(level_name), context.model
     scores = _score(context, level_name)
-    found = faithfulness.evaluate(context, _whole(context, scores), level, replacement)
+    found = _judged(context, scores, replacement)
     n, order = level.size(model), scores.values.flatten().argsort(descending=True).tolist()
     means = component_means(model, context.train, level)
 
@@ -91,9 +96,9 @@ def test_mib_curves_rank_by_signed_and_by_absolute_score(context: Context) -> No
     level = get_level("heads")
     values = torch.tensor([[-9.0, 1.0, 2.0, 3.0], [0.0] * 4, [0.0] * 4])
     scores = Scores(values, "heads", level.names(context.model))
-    found = faithfulness.evaluate(context, _whole(context, scores), level, "counterfactual")
+    found = _judged(context, scores)
     positive = Scores(values.abs(), "heads", scores.names)
-    again = faithfulness.evaluate(context, _whole(context, positive), level, "counterfactual")
+    again = _judged(context, positive)
     np.testing.assert_allclose(found.mib_absolute, again.mib_signed, rtol=1e-5, atol=1e-5)
     assert not np.allclose(found.mib_signed, found.mib_absolute, rtol=1e-3, atol=1e-3)
 
@@ -103,11 +108,11 @@ def test_nothing_to_explain_is_an_error_that_says_so(context: Context) -> None:
         def __init__(self, other: Context) -> None:
             self.__dict__.update(other.__dict__)
 
-        def measure(self, level, replacement, masks, members=None):
-            return torch.ones(len(masks), len(members or self.test), 3)
+        def measure_all(self, level, replacement, asked):
+            return [torch.ones(len(one.masks), len(one.members), 3) for one in asked]
 
     with pytest.raises(TaskError, match="does not change the metric of task 'repeat'"):
-        faithfulness.evaluate(Blind(context), _whole(context, _score(context, "heads")), get_level("heads"), "zero")
+        _judged(Blind(context), _score(context, "heads"), "zero")
 
 
 def test_aggregates_can_be_recomputed_from_a_stored_record(toy: dict) -> None:

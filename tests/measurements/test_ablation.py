@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from attriboard.measurements import faithfulness
 from attriboard.measurements.ablation import Ablation, sizes
 
 
@@ -33,6 +34,16 @@ def test_ablation_drop_is_the_gap_between_random_and_top() -> None:
         assert found == pytest.approx([*each, sum(each) / 2]), name
 
 
-@pytest.mark.parametrize(("n", "expected"), [(1, [1]), (3, [1]), (4, [1, 2]), (270, [1, 2, 5, 10, 20, 50, 100])])
-def test_sizes_go_up_to_half_of_the_level(n: int, expected: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (1, [1]),
+        (9, [1]),
+        (30, [1, 3]),
+        (270, [1, 2, 5, 13, 27]),
+        (46080, [46, 92, 230, 460, 921, 2304, 4608]),
+    ],
+)
+def test_sizes_are_those_of_faithfulness_up_to_a_tenth(n: int, expected: list[int]) -> None:
+    assert set(sizes(n)) <= set(faithfulness.sizes(n))
     assert sizes(n) == expected
