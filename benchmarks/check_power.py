@@ -102,7 +102,7 @@ def record(pool: Pool, measured: Faithfulness, index: Index, seed: int, items: S
     measured = measured.model_copy(update={"base_items": items})
     values = {name: float(statistic(np.arange(measured.n))) for name, statistic in measured.statistics().items()}
     values |= {
-        "seconds_per_example": pool.speed.seconds[0] / pool.speed.examples,
+        "seconds_per_example": pool.speed.per_example[0],
         "forward_equivalents": pool.speed.forward_equivalents,
         "flops_per_example": pool.speed.flops / 1e9,
         "peak_memory_mib": pool.speed.peak_memory_mib,

@@ -518,9 +518,9 @@ def _times(now: Record, before: Record) -> list[Times]:
     return [
         Times(
             cell=now.cell,
-            old=[s / b.examples for s in b.seconds],
-            new=[s / a.examples for s in a.seconds],
-            examples=a.examples,
+            old=b.per_example,
+            new=a.per_example,
+            examples=a.repeat,
             not_compared=differs[0] if differs else "",
         )
     ]

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
@@ -52,6 +52,13 @@ class Whole:
     peak_memory_mib: float
 
 
+class Lap(NamedTuple):
+    """A run of a method over some examples, and the seconds that it took."""
+
+    examples: int
+    seconds: float
+
+
 def whole(
     score: Callable[[Sequence[EncodedExample]], T], model: Model, examples: Sequence[EncodedExample]
 ) -> tuple[T, Whole]:
@@ -80,8 +87,9 @@ def measure(
     examples: Sequence[EncodedExample],
     once: Whole,
     timing: Speed.Options,
+    warm: Sequence[Lap] = (),
 ) -> Speed:
-    """Times a method that has just run over its whole split, and so is warm.
+    """What a method costs that has just run over its whole split, and so is warm.
 
     Args:
         score: as in :func:`whole`.
@@ -90,14 +98,22 @@ def measure(
         once: that run, from which work and memory are taken whatever the clock says.
         timing: how often is repeated. At least one repeat is made unless one is expected to take more than
             ``max_seconds``; then the run over the split is the time.
+        warm: later runs that were needed anyway; where there are any, they are the repeats and no others are made.
     """
+    if warm:
+        return _speed([lap.examples for lap in warm], [lap.seconds for lap in warm], once)
     expected = once.seconds * len(examples) / once.examples
-    repeated = bool(examples) and expected <= timing.max_seconds
-    seconds = [timed(lambda: score(examples), model.device)] if repeated else [once.seconds]
-    while repeated and len(seconds) < timing.repeats and sum(seconds) < timing.max_seconds:
+    if not examples or expected > timing.max_seconds:
+        return _speed(once.examples, [once.seconds], once)
+    seconds = [timed(lambda: score(examples), model.device)]
+    while len(seconds) < timing.repeats and sum(seconds) < timing.max_seconds:
         seconds.append(timed(lambda: score(examples), model.device))
+    return _speed(len(examples), seconds, once)
+
+
+def _speed(examples: int | list[int], seconds: list[float], once: Whole) -> Speed:
     return Speed(
-        examples=len(examples) if repeated else once.examples,
+        examples=examples,
         seconds=seconds,
         scored=once.examples,
         flops=once.flops,

@@ -20,7 +20,8 @@ class Speed(Measurement):
     takes.
 
     Attributes:
-        examples: how many examples each repeat scores: the first of the split, or all of it.
+        examples: how many examples each repeat scores: the first of the split, or all of it; of repeats that score
+            groups of different sizes, how many each scores.
         seconds: of each warm repeat (CUDA events on a GPU), or of the one run over the split.
         scored: how many examples the whole split has, over which work is counted.
         flops: floating-point operations of that run, per example.
@@ -54,10 +55,11 @@ class Speed(Measurement):
             title="s / example",
             unit="seconds",
             better="lower",
-            text="Time the method takes per example, at the run's batch size: median of warm repeats on the first "
-            "speed.examples examples that it scores (of the train split; of the test split at levels of inputs; all of "
-            "a smaller split), with their smallest and largest; for a method too slow to repeat, its one run over the "
-            "split. Work that a method does once for all examples counts in full.",
+            text="Time the method takes per example, at the run's batch size: median of warm runs, with their smallest "
+            "and largest. Where measurements are cross-fitted these are the runs that score the groups of the test "
+            "half; elsewhere repeats on the first speed.examples examples (of the train split; of the test split at "
+            "levels of inputs; all of a smaller split); of a method too slow to repeat, its one run over the split. "
+            "Work that a method does once for all examples counts in full.",
             version=2,
         ),
         Metric(
@@ -98,7 +100,7 @@ class Speed(Measurement):
         ),
     )
 
-    examples: int
+    examples: int | list[int]
     seconds: list[float]
     scored: int
     flops: float
@@ -106,8 +108,27 @@ class Speed(Measurement):
     peak_memory_mib: float
 
     def check_values(self) -> None:
-        if self.examples < 1 or not self.seconds:
+        if not self.seconds or not self._examples or self.repeat < 1:
             raise ValueError("examples or seconds are empty")
+        if len(self._examples) != len(self.seconds):
+            raise ValueError(
+                f"examples says of {len(self._examples)} repeats how large they are, of {len(self.seconds)}"
+            )
+
+    @property
+    def _examples(self) -> list[int]:
+        """By repeat, how many examples it scores."""
+        return self.examples if isinstance(self.examples, list) else [self.examples] * len(self.seconds)
+
+    @property
+    def per_example(self) -> list[float]:
+        """By repeat, the seconds per example."""
+        return [seconds / n for seconds, n in zip(self.seconds, self._examples)]
+
+    @property
+    def repeat(self) -> int:
+        """How many examples the smallest repeat scores."""
+        return min(self._examples)
 
     @property
     def n(self) -> int:
@@ -119,7 +140,7 @@ class Speed(Measurement):
 
     def scalars(self) -> dict[str, Scalar]:
         """Costs; the time with the smallest and largest of its repeats, where there are several."""
-        per_example = [s / self.examples for s in self.seconds]
+        per_example = self.per_example
         several = len(per_example) > 1
         return {
             "seconds_per_example": (

@@ -26,6 +26,7 @@ from ..evaluation import speed
 from ..evaluation.context import Context
 from ..evaluation.crossfit import RANDOM_DRAWS, Found, seed_of
 from ..evaluation.division import merged
+from ..evaluation.timing import timed
 from ..exchange import precomputed
 from ..measurements.speed import Speed
 from ..method import Method, checked, checked_inputs
@@ -100,24 +101,28 @@ def score(method: Method, context: Context, level: Level, timing: Speed.Options,
 
     scores, once = speed.whole(attributed, model, examples)
     start = time.perf_counter()
-    few = examples[: timing.examples]
-    # a method made for more examples than these is not repeated
-    cost = speed.measure(attributed, model, few if _can_score(method, few) else [], once, timing)
-    laps = {"scores": once.seconds, "speed": time.perf_counter() - start}
-    start = time.perf_counter()
     floor = noise(method, model, examples, level)
     quiet = settle(scores, floor, n=1 if level.inputs else len(examples))
-    found = None
+    found: Found | None = None
+    laps: list[speed.Lap] = []
     if folds and isinstance(scores, Scores):
-        found = of_groups(method, context, level, scores, folds, floor)
-    laps["scores"] += time.perf_counter() - start
-    return Scored(quiet.scores, cost, laps, packed(quiet.scores, level, found), found, quiet.share)
+        found, laps = of_groups(method, context, level, scores, folds, floor)
+    seconds = {"scores": once.seconds + time.perf_counter() - start}
+    start = time.perf_counter()
+    few = examples[: timing.examples]
+    # a method made for more examples than these is not repeated
+    cost = speed.measure(attributed, model, few if _can_score(method, few) else [], once, timing, laps)
+    seconds["speed"] = time.perf_counter() - start
+    return Scored(quiet.scores, cost, seconds, packed(quiet.scores, level, found), found, quiet.share)
 
 
 def of_groups(
     method: Method, context: Context, level: Level, scores: Scores, folds: int, floor: Noise | None = None
-) -> Found:
-    """The scores of groups of the examples of both halves, 0 where they are no more than noise.
+) -> tuple[Found, list[speed.Lap]]:
+    """The scores of groups of the examples of both halves, 0 where they are no more than noise; and their times.
+
+    Timed are the runs over the groups of the test half; of a control at random, of which every group has several draws,
+    none is.
 
     A method whose scores of several examples are the mean of each one's own is not run again on the train half. One
     that cannot score so few examples gets half as many groups, and so on. Of a control at random every group has its
@@ -131,6 +136,7 @@ def of_groups(
         SkipCell: the test half as a whole lacks what the method needs; says what.
     """
     model, halves = context.model, (context.train, context.test)
+    laps: list[speed.Lap] = []
     divided = [context.groups(half, folds) for half in SPLITS]
     n = min(map(len, divided))
     while True:
@@ -162,9 +168,14 @@ def of_groups(
             return each.double().mean(0, keepdim=True).float()
         if half == 0 and n == 1:
             return scores.values[None]
-        return checked(method.attribute(model, chosen[half][group], level), method, model, level).values[None]
+        runs = []
+        seconds = timed(lambda: runs.append(method.attribute(model, chosen[half][group], level)), model.device)
+        if half == 1:
+            laps.append(speed.Lap(len(chosen[half][group]), seconds))
+        return checked(runs[0], method, model, level).values[None]
 
-    return Found(torch.stack([torch.stack([own(half, group) for group in range(n)]) for half in range(2)]))
+    values = torch.stack([torch.stack([own(half, group) for group in range(n)]) for half in range(2)])
+    return Found(values), laps
 
 
 def from_file(cell: Cell, context: Context, level: Level) -> Scored:

@@ -376,7 +376,7 @@ FACTS = made(GOOD).model
         ({"model": FACTS.model_copy(update={"weights_sha256": "v" * 64})}, "other weights than before (vvvvvvvvvvvv"),
         (
             {"aggregates": made(GOOD).aggregates | {DISTANCE: Aggregate(value=0.5, version=7)}},
-            f"has version 7 of metric {DISTANCE} and had version 1 before",
+            f"has version 7 of metric {DISTANCE} and had version {METRICS[DISTANCE].version} before",
         ),
         ({"cell": made(GOOD, method="another").cell}, "no cell of the new records matches"),
         ({"settings": Settings(evaluations=("faithfulness",), max_kept=9)}, "other settings (max_kept 64 -> 9)"),

@@ -153,7 +153,7 @@ def test_ties_get_orders_enough_over_all_trials_and_scores_without_ties_one() ->
 def test_scores_of_a_group_are_those_of_its_examples_alone(context: Context, name: str) -> None:
     method = methods.make(name)
     scores = method.attribute(context.model, context.train, HEADS)
-    found = of_groups(method, context, HEADS, scores, 4)
+    found = of_groups(method, context, HEADS, scores, 4)[0]
     assert found.values.shape == (2, 4, 1, *HEADS.shape(context.model))
     for half, split in enumerate(SPLITS):
         for place, group in enumerate(context.groups(split, 4)):
@@ -178,7 +178,7 @@ class NeedsThree(Method):
 
 def test_a_method_that_cannot_score_few_examples_gets_larger_groups(context: Context) -> None:
     method = NeedsThree()
-    found = of_groups(method, context, HEADS, method.attribute(context.model, context.train, HEADS), 4)
+    found = of_groups(method, context, HEADS, method.attribute(context.model, context.train, HEADS), 4)[0]
     sizes = [[len(group) for group in merged(context.groups(half, 4), 2)] for half in SPLITS]
     assert found.groups == 2 and found.values[:, :, 0, 0, 0].tolist() == sizes
 
@@ -189,27 +189,27 @@ def test_a_method_that_cannot_score_the_test_half_is_refused_in_its_own_words(co
     monkeypatch.setitem(context.examples, "test", context.test[:2])
     monkeypatch.setattr(context, "_groups", {})
     with pytest.raises(SkipCell, match="three are needed"):
-        of_groups(method, context, HEADS, scores, 4)
+        of_groups(method, context, HEADS, scores, 4)[0]
 
 
 def test_a_control_at_random_is_at_least_sixteen_different_draws(context: Context) -> None:
     method = methods.make("random", {"seed": 5})
     scores = method.attribute(context.model, context.train, HEADS)
-    found = of_groups(method, context, HEADS, scores, 4)
+    found = of_groups(method, context, HEADS, scores, 4)[0]
     draws = {tuple(row.tolist()) for row in found.values.flatten(3).flatten(0, 2)}
     assert len(draws) == found.values.shape[:3].numel() >= RANDOM_DRAWS
     used = {
         tuple(row.tolist()) for trial in trials(context, scores.values, found, 4, 2, ("cell",)) for row in trial.values
     }
     assert used == draws
-    other = of_groups(methods.make("random", {"seed": 6}), context, HEADS, scores, 4)
+    other = of_groups(methods.make("random", {"seed": 6}), context, HEADS, scores, 4)[0]
     assert not draws & {tuple(row.tolist()) for row in other.values.flatten(3).flatten(0, 2)}
 
 
 def test_scores_of_groups_go_through_their_file(context: Context) -> None:
     method = methods.make("attribution_patching")
     scores = method.attribute(context.model, context.train, HEADS)
-    found = of_groups(method, context, HEADS, scores, 2)
+    found, _ = of_groups(method, context, HEADS, scores, 2)
     again, groups = unpacked(packed(scores, HEADS, found), context, HEADS)
     assert groups is not None and torch.equal(groups.values, found.values)
     assert not isinstance(again, list) and torch.equal(again.values, scores.values)
@@ -223,7 +223,7 @@ def test_scores_of_groups_go_through_their_file(context: Context) -> None:
 def test_curves_are_those_of_each_example_judged_alone(context: Context, replacement: str) -> None:
     method = methods.make("attribution_patching")
     scores = method.attribute(context.model, context.train, HEADS)
-    made = trials(context, scores.values, of_groups(method, context, HEADS, scores, 2), 2, 2, ("cell",))
+    made = trials(context, scores.values, of_groups(method, context, HEADS, scores, 2)[0], 2, 2, ("cell",))
     measured = FaithfulnessEvaluation().ask(Question(context, HEADS, made, replacement))  # type: ignore[arg-type]
     n = HEADS.size(context.model)
     row = 0
@@ -270,7 +270,7 @@ def test_ablation_draws_are_other_ones_in_every_trial_and_as_many_as_asked(conte
     monkeypatch.setattr(ablation, "matched_draw", watched)
     method = methods.make("attribution_patching")
     scores = method.attribute(context.model, context.train, HEADS)
-    made = trials(context, scores.values, of_groups(method, context, HEADS, scores, 2), 2, 2, ("cell",))
+    made = trials(context, scores.values, of_groups(method, context, HEADS, scores, 2)[0], 2, 2, ("cell",))
     measured = AblationEvaluation().ask(Question(context, HEADS, made, "zero"), Ablation.Options(draws=50))
     assert len(set(seeds)) == len(seeds) >= 50 * len(measured.sizes)
     assert measured.n == 2 * len(context.both)

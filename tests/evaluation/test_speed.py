@@ -70,3 +70,21 @@ def test_a_method_that_cannot_score_few_examples_is_not_repeated() -> None:
     once = speed.Whole(examples=4, seconds=2.0, flops=7.0, forward_equivalents=1.5, peak_memory_mib=3.0)
     found = speed.measure(lambda examples: pytest.fail("repeated"), hooked("llama"), [], once, Speed.Options())
     assert (found.examples, found.seconds, found.flops, found.forward_equivalents) == (4, [2.0], 7.0, 1.5)
+
+
+def test_runs_that_are_needed_anyway_are_the_repeats() -> None:
+    once = speed.Whole(examples=4, seconds=2.0, flops=7.0, forward_equivalents=1.5, peak_memory_mib=3.0)
+    laps = [speed.Lap(2, 1.0), speed.Lap(3, 1.2), speed.Lap(2, 0.6)]
+    found = speed.measure(
+        lambda examples: pytest.fail("repeated"), hooked("llama"), EXAMPLES, once, Speed.Options(), laps
+    )
+    assert found.examples == [2, 3, 2] and found.seconds == [1.0, 1.2, 0.6] and found.repeat == 2
+    assert found.scalars()["seconds_per_example"] == pytest.approx((0.4, 0.3, 0.5))
+    assert (found.scored, found.flops) == (4, 7.0)
+
+
+@pytest.mark.parametrize("examples", [0, [], [2, 2], [2, 0, 2]])
+def test_repeats_without_their_sizes_are_refused(examples: int | list[int]) -> None:
+    facts = {"scored": 4, "flops": 1.0, "forward_equivalents": 1.0, "peak_memory_mib": 0.0}
+    with pytest.raises(ValueError, match="examples"):
+        Speed(examples=examples, seconds=[1.0, 1.0, 1.0], **facts)

@@ -73,7 +73,14 @@ def test_what_decides_a_measurement_is_in_and_what_decides_none_is_out() -> None
     core = files["core"]
     models = {f"models/{file.name}" for file in (lock.PACKAGE / "models").glob("*.py")}
     assert models | {"components.py", "interventions.py", "levels.py", "loading.py", "method.py", "task.py"} <= core
-    assert {"evaluation/context.py", "evaluation/drawing.py", "run/scoring.py", "run/worker.py"} <= core
+    assert {
+        "evaluation/context.py",
+        "evaluation/drawing.py",
+        "evaluation/sets.py",
+        "run/scoring.py",
+        "run/worker.py",
+        "evaluation/timing.py",
+    } <= core
     assert {"log_prob.py", "images.py", "instructions.py"} <= core, "methods and tasks use them"
     assert not [file for own in files.values() for file in own if file.startswith(("board/", "commands/", "records/"))]
     assert not core & {f"{room}/{name}.py" for room in ("evaluation", "measurements") for name in evaluations.names()}
@@ -81,14 +88,13 @@ def test_what_decides_a_measurement_is_in_and_what_decides_none_is_out() -> None
         assert {f"evaluation/{name}.py", f"measurements/{name}.py"} <= files[name]
         assert ("evaluation/capability.py" in files[name]) == (name in USING_CAPABILITY)
     for name, own in {
-        "ablation": {"evaluation/controls.py"},
+        "ablation": {"evaluation/controls.py", "measurements/faithfulness.py"},
         "bias": {"edits.py", "stats/sets.py"},
         "editing": {"edits.py", "stats/sets.py"},
-        "faithfulness": {"evaluation/controls.py", "stats/sets.py"},
-        "pruning": {"slicing.py", "evaluation/recovery.py", "evaluation/timing.py"},
+        "faithfulness": {"evaluation/controls.py"},
+        "pruning": {"slicing.py", "evaluation/recovery.py"},
         "reliability": {"stats/ranks.py", "stats/intervals.py", "stats/clusters.py"},
         "sanity": {"edits.py", "stats/ranks.py", "stats/sets.py"},
-        "speed": {"evaluation/timing.py"},
         "precomputed": {"exchange/mib.py"},
     }.items():
         assert own <= files[name]
@@ -112,9 +118,10 @@ CODE = "\nADDED = 1\n"
         ("evaluation/drawing.py", "", CODE, {"core"}),
         ("measurements/base.py", "CORRECT = 2", "CORRECT = 3", {"core"}),
         ("evaluation/ablation.py", "", CODE, {"ablation"}),
-        ("measurements/ablation.py", "(1, 2, 5,", "(1, 2, 6,", {"ablation"}),
+        ("measurements/ablation.py", "n // 10", "n // 9", {"ablation"}),
+        ("measurements/faithfulness.py", "(0.001, 0.002", "(0.001, 0.003", {"ablation", "faithfulness"}),
         ("evaluation/controls.py", "", CODE, {"ablation", "concepts", "faithfulness", "pruning"}),
-        ("stats/sets.py", "", CODE, {"bias", "editing", "faithfulness", "localization", "sanity"}),
+        ("stats/sets.py", "", CODE, {"bias", "editing", "localization", "sanity"}),
         ("stats/intervals.py", "LEVEL = 0.95", "LEVEL = 0.9", {"statistics", "reliability"}),
         ("stats/clusters.py", "", CODE, {"statistics", "reliability"}),
         ("evaluation/capability.py", "BATCH_TOKENS = 1024", "BATCH_TOKENS = 64", USING_CAPABILITY),

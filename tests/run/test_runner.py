@@ -274,10 +274,10 @@ def test_a_failure_costs_nothing_that_was_measured(
     (before,) = _run(suite, tmp_path, plan=plan).made
     wrong = evaluations.get("ablation")
 
-    def fails(self: object, job: object) -> None:
+    def fails(self: object, question: object, measured: object) -> None:
         raise ZeroDivisionError("its own mistake")
 
-    monkeypatch.setattr(wrong, "measure", fails)
+    monkeypatch.setattr(wrong, "made", fails)
     changed = [Planned(p.cell, p.settings.changed({"ablation": {"draws": 3}})) for p in plan]
     (record,) = _run(suite, tmp_path, plan=changed).made
     assert (record.status, record.reason) == ("failed", "ablation: ZeroDivisionError: its own mistake")
