@@ -29,6 +29,9 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the suite's by default.")] = None,
     include: Include = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    workers: Annotated[
+        int, typer.Option(help="With --executor local: how many processes run cells; they divide the threads.")
+    ] = 1,
     capability: Annotated[
         str | None,
         typer.Option(help="lm-eval tasks by which pruned and edited models are judged too: hellaswag,arc_easy."),
@@ -49,10 +52,14 @@ def run(
     from ..records.store import Folder
     from ..run.runner import run_cells
     from ..run.suite import Suite, limited
+    from ..run.workers import check_workers
 
     include_files(include)
     loaded = Suite.load(suite)
     check_name("executor", executor, ("local", "ray"))
+    check_workers(workers)
+    if executor == "ray" and workers > 1:
+        raise ConfigurationError("--workers belongs to --executor local; how many cells Ray runs at once is Ray's own.")
     changes: dict[str, Any] = {}
     if limit is not None:
         changes |= limited(limit)
@@ -71,7 +78,9 @@ def run(
     folder.claim(loaded.name, description=loaded.description, expected=loaded.expected, not_run=loaded.not_run)
     try:
         with progress_of_cells() as (planned, started, finished):
-            outcome = run_cells(loaded.name, plan, folder, force, executor, planned, started, finished, _waiting)
+            outcome = run_cells(
+                loaded.name, plan, folder, force, executor, planned, started, finished, _waiting, workers
+            )
     except KeyboardInterrupt:
         err.print("interrupted: finished cells are stored; the same command goes on from there.")
         raise typer.Exit(130) from None

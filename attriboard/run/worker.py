@@ -34,7 +34,7 @@ from ..scores import Scores
 from ..stats.intervals import VERSION
 from ..task import tasks
 from ..zoo import planted
-from .identity import record_identity, scoring_identity, stage_identity, wanted_stages
+from .identity import context_identity, record_identity, scoring_identity, stage_identity, wanted_stages
 from .provenance import provenance
 from .scoring import Scored, from_file, score, scored_split, unpacked
 
@@ -61,9 +61,14 @@ NOTHING = Earlier()
 
 
 class Worker:
-    """Models, contexts and scores kept between cells: one model, the examples of one task, the scores of one method."""
+    """Models, contexts and scores kept between cells: one model, the examples of one task, the scores of one method.
 
-    def __init__(self) -> None:
+    Args:
+        workers: how many processes run cells on this computer at the same time.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
         self._models: dict[str, Model | AttriboardError] = {}
         self._contexts: dict[str, Context | AttriboardError] = {}
         self._scored: dict[str, tuple[Scored, dict[str, Stage]]] = {}
@@ -84,12 +89,16 @@ class Worker:
         try:
             return _Run(self, planned, earlier).record(base)
         except Exception as error:
-            outcome = _outcome(error, provenance(torch.device("cpu")))
+            outcome = _outcome(error, provenance(torch.device("cpu"), self.workers))
             if outcome["status"] == "skipped":
                 outcome["stages"] = {name: _stage(wanted) for name, wanted in wanted_stages(planned).items()}
             elif earlier.record is not None and earlier.record.measurements:
                 return earlier.record.model_copy(update=outcome), None
             return Record(**base, **outcome), None
+
+    def provenance(self, model: Model) -> Provenance:
+        """What is behind a record made now."""
+        return provenance(model.device, self.workers, model.batch_size)
 
     def model(self, name: str, settings: Settings) -> Model:
         key = digest([name, settings.device, settings.dtype, settings.batch_size])
@@ -103,7 +112,7 @@ class Worker:
 
     def context(self, cell: Cell, settings: Settings) -> Context:
         model = self.model(cell.model, settings)
-        key = digest([cell.model, cell.task, cell.task_options, cell.seed, settings.drawing()])
+        key = context_identity(cell, settings)
         if key not in self._contexts:
             self._contexts.clear()
             self._scored.clear()
@@ -193,7 +202,7 @@ class _Run:
             known.stages["speed"] = _stage(self.wanted["speed"])
         else:
             known.measurements["speed"] = scored.speed
-        now = provenance(context.model.device)
+        now = self.worker.provenance(context.model)
         self._measure(known, context, level, method, scored, now)
         derived, gaps = _derived(known, _items(context), _frames(context))
         if not known.failures and not set(known.measurements) - {"speed"}:
@@ -350,7 +359,7 @@ class _Run:
                 scores, found = unpacked(content, context, level)
                 done = {name: stage for name, stage in source.stages.items() if name in ("scores", "speed")}
                 return Scored(scores, timed, {}, content, found, source.scores.noise), done
-        now = provenance(context.model.device)
+        now = self.worker.provenance(context.model)
         if method is None:
             scored = from_file(cell, context, level)
         else:
@@ -413,6 +422,7 @@ def _stage(identity: str, seconds: float = 0.0, now: Provenance | None = None) -
         created=now.created,
         attriboard_commit=now.attriboard_commit,
         device=now.device,
+        workers=now.workers,
     )
 
 
