@@ -83,7 +83,9 @@ def check_model_name(name: str) -> None:
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
 
-def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> Model:
+def load_model(
+    name: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16, allow_tf32: bool = False
+) -> Model:
     """A model by short name, local folder or Hugging Face id, proven and ready.
 
     Args:
@@ -93,6 +95,7 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_siz
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" or "float16".
         batch_size: most rows in one forward pass.
+        allow_tf32: whether a GPU may round the factors of float32 products to 10 bits; holds for the whole process.
 
     Raises:
         UnknownNameError: no such model; carries near names.
@@ -104,6 +107,8 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32", batch_siz
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
     check_model_name(name)
+    if device != "cpu":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
     truth: Truth | None
     if planted.is_planted(name):
         hf, tokenizer, truth = planted.build(name)

@@ -94,6 +94,7 @@ class Provenance(Strict):
         workers: how many processes shared the computer: what was timed beside others cannot be compared with what was
             timed alone.
         batch_size: most rows in one forward pass; 0 where that is not known.
+        tf32: whether the factors of float32 products were rounded to 10 bits, as a GPU can.
     """
 
     attriboard: str
@@ -107,6 +108,7 @@ class Provenance(Strict):
     created: str
     workers: int = 1
     batch_size: int = 0
+    tf32: bool = False
 
 
 class Stage(Strict):

@@ -20,7 +20,7 @@ O = TypeVar("O", bound=Options)  # noqa: E741
 
 DRAWING = ("train_examples", "test_examples", "max_kept", "min_kept", "max_train", "keep", "folds")
 """Settings that decide which examples are scored and judged."""
-HARDWARE = ("batch_size", "dtype", "device")
+HARDWARE = ("batch_size", "dtype", "device", "allow_tf32")
 """Settings of a whole run, which a group of cells cannot change."""
 
 
@@ -57,6 +57,7 @@ class Settings(Strict):
         batch_size: most rows in one forward pass; does not change results. "auto" takes as many as the memory of a GPU
             holds and half as many, again and again, where a cell runs out of memory.
         dtype, device: of the model.
+        allow_tf32: whether a GPU may round the factors of float32 products to 10 bits (TF32), which is faster.
     """
 
     train_examples: int = Field(64, ge=1, le=MAX_EXAMPLES)
@@ -73,6 +74,7 @@ class Settings(Strict):
     batch_size: Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"] = 16
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    allow_tf32: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -193,6 +195,10 @@ class Settings(Strict):
     def drawing(self) -> dict[str, Any]:
         """What decides the examples."""
         return self.model_dump(include=set(DRAWING))
+
+    def numerics(self) -> list[str]:
+        """What decides how every pass is rounded."""
+        return [self.dtype, self.device, *(["tf32"] if self.allow_tf32 else [])]
 
     def asked(self, name: str) -> dict[str, Any]:
         """Every option that decides what an evaluation measures, as JSON."""

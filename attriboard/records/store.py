@@ -295,7 +295,7 @@ def cell_key(suite: str, cell: Cell, settings: Settings) -> str:
             suite,
             cell.model_dump(exclude={"precomputed"}),
             cell.precomputed is not None,  # of two files under one name, one is shown
-            [settings.drawing(), settings.dtype, settings.device],
+            [settings.drawing(), *settings.numerics()],
         ]
     )
 

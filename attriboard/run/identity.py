@@ -43,7 +43,7 @@ def scoring_identity(cell: Cell, settings: Settings) -> str:
         {
             "cell": cell.model_dump(exclude={"precomputed", "replacement", "variant"}),
             "drawing": settings.drawing(),
-            "run": [settings.dtype, settings.device],
+            "run": settings.numerics(),
             "weights": fingerprint(cell.model),
             "task": [_source_hash(task), _data_hash(task, cell.task_options)],
             "method": _method_hashes(cell),

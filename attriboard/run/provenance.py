@@ -28,6 +28,7 @@ def provenance(device: torch.device, workers: int = 1, batch_size: int = 0) -> P
         threads=torch.get_num_threads(),
         workers=workers,
         batch_size=batch_size,
+        tf32=cuda and torch.backends.cuda.matmul.allow_tf32,
         created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     )
 

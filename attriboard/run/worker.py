@@ -125,13 +125,13 @@ class Worker:
         return provenance(model.device, self.workers, model.batch_size)
 
     def model(self, name: str, settings: Settings) -> Model:
-        key = digest([name, settings.device, settings.dtype, settings.batch_size])
+        key = digest([name, *settings.numerics(), settings.batch_size])
         size = settings.batch_size if isinstance(settings.batch_size, int) else ON_CPU
         if key not in self._models:
             self._models.clear()
             self._contexts.clear()
             self._scored.clear()
-            load = functools.partial(load_model, name, settings.device, settings.dtype, size)
+            load = functools.partial(load_model, name, settings.device, settings.dtype, size, settings.allow_tf32)
             self._models[key] = _or_error(load)
         return _value(self._models[key])
 
