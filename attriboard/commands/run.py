@@ -29,6 +29,15 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the suite's by default.")] = None,
     include: Include = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    workers: Annotated[
+        int, typer.Option(help="With --executor local: how many processes run cells; they divide the threads.")
+    ] = 1,
+    shard: Annotated[
+        str | None, typer.Option(help="Only the I-th of N parts of the run, as I/N: for several machines.")
+    ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Most rows in one forward pass, or auto: as many as a GPU's memory holds.")
+    ] = None,
     capability: Annotated[
         str | None,
         typer.Option(help="lm-eval tasks by which pruned and edited models are judged too: hellaswag,arc_easy."),
@@ -47,17 +56,26 @@ def run(
     from ..exchange.precomputed import read_all
     from ..loading import check_device
     from ..records.store import Folder
+    from ..run.batch_size import parsed
+    from ..run.parts import Shard
     from ..run.runner import run_cells
     from ..run.suite import Suite, limited
+    from ..run.workers import check_workers
 
     include_files(include)
     loaded = Suite.load(suite)
     check_name("executor", executor, ("local", "ray"))
+    check_workers(workers)
+    if executor == "ray" and workers > 1:
+        raise ConfigurationError("--workers belongs to --executor local; how many cells Ray runs at once is Ray's own.")
+    part = None if shard is None else Shard.parse(shard)
     changes: dict[str, Any] = {}
     if limit is not None:
         changes |= limited(limit)
     if device is not None:
         changes["device"] = device
+    if batch_size is not None:
+        changes["batch_size"] = parsed(batch_size)
     if capability is not None:
         named = [name.strip() for name in capability.split(",") if name.strip()]
         if not named:
@@ -67,11 +85,15 @@ def run(
     plan = loaded.precomputed(read_all(scores), task or (), level or (), model, seed, changes) if scores else []
     if method or not scores:
         plan += loaded.plan(task or (), method or (), level or (), model, seed, changes)
+    if part is not None:
+        plan = part(plan)
     folder = Folder(out_dir or Path("results") / loaded.name)
     folder.claim(loaded.name, description=loaded.description, expected=loaded.expected, not_run=loaded.not_run)
     try:
         with progress_of_cells() as (planned, started, finished):
-            outcome = run_cells(loaded.name, plan, folder, force, executor, planned, started, finished, _waiting)
+            outcome = run_cells(
+                loaded.name, plan, folder, force, executor, planned, started, finished, _waiting, workers
+            )
     except KeyboardInterrupt:
         err.print("interrupted: finished cells are stored; the same command goes on from there.")
         raise typer.Exit(130) from None

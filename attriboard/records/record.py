@@ -85,7 +85,16 @@ class Planned(NamedTuple):
 
 
 class Provenance(Strict):
-    """What produced a record. ``attriboard_commit`` is the commit of this package's checkout, None outside one."""
+    """What produced a record.
+
+    Attributes:
+        attriboard_commit: the commit of this package's checkout; None outside one.
+        device: the processor or GPU.
+        threads: of the processor, that were used.
+        workers: how many processes shared the computer: what was timed beside others cannot be compared with what was
+            timed alone.
+        batch_size: most rows in one forward pass; 0 where that is not known.
+    """
 
     attriboard: str
     attriboard_commit: str | None
@@ -96,6 +105,8 @@ class Provenance(Strict):
     device: str
     threads: int
     created: str
+    workers: int = 1
+    batch_size: int = 0
 
 
 class Stage(Strict):
@@ -106,6 +117,7 @@ class Stage(Strict):
             while that stays the same.
         seconds: wall time.
         created, attriboard_commit, device: when, by which commit and on what it was done.
+        workers: how many processes shared the computer then.
     """
 
     identity: str
@@ -113,6 +125,7 @@ class Stage(Strict):
     created: str = ""
     attriboard_commit: str | None = None
     device: str = ""
+    workers: int = 1
 
 
 class Derivation(Strict):

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -28,6 +28,8 @@ MAX_EXAMPLES = 100_000
 """The most examples of a split that can be asked for."""
 MAX_COUNT = 1_000_000
 """The highest count (of draws, steps, samples, repeats) that can be asked for."""
+AUTO = "auto"
+"""The batch size that follows the memory."""
 
 
 def default_evaluations() -> tuple[str, ...]:
@@ -52,7 +54,8 @@ class Settings(Strict):
         evaluations: what is measured; of levels of components and of inputs, those that each has.
         options: by evaluation, its options.
         capability: the lm-eval tasks by which changed models are judged, besides the task itself.
-        batch_size: most rows in one forward pass; does not change results.
+        batch_size: most rows in one forward pass; does not change results. "auto" takes as many as the memory of a GPU
+            holds and half as many, again and again, where a cell runs out of memory.
         dtype, device: of the model.
     """
 
@@ -67,7 +70,7 @@ class Settings(Strict):
     evaluations: tuple[str, ...] = Field(default_factory=default_evaluations, min_length=1)
     options: dict[str, SerializeAsAny[Options]] = Field(default_factory=dict)
     capability: CapabilityOptions = CapabilityOptions()
-    batch_size: int = Field(16, ge=1, le=MAX_COUNT)
+    batch_size: Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"] = 16
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
@@ -103,6 +106,15 @@ class Settings(Strict):
                             "option {key}: {text}",
                             {**text, "text": f"At most {MAX_COUNT:,} can be counted to"},
                         )
+        return value
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT
+        if not number and value != AUTO:
+            text = f'Expected a whole number from 1 to {MAX_COUNT:,}, or "{AUTO}"'
+            raise PydanticCustomError("batch_size", "{text}", {"text": text})
         return value
 
     @model_validator(mode="after")

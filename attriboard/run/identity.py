@@ -52,6 +52,11 @@ def scoring_identity(cell: Cell, settings: Settings) -> str:
     )
 
 
+def context_identity(cell: Cell, settings: Settings) -> str:
+    """SHA-256 of what names a model and the examples of a task: cells with the same one share them within a run."""
+    return digest([cell.model, cell.task, cell.task_options, cell.seed, settings.drawing()])
+
+
 def record_identity(cell: Cell, settings: Settings) -> str:
     """SHA-256 of what determines a record, but for its evaluations, which have identities of their own."""
     return digest([scoring_identity(cell, settings), cell.replacement, cell.variant])

@@ -14,8 +14,8 @@ from ..records.checkout import commit
 from ..records.record import Provenance
 
 
-def provenance(device: torch.device) -> Provenance:
-    """The versions and the machine behind a record made now."""
+def provenance(device: torch.device, workers: int = 1, batch_size: int = 0) -> Provenance:
+    """The versions and the machine behind a record made now, and how it was used (see :class:`Provenance`)."""
     cuda = device.type == "cuda"
     return Provenance(
         attriboard=importlib.metadata.version("attriboard"),
@@ -26,6 +26,8 @@ def provenance(device: torch.device) -> Provenance:
         platform=f"{platform.system()} {platform.machine()}",
         device=torch.cuda.get_device_name(device) if cuda else _processor(),
         threads=torch.get_num_threads(),
+        workers=workers,
+        batch_size=batch_size,
         created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,11 @@ from ..records.processes import Maker
 from ..records.record import Cell, Planned, Record
 from ..records.store import Folder
 from .claims import Claims
-from .identity import scoring_identity
-from .stored import Pair, Stored
+from .parts import Pair, pairs_of
+from .stored import Stored
+from .work import Executor, Results, Work
 from .worker import Worker
+from .workers import Workers
 
 PAUSE = 0.5
 """How long to wait, in seconds, before asking again whether another process is done."""
@@ -45,6 +47,7 @@ def run_cells(
     started: Callable[[Cell], None] = lambda cell: None,
     finished: Callable[[Record], None] = lambda record: None,
     waiting: Callable[[Maker], None] = lambda maker: None,
+    workers: int = 1,
 ) -> Outcome:
     """Runs what is not done and stores each record as soon as it exists, its scores before it.
 
@@ -53,12 +56,14 @@ def run_cells(
 
     Args:
         force: run everything again, scoring included.
-        executor: "local" (this process) or "ray" (cells become Ray tasks).
+        executor: "local" (this computer) or "ray" (cells become Ray tasks).
         planned: called once with the number of cells to run; started, finished: called around each.
         waiting: called once with who else runs cells, where nothing else is left to do.
+        workers: how many processes of this computer run cells; 1 for this process alone.
 
     Raises:
-        ConfigurationError: the folder belongs to another suite, or a record cannot be written.
+        ConfigurationError: the folder belongs to another suite, a record cannot be written, or there cannot be so
+            many workers.
     """
     folder.claim(suite)
     stored = Stored.of(folder, again=force)
@@ -69,8 +74,8 @@ def run_cells(
         raise ConfigurationError(f"cannot write into {folder.path}: {error.strerror}; choose another --out.") from error
     planned(len(todo))
     outcome = Outcome(done_before=len(plan) - len(todo))
-    started_by = _Ray(suite, stored, started) if executor == "ray" else _Local(suite, stored, started)
-    with closing(_shared(_pairs(todo), started_by, stored, outcome, waiting)) as stream:
+    runs = _executor(executor, suite, stored, started, workers)
+    with closing(_shared(pairs_of(todo), runs, stored, outcome, waiting)) as stream:
         for record, scores in stream:
             target = folder.path / record.filename
             try:
@@ -93,60 +98,38 @@ def _not_written(target: Path, error: OSError, outcome: Outcome) -> Configuratio
     )
 
 
-def _pairs(plan: Sequence[Planned]) -> dict[str, Pair]:
-    """The cells that share their scores together, by these scores' identity, in the order of the first of each."""
-    pairs: dict[str, Pair] = {}
-    for planned in plan:
-        pairs.setdefault(scoring_identity(*planned), []).append(planned)
-    return pairs
-
-
-Results = Generator[tuple[Record, bytes | None], None, None]
-
-
 def _shared(
-    pairs: Mapping[str, Pair],
-    executor: _Local | _Ray,
-    stored: Stored,
-    outcome: Outcome,
-    waiting: Callable[[Maker], None],
+    pairs: Mapping[str, Pair], executor: Executor, stored: Stored, outcome: Outcome, waiting: Callable[[Maker], None]
 ) -> Results:
     """Runs what no other process has claimed, until everything is done by anyone."""
     claims = Claims(stored.folder.path)
     claims.clear()
-    open_pairs = dict(pairs)
+    work = Work(dict(pairs), stored, claims)
     said = False
     try:
-        while open_pairs:
-            count = len(open_pairs)
-            for taken in executor.batches(open_pairs):
-                free: list[Pair] = []
-                for name in taken:
-                    try:
-                        mine = claims.take(name)
-                    except OSError as error:
-                        raise _not_written(stored.folder.path, error, outcome) from error
-                    if mine:
-                        pair = open_pairs.pop(name)
-                        left = [planned for planned in pair if not stored.done_since(planned)]
-                        outcome.elsewhere += len(pair) - len(left)
-                        free += [left] if left else []
-                if free:
-                    yield from executor.run(free)
-                for name in taken:
-                    claims.give_back(name)
-            if len(open_pairs) == count:
-                holder = claims.holder(next(iter(open_pairs)))
+        while work.pairs:
+            count = len(work.pairs)
+            yield from executor.run(work)
+            if len(work.pairs) == count:
+                holder = claims.holder(next(iter(work.pairs)))
                 if holder is not None and not said:
                     said = True
                     waiting(holder)
                 time.sleep(PAUSE)
     finally:
+        outcome.elsewhere = work.elsewhere
+        executor.close()
         claims.close()
 
 
+def _executor(name: str, suite: str, stored: Stored, started: Callable[[Cell], None], workers: int) -> Executor:
+    if name == "ray":
+        return _Ray(suite, stored, started)
+    return Workers(suite, stored, started, workers) if workers > 1 else _Local(suite, stored, started)
+
+
 @dataclass
-class _Local:
+class _Local(Executor):
     """Cells in this process, one after the other."""
 
     suite: str
@@ -154,29 +137,30 @@ class _Local:
     started: Callable[[Cell], None]
     worker: Worker = field(default_factory=Worker)
 
-    def batches(self, names: Iterable[str]) -> list[list[str]]:
-        """What is claimed together: cells that share scores."""
-        return [[name] for name in names]
-
-    def run(self, pairs: Sequence[Pair]) -> Results:
-        for pair in pairs:
+    def run(self, work: Work) -> Results:
+        for name in list(work.pairs):
+            pair = work.take(name)
+            if pair is None:
+                continue
             for planned in pair:
                 self.started(planned.cell)
                 yield self.worker.execute(self.suite, planned, self.stored.earlier(planned))
+            work.give_back(name)
 
 
 @dataclass
-class _Ray:
+class _Ray(Executor):
     """Cells as Ray tasks, all at once."""
 
     suite: str
     stored: Stored
     started: Callable[[Cell], None]
 
-    def batches(self, names: Iterable[str]) -> list[list[str]]:
-        return [list(names)]
-
-    def run(self, pairs: Sequence[Pair]) -> Results:
+    def run(self, work: Work) -> Results:
         from .ray import on_ray
 
-        yield from on_ray(self.suite, pairs, self.stored, self.started)
+        taken = {name: pair for name in list(work.pairs) if (pair := work.take(name)) is not None}
+        if any(taken.values()):
+            yield from on_ray(self.suite, [pair for pair in taken.values() if pair], self.stored, self.started)
+        for name in taken:
+            work.give_back(name)

@@ -13,9 +13,6 @@ from .identity import record_identity, scoring_identity, wanted_stages
 from .index import Entry, State
 from .worker import Earlier
 
-Pair = list[Planned]
-"""Cells that share their scores; they are run one after the other in one place."""
-
 
 @dataclass(frozen=True)
 class Stored:

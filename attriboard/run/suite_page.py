@@ -52,6 +52,8 @@ def kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return " or ".join(kind(part, definitions) for part in schema["anyOf"] if part.get("type") != "null")
     if "enum" in schema:
         return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`"
     if schema.get("type") == "array":
         items = schema.get("items", {})
         if items.get("$ref"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,12 +30,13 @@ from ..method import Method, make_method
 from ..model import Model
 from ..records.aggregate import aggregates
 from ..records.record import Aggregate, Cell, ModelFacts, Planned, Provenance, Record, Stage, digest
-from ..records.settings import Settings
+from ..records.settings import AUTO, Settings
 from ..scores import Scores
 from ..stats.intervals import VERSION
 from ..task import tasks
 from ..zoo import planted
-from .identity import record_identity, scoring_identity, stage_identity, wanted_stages
+from .batch_size import ON_CPU, fitting, out_of_memory
+from .identity import context_identity, record_identity, scoring_identity, stage_identity, wanted_stages
 from .provenance import provenance
 from .scoring import Scored, from_file, score, scored_split, unpacked
 
@@ -61,9 +63,14 @@ NOTHING = Earlier()
 
 
 class Worker:
-    """Models, contexts and scores kept between cells: one model, the examples of one task, the scores of one method."""
+    """Models, contexts and scores kept between cells: one model, the examples of one task, the scores of one method.
 
-    def __init__(self) -> None:
+    Args:
+        workers: how many processes run cells on this computer at the same time.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
         self._models: dict[str, Model | AttriboardError] = {}
         self._contexts: dict[str, Context | AttriboardError] = {}
         self._scored: dict[str, tuple[Scored, dict[str, Stage]]] = {}
@@ -81,29 +88,56 @@ class Worker:
             "cell": cell,
             "settings": settings.only((*settings.measured(cell.level), "speed")),
         }
-        try:
-            return _Run(self, planned, earlier).record(base)
-        except Exception as error:
-            outcome = _outcome(error, provenance(torch.device("cpu")))
-            if outcome["status"] == "skipped":
-                outcome["stages"] = {name: _stage(wanted) for name, wanted in wanted_stages(planned).items()}
-            elif earlier.record is not None and earlier.record.measurements:
-                return earlier.record.model_copy(update=outcome), None
-            return Record(**base, **outcome), None
+        while True:
+            try:
+                return _Run(self, planned, earlier).record(base)
+            except Exception as error:
+                if not self.can_halve(error, settings):
+                    outcome = _outcome(error, provenance(torch.device("cpu"), self.workers))
+                    if outcome["status"] == "skipped":
+                        outcome["stages"] = {name: _stage(wanted) for name, wanted in wanted_stages(planned).items()}
+                    elif earlier.record is not None and earlier.record.measurements:
+                        return earlier.record.model_copy(update=outcome), None
+                    return Record(**base, **outcome), None
+            self._halve()  # the error, which holds on to what fills the memory, is gone by now
+
+    def can_halve(self, error: Exception, settings: Settings) -> bool:
+        """Whether a cell that failed in this way is to be run again with half as many rows at once."""
+        return (
+            settings.batch_size == AUTO
+            and out_of_memory(error)
+            and any(isinstance(model, Model) and model.batch_size > 1 for model in self._models.values())
+        )
+
+    def _halve(self) -> None:
+        """Halves the rows that go through the model at once, until the next task, and drops what is kept for speed."""
+        for model in self._models.values():
+            if isinstance(model, Model):
+                model.batch_size //= 2
+        for context in self._contexts.values():
+            if isinstance(context, Context):
+                context._interventions.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def provenance(self, model: Model) -> Provenance:
+        """What is behind a record made now."""
+        return provenance(model.device, self.workers, model.batch_size)
 
     def model(self, name: str, settings: Settings) -> Model:
         key = digest([name, settings.device, settings.dtype, settings.batch_size])
+        size = settings.batch_size if isinstance(settings.batch_size, int) else ON_CPU
         if key not in self._models:
             self._models.clear()
             self._contexts.clear()
             self._scored.clear()
-            load = functools.partial(load_model, name, settings.device, settings.dtype, settings.batch_size)
+            load = functools.partial(load_model, name, settings.device, settings.dtype, size)
             self._models[key] = _or_error(load)
         return _value(self._models[key])
 
     def context(self, cell: Cell, settings: Settings) -> Context:
         model = self.model(cell.model, settings)
-        key = digest([cell.model, cell.task, cell.task_options, cell.seed, settings.drawing()])
+        key = context_identity(cell, settings)
         if key not in self._contexts:
             self._contexts.clear()
             self._scored.clear()
@@ -118,8 +152,12 @@ class Worker:
                     settings.min_kept,
                     settings.max_train,
                     settings.keep,
-                )
+                ),
+                passing=lambda error: self.can_halve(error, settings),
             )
+            context = self._contexts[key]
+            if settings.batch_size == AUTO and isinstance(context, Context):
+                model.batch_size = fitting(model, max(len(e.tokens) for e in context.both), self.workers)
         return _value(self._contexts[key])
 
     def scored(
@@ -193,7 +231,7 @@ class _Run:
             known.stages["speed"] = _stage(self.wanted["speed"])
         else:
             known.measurements["speed"] = scored.speed
-        now = provenance(context.model.device)
+        now = self.worker.provenance(context.model)
         self._measure(known, context, level, method, scored, now)
         derived, gaps = _derived(known, _items(context), _frames(context))
         if not known.failures and not set(known.measurements) - {"speed"}:
@@ -265,6 +303,8 @@ class _Run:
             known.measurements[name] = outcome
         elif isinstance(outcome, SkipCell):
             known.reasons[name] = str(outcome)
+        elif self.worker.can_halve(outcome, self.planned.settings):
+            raise outcome
         else:
             known.failures[name] = outcome
             return
@@ -350,7 +390,7 @@ class _Run:
                 scores, found = unpacked(content, context, level)
                 done = {name: stage for name, stage in source.stages.items() if name in ("scores", "speed")}
                 return Scored(scores, timed, {}, content, found, source.scores.noise), done
-        now = provenance(context.model.device)
+        now = self.worker.provenance(context.model)
         if method is None:
             scored = from_file(cell, context, level)
         else:
@@ -413,6 +453,7 @@ def _stage(identity: str, seconds: float = 0.0, now: Provenance | None = None) -
         created=now.created,
         attriboard_commit=now.attriboard_commit,
         device=now.device,
+        workers=now.workers,
     )
 
 
@@ -428,13 +469,19 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, AttriboardError) else f"{type(error).__name__}: {error}"
 
 
-def _or_error(make: Callable[[], Any]) -> Any:
-    """The value, or the error itself, so that cells that share it fail alike and it is not tried again."""
+def _or_error(make: Callable[[], Any], passing: Callable[[Exception], bool] = lambda error: False) -> Any:
+    """The value, or the error itself, so that cells that share it fail alike and it is not tried again.
+
+    Args:
+        passing: which errors are raised all the same.
+    """
     try:
         return make()
     except AttriboardError as error:
         return error
     except Exception as error:
+        if passing(error):
+            raise
         return ModelError(f"{type(error).__name__}: {error}")
 
 
