@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -127,6 +128,24 @@ def regular_bytes(path: Path | str, most: int = MAX_BYTES) -> bytes:
         if facts.st_size > most:
             raise TooLargeError(f"{facts.st_size:,}")
         return file.read(most)
+
+
+def unpacked(content: bytes, most: int = MAX_BYTES) -> bytes:
+    """What a gzip file of one member holds.
+
+    Raises:
+        TooLargeError: more than ``most`` bytes. OSError: it is cut short, damaged or no gzip file.
+    """
+    packed = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        plain = packed.decompress(content, most)
+    except zlib.error as error:
+        raise OSError(f"it is no whole gzip file ({error})") from error
+    if packed.unconsumed_tail:
+        raise TooLargeError(f"more than {most:,}")
+    if not packed.eof or packed.unused_data:
+        raise OSError("it is no whole gzip file (cut short, or something follows it)")
+    return plain
 
 
 def parse_json(text: str | bytes) -> Any:

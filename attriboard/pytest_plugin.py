@@ -204,6 +204,6 @@ def _replace(folder: Folder, suite: str, records: Sequence[Record]) -> None:
     new = {(cell_key(r), r.cell.seed) for r in records}
     for old in folder.read():
         if (cell_key(old), old.cell.seed) in new:
-            (folder.path / old.filename).unlink(missing_ok=True)
+            folder.file_of(old.filename).unlink(missing_ok=True)
     for record in records:
         folder.write(record)

@@ -55,7 +55,7 @@ from attriboard.task import tasks
 MODEL, TASK, METHOD, LEVEL = "smollm2-135m", "arithmetic", "attribution_patching", "heads"
 OPTIONS = {"subsets": ["addition"]}
 HEADLINE = "log_cmd"
-CURVES = ("absolute", "signed", "answered", "removed", "shuffled", "mib_signed", "mib_absolute")
+CURVES = ("absolute", "signed", "answered", "removed", "shuffled")
 DROP = 0.2
 PAIRS = 100
 Index = NDArray[np.intp]

@@ -104,8 +104,6 @@ def _faithfulness(latent: Latent, spread: float, full: Array, empty: Array) -> F
         removed=unused,
         shuffled=unused,
         mib_sizes=mib_sizes(COMPONENTS),
-        mib_signed=[full.tolist()] * 10,
-        mib_absolute=[full.tolist()] * 10,
     )
 
 

@@ -98,7 +98,9 @@ def run(
         err.print("interrupted: finished cells are stored; the same command goes on from there.")
         raise typer.Exit(130) from None
     made = {record.filename for record in outcome.made}
-    for name, why in sorted((name, why) for name, why in folder.foreign.items() if name not in made):
+    for name, why in sorted(
+        (name, why) for name, why in folder.foreign.items() if name.removesuffix(".gz") not in made
+    ):
         note_foreign_file(folder.path / name, why)
     done = f"{len(outcome.made) - len(outcome.failed)} cells run, {outcome.done_before} done before"
     if outcome.elsewhere:

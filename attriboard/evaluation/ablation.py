@@ -13,7 +13,7 @@ from ..measurements.base import Measure
 from ..scores import top_mask
 from .controls import matched_draw
 from .crossfit import judged, seed_of
-from .sets import ByName, Question, SetEvaluation
+from .sets import ByName, Question, SetEvaluation, in_digits
 
 
 class AblationEvaluation(SetEvaluation):
@@ -47,9 +47,9 @@ class AblationEvaluation(SetEvaluation):
         rows = judged(question.context, question.trials, [_outcomes(of_trial, len(ks)) for of_trial in measured])
         return Ablation(
             sizes=ks,
-            clean=rows.values["clean"].tolist(),
-            top=rows.values["top"].tolist(),
-            random=rows.values["random"].tolist(),
+            clean=in_digits(rows.values["clean"]),
+            top=in_digits(rows.values["top"]),
+            random=in_digits(rows.values["random"]),
             base_items=rows.items,
             base_frames=rows.frames,
             train_groups=rows.train,

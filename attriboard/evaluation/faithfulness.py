@@ -14,7 +14,7 @@ from ..measurements.faithfulness import Faithfulness, mib_sizes, sizes
 from ..scores import ORDERS, ordered, top_mask
 from .controls import shuffled_within
 from .crossfit import Trial, judged, seed_of
-from .sets import ByName, Question, SetEvaluation
+from .sets import ByName, Question, SetEvaluation, in_digits
 
 
 class FaithfulnessEvaluation(SetEvaluation):
@@ -44,13 +44,13 @@ class FaithfulnessEvaluation(SetEvaluation):
             )
         place = {example: row for row, example in enumerate(rows.examples)}
         at = [place[example] for example in range(max(place) + 1)]
-        full, empty = (rows.values[name][at].tolist() for name in ("full", "empty"))
+        full, empty = (in_digits(rows.values[name][at]) for name in ("full", "empty"))
         if abs(float(np.mean(full)) - float(np.mean(empty))) < 1e-6:
             raise TaskError(
                 f"replacing all {n} {what} does not change the metric of task {context.task.name!r}, so no set of them "
                 f"can be faithful or not."
             )
-        curves = {name: rows.values[name].tolist() for name in rows.values if name not in ("full", "empty")}
+        curves = {name: in_digits(rows.values[name]) for name in rows.values if name not in ("full", "empty")}
         return Faithfulness(
             sizes=sizes(n),
             mib_sizes=mib_sizes(n),
@@ -66,7 +66,7 @@ class FaithfulnessEvaluation(SetEvaluation):
 
 def _sets(trial: Trial, n: int, layer_of: Tensor) -> ByName:
     """What one trial replaces, by the curve that it is a point of: by order, then by size."""
-    ks, mib = sizes(n), mib_sizes(n)
+    ks = sizes(n)
     signed = list(trial.orders())
     absolute = list(trial.orders(absolute=True))
     shuffles = max(len(trial.values), trial.draws(ORDERS))
@@ -86,15 +86,12 @@ def _sets(trial: Trial, n: int, layer_of: Tensor) -> ByName:
         "signed": kept(signed, ks),
         "removed": torch.stack([top_mask(order, k) for order in signed for k in ks]),
         "shuffled": kept(shuffled, ks),
-        "mib_signed": kept(signed, mib),
-        "mib_absolute": kept(absolute, mib),
     }
 
 
 def _curves(measured: ByName, n: int, foils: bool) -> dict[str, Tensor]:
     """The curves of one trial, by name ``[sizes, members]``, and ``full`` and ``empty`` ``[members]``."""
-    ks, mib = len(sizes(n)), len(mib_sizes(n))
-    points = {"full": 1, "empty": 1, "mib_signed": mib, "mib_absolute": mib}
+    ks, points = len(sizes(n)), {"full": 1, "empty": 1}
     curves = {
         name: part[:, :, Measure.METRIC].unflatten(0, (-1, points.get(name, ks))).mean(0)
         for name, part in measured.items()

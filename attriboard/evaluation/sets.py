@@ -165,3 +165,14 @@ def distinct(masks: Tensor) -> tuple[Tensor, Tensor]:
     rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
     _, first, place = np.unique(rows, return_index=True, return_inverse=True)
     return masks[torch.from_numpy(first)], torch.from_numpy(place)
+
+
+DIGITS = 6
+"""To how many significant digits values of single rows are stored; float32 has about seven."""
+
+
+def in_digits(values: Tensor) -> list[Any]:
+    """A tensor as nested lists, its values to :data:`DIGITS` significant digits: shorter records, read faster."""
+    if values.dim() > 1:
+        return [in_digits(part) for part in values]
+    return [float(f"{value:.{DIGITS}g}") for value in values.tolist()]

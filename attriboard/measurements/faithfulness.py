@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from ..stats.clusters import train_share
 from ..stats.intervals import Array, pseudo_values
@@ -45,8 +46,9 @@ class Faithfulness(Measurement):
             top k by absolute score are kept.
         removed: ``[sizes][rows]``, the metric where the top k by signed score are replaced.
         shuffled: ``[sizes][rows]``, as ``absolute``, by the same scores shuffled within each layer.
-        mib_sizes: MIB's sizes.
-        mib_signed, mib_absolute: ``[mib_sizes][rows]``, keeping the top by signed and by absolute score.
+        mib_sizes: MIB's sizes; those above 0 are among ``sizes``, and of size 0 is what ``empty`` has.
+        mib_signed, mib_absolute: ``[mib_sizes][rows]``, keeping the top by signed and by absolute score, of records
+            whose ``sizes`` are other ones than MIB's; else empty, since it is what ``signed`` and ``absolute`` have.
     """
 
     name = "faithfulness"
@@ -195,7 +197,7 @@ class Faithfulness(Measurement):
         "empty": "examples",
         **dict.fromkeys(("absolute", "signed", "answered", "removed", "shuffled"), "sizes rows"),
         "mib_sizes": str(len(FRACTIONS)),
-        **dict.fromkeys(("mib_signed", "mib_absolute"), f"{len(FRACTIONS)} rows"),
+        **dict.fromkeys(("mib_signed", "mib_absolute"), f"{len(FRACTIONS)} rows?"),
     }
 
     sizes: list[int]
@@ -208,8 +210,8 @@ class Faithfulness(Measurement):
     removed: list[list[float]]
     shuffled: list[list[float]]
     mib_sizes: list[int]
-    mib_signed: list[list[float]]
-    mib_absolute: list[list[float]]
+    mib_signed: list[list[float]] = Field(default_factory=list)
+    mib_absolute: list[list[float]] = Field(default_factory=list)
 
     @property
     def n(self) -> int:
@@ -223,6 +225,8 @@ class Faithfulness(Measurement):
             raise ValueError("sizes are not whole numbers above 0 in ascending order")
         if not all(0 <= example < len(self.full) for example in self.examples):
             raise ValueError(f"examples name one that is not among the {len(self.full)} of full")
+        if not self.mib_signed and not {*self.mib_sizes} <= {0, *self.sizes}:
+            raise ValueError("mib_sizes are not among sizes")
 
     def statistics(self) -> dict[str, Statistic]:
         log_x = np.log(np.array(self.sizes) / self.sizes[-1])
@@ -239,7 +243,9 @@ class Faithfulness(Measurement):
 
         own = area(self.absolute, _distance)
         layers = area(self.shuffled, _distance)
-        answered, mib_signed, mib_absolute = map(np.asarray, (self.answered, self.mib_signed, self.mib_absolute))
+        answered = np.asarray(self.answered)
+        mib_signed = np.asarray(self.mib_signed or self._at_mib_sizes(self.signed))
+        mib_absolute = np.asarray(self.mib_absolute or self._at_mib_sizes(self.absolute))
         return {
             "log_cmd": own,
             "necessity": area(self.removed, lambda f: 1.0 - np.clip(f, 0.0, 1.0)),
@@ -252,6 +258,11 @@ class Faithfulness(Measurement):
             "sufficiency_log_area": area(self.signed, lambda f: f),
             "necessity_log_area": area(self.removed, lambda f: 1.0 - f),
         }
+
+    def _at_mib_sizes(self, curve: list[list[float]]) -> list[list[float]]:
+        """``[mib_sizes][rows]``: the points of a curve ``[sizes][rows]`` at MIB's sizes."""
+        nothing = [self.empty[example] for example in self.examples]
+        return [nothing if k == 0 else curve[self.sizes.index(k)] for k in self.mib_sizes]
 
     def scalars(self) -> dict[str, Scalar]:
         """Stability, where the scores were found on several groups of examples and log-CMD varies at all."""

@@ -1,12 +1,14 @@
 """The folder of a run: records as JSON, scores as safetensors beside them.
 
-A record's file name ends in a hash of what determines its result, so a rerun finds what is done. Files are written to a
-temporary name and renamed; files that are not records are named and left alone.
+A record's file name ends in a hash of what determines its result, so a rerun finds what is done; large ones are
+compressed (``.json.gz``). Files are written to a temporary name and renamed; files that are not records are named and
+left alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -21,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigurationError, UnknownNameError
-from ..files import NotRegularError, is_folder, kind_of, parse_json, reason, regular_bytes
+from ..files import NotRegularError, is_folder, kind_of, parse_json, reason, regular_bytes, unpacked
 from .aggregate import derived_again, is_current
 from .processes import Maker, this_process
 from .record import Aggregate, Cell, Record, digest
@@ -34,6 +36,10 @@ DRAFT_DAYS = 1.0
 MARKER_BYTES = 2**24
 RECORD_BYTES = 2**28
 """The largest record read."""
+PACKED_BYTES = 2**16
+"""Records of more bytes are compressed when they are written."""
+SUFFIXES = (".json", ".json.gz")
+"""How the names of records end."""
 
 
 Reader = Callable[[Record], Record | None]
@@ -145,9 +151,18 @@ class Folder:
         Raises:
             OSError: the disk is full or cannot be written.
         """
-        target = self.path / record.filename
-        self._write(target, json.dumps(record.model_dump(mode="json"), indent=None, separators=(",", ":")) + "\n")
+        text = json.dumps(record.model_dump(mode="json"), indent=None, separators=(",", ":")) + "\n"
+        plain, packed = (self.path / f"{record.filename}{end}" for end in ("", ".gz"))
+        target, other = (packed, plain) if len(text) > PACKED_BYTES else (plain, packed)
+        # without the time of writing, equal records give equal bytes
+        self._write(target, gzip.compress(text.encode(), mtime=0) if target == packed else text)
+        other.unlink(missing_ok=True)
         return target
+
+    def file_of(self, name: str) -> Path:
+        """Where the record of a name (:func:`.record.filename`) stands, compressed or not; as it is, if nowhere."""
+        packed = self.path / f"{name}.gz"
+        return packed if not (self.path / name).exists() and packed.exists() else self.path / name
 
     def _write(self, target: Path, content: str | bytes) -> None:
         maker = this_process()
@@ -248,7 +263,7 @@ class Folder:
     def record_in(self, file: Path, owner: str | None = None) -> Record | None:
         """The record in a file; None, and noted in ``foreign``, where it is none, or not of the suite ``owner``."""
         try:
-            record = Record.model_validate_json(regular_bytes(file, RECORD_BYTES))
+            record = read_record(file)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -277,10 +292,20 @@ class Folder:
         """
         try:
             with os.scandir(self.path) as inside:
-                names = sorted(entry.name for entry in inside if entry.name.endswith(".json"))
+                names = sorted(entry.name for entry in inside if entry.name.endswith(SUFFIXES))
         except OSError as error:
             raise ConfigurationError(f"{self.path} cannot be read: {reason(error)}.") from error
         return [self.path / name for name in names if name != MARKER]
+
+
+def read_record(file: Path) -> Record:
+    """The record in a file, compressed or not.
+
+    Raises:
+        OSError, ValueError, RecursionError, UnknownNameError: it is none, or cannot be read.
+    """
+    content = regular_bytes(file, RECORD_BYTES)
+    return Record.model_validate_json(unpacked(content, RECORD_BYTES) if file.suffix == ".gz" else content)
 
 
 def _as_text(aggregates: Mapping[str, Aggregate]) -> str:

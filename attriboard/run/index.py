@@ -46,9 +46,9 @@ class Entry(NamedTuple):
     scores_file: str = ""
 
     @classmethod
-    def of(cls, record: Record) -> Entry:
+    def of(cls, record: Record, file: str) -> Entry:
         return cls(
-            file=record.filename,
+            file=file,
             suite=intern(record.suite),
             identity=record.identity,
             status=intern(str(record.status)),
@@ -109,14 +109,12 @@ def write(folder: Path, entries: Iterable[tuple[State, Entry]]) -> None:
             draft.unlink()
 
 
-def append(folder: Path, record: Record) -> None:
+def append(folder: Path, state: State, entry: Entry) -> None:
     """Adds a record that was just written, where there is an index."""
-    state = state_of(folder / record.filename)
     with contextlib.suppress(OSError):
         handle = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND)
         try:
-            if state is not None:
-                os.write(handle, _line(state, Entry.of(record)))
+            os.write(handle, _line(state, entry))
         finally:
             os.close(handle)
 

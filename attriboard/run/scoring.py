@@ -36,7 +36,7 @@ from ..scores import Scores, ties
 from ..task import SPLITS
 from .noise import Noise, noise, settle
 
-GIT_BYTES = 2**16
+GIT_BYTES = 2**14
 """Score files larger than this stand in ``scores/large``, which git ignores."""
 TOP = 20
 """How many of the highest components a record names."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import ConfigurationError, UnknownNameError
-from ..files import regular_bytes
 from ..records.record import Planned, Record, filename
-from ..records.store import RECORD_BYTES, Folder, cell_key
+from ..records.store import Folder, cell_key, read_record
 from . import index
 from .identity import record_identity, scoring_identity, wanted_stages
 from .index import Entry, State
@@ -53,7 +52,7 @@ class Stored:
                 record = folder.record_in(file, owner)
                 if record is None:
                     continue
-                entry = Entry.of(record)._replace(file=file.name)
+                entry = Entry.of(record, file.name)
             stored._note(entry, state)
             kept += 1
         for name, why in folder.unknown.items():
@@ -72,21 +71,23 @@ class Stored:
 
     def note(self, record: Record) -> None:
         """Takes in a record that this process has just written."""
-        state = index.state_of(self.folder.path / record.filename)
+        file = self.folder.file_of(record.filename)
+        state = index.state_of(file)
         if state is not None:
-            self._note(Entry.of(record), state)
-            index.append(self.folder.path, record)
+            entry = Entry.of(record, file.name)
+            self._note(entry, state)
+            index.append(self.folder.path, state, entry)
 
     def done_since(self, planned: Planned) -> bool:
         """Whether another process has made a cell's record since this one looked, be it good or failed."""
-        name = filename(planned.cell, record_identity(*planned))
-        state = index.state_of(self.folder.path / name)
+        file = self.folder.file_of(filename(planned.cell, record_identity(*planned)))
+        name, state = file.name, index.state_of(file)
         if state is None or state == self.states.get(name):
             return False
         record = self._read(name)
         if record is None:
             return False
-        self._note(Entry.of(record), state)
+        self._note(Entry.of(record, name), state)
         return record.status == "failed" or self._whole(planned)
 
     def has(self, planned: Planned) -> bool:
@@ -125,7 +126,7 @@ class Stored:
 
     def _read(self, file: str) -> Record | None:
         try:
-            return Record.model_validate_json(regular_bytes(self.folder.path / file, RECORD_BYTES))
+            return read_record(self.folder.path / file)
         except (
             OSError,
             ValueError,

@@ -88,7 +88,7 @@ def test_curves_agree_with_one_plain_forward_pass_per_set_and_example(
         assert found.absolute[at][1] == pytest.approx(literal(1, set(largest[k:])), abs=1e-4)
         assert found.removed[at][1] == pytest.approx(literal(1, set(order[:k])), abs=1e-4)
     assert found.signed[-1] == found.absolute[-1] == found.full
-    assert found.shuffled[-1] == pytest.approx(found.full, rel=1e-6)  # a mean over shuffles
+    assert found.shuffled[-1] == pytest.approx(found.full, rel=1e-5)  # a mean over shuffles, to six digits
     assert found.removed[-1] == found.empty
 
 
@@ -99,8 +99,12 @@ def test_mib_curves_rank_by_signed_and_by_absolute_score(context: Context) -> No
     found = _judged(context, scores)
     positive = Scores(values.abs(), "heads", scores.names)
     again = _judged(context, positive)
-    np.testing.assert_allclose(found.mib_absolute, again.mib_signed, rtol=1e-5, atol=1e-5)
-    assert not np.allclose(found.mib_signed, found.mib_absolute, rtol=1e-3, atol=1e-3)
+    everyone = np.arange(found.n)
+    areas = [{name: m.statistics()[name](everyone) for name in ("cpr", "cmd")} for m in (found, again)]
+    # all scores above 0: one order, whose curve stays below 1 or does not
+    assert areas[0]["cmd"] == pytest.approx(areas[1]["cmd"], abs=1e-5)
+    assert areas[0]["cpr"] != pytest.approx(areas[1]["cpr"], abs=1e-3)
+    assert found.mib_sizes[:3] == [0, 0, 0] and set(found.mib_sizes) - {0} <= set(found.sizes)
 
 
 def test_nothing_to_explain_is_an_error_that_says_so(context: Context) -> None:

@@ -62,6 +62,33 @@ def _curves(f: list[float], sizes: list[int], **others: list[float]) -> faithful
     )
 
 
+def test_mib_scores_are_points_of_the_curves_and_nothing_kept_is_empty() -> None:
+    f = [0.3, 0.5, 0.9, 1.1]
+    measured = faithfulness.Faithfulness(
+        sizes=[1, 2, 5, 10],
+        examples=[0, 0],
+        full=[3.0],
+        empty=[1.0],
+        mib_sizes=[0, 0, 0, 0, 0, 0, 1, 2, 5, 10],
+        absolute=[[1 + 2 * x, 1 + 2 * x] for x in f],
+        signed=[[1 + 2 * x] * 2 for x in reversed(f)],
+        **{name: [[0.0, 0.0]] * 4 for name in ("shuffled", "answered", "removed")},
+    )
+    expected = {
+        "cpr": faithfulness.cpr(np.array([0.0] * 6 + f[::-1])),
+        "cmd": faithfulness.cmd(np.array([0.0] * 6 + f)),
+    }
+    found = measured.statistics()
+    for name, value in expected.items():
+        assert found[name](np.arange(2)) == pytest.approx(value, abs=1e-12)
+
+
+def test_sizes_of_mib_that_no_curve_has_are_refused() -> None:
+    whole = _curves([0.5, 1.0], [1, 2])
+    with pytest.raises(ValueError, match="mib_sizes are not among sizes"):
+        faithfulness.Faithfulness(**{**whole.model_dump(), "mib_sizes": [3] * 10, "mib_signed": [], "mib_absolute": []})
+
+
 def _values(measured: faithfulness.Faithfulness) -> dict[str, float]:
     return {name: float(statistic(np.arange(measured.n))) for name, statistic in measured.statistics().items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from attriboard.errors import ConfigurationError
+from attriboard.records import store
 from attriboard.records.record import Aggregate, Precomputed, Provenance, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import MARKER, Folder, newest
@@ -216,3 +218,45 @@ def test_what_is_no_file_among_the_records_is_named_and_never_read(tmp_path: Pat
     assert folder.foreign["zero.json"] == "no regular file (a folder, pipe, socket or device)"
     with pytest.raises(ConfigurationError, match=r"suite.json cannot be read as JSON with a suite's name"):
         folder.claim("made_up")
+
+
+# --- large records ----------------------------------------------------------------------------------------------------
+
+
+def test_a_large_record_is_compressed_and_reads_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, whole = Folder(tmp_path), record("a", DROPS)
+    plain = folder.write(whole)
+    text = plain.read_bytes()
+    assert folder.file_of(whole.filename) == plain
+    monkeypatch.setattr(store, "PACKED_BYTES", len(text) - 1)
+    packed = folder.write(whole)
+    assert packed.name == f"{whole.filename}.gz" == folder.file_of(whole.filename).name
+    assert gzip.decompress(packed.read_bytes()) == text and not plain.exists()  # one file for one record
+    content = packed.read_bytes()
+    assert folder.read() == [whole] and folder.write(whole).read_bytes() == content
+    monkeypatch.setattr(store, "PACKED_BYTES", len(text))
+    assert folder.write(whole) == plain and not packed.exists()
+    assert folder.read() == [whole] and not folder.foreign
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda packed: packed[:-9], "no whole gzip file"),
+        (lambda packed: packed + b"x", "no whole gzip file"),
+        (lambda packed: b"{}", "no whole gzip file"),
+        (lambda packed: packed[:40] + bytes(8) + packed[48:], "no whole gzip file"),
+        (lambda packed: gzip.compress(b"{}"), "Field required"),
+        (lambda packed: gzip.compress(bytes(2**21)), "more than 1,048,576"),
+    ],
+)
+def test_a_compressed_file_that_is_no_record_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, why: str
+) -> None:
+    monkeypatch.setattr(store, "PACKED_BYTES", 1)
+    folder, whole = Folder(tmp_path), record("a", DROPS)
+    packed = folder.write(whole)
+    monkeypatch.setattr(store, "RECORD_BYTES", 2**20)
+    (tmp_path / "other.json.gz").write_bytes(change(packed.read_bytes()))
+    assert folder.read() == [whole]
+    assert why in folder.foreign["other.json.gz"] and "\n" not in folder.foreign["other.json.gz"]
