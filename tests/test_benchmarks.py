@@ -45,6 +45,18 @@ def test_every_forward_only_method_is_timed_on_the_shape_of_a_model_that_sees(tm
     assert cost["heads", "weight_norm"] == 0
 
 
+@pytest.mark.slow
+def test_cells_of_one_worker_and_of_two_are_timed_and_compared(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "workers.json"
+    arguments = ["--task", "planted_copy", "--level", "attn_neurons", "--repeats", "1", "--out", str(out)]
+    subprocess.run([sys.executable, str(BENCHMARKS / "workers.py"), *arguments], check=True, capture_output=True)
+    stored = json.loads(out.read_text())
+    assert stored["records_equal"] and stored["cells"] == 8 and stored["workers"] == 2
+    seconds = {name: times[0] for name, times in stored["seconds"].items()}
+    together = seconds.pop("2 workers")
+    assert stored["times_faster"] == {name: each / together for name, each in seconds.items()}
+
+
 RULES = {"first_layers", "last_layers", "difference_norm"}
 """What anyone could write down without attribution, and a method must be better than."""
 
