@@ -22,6 +22,7 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from ..errors import AttriboardError, ConfigurationError, check_range
+from ..files import reason
 from ..records.record import Cell, Record
 from .parts import Pair, groups_of
 from .remote import failed, include, included_files, packed, run_packed
@@ -141,8 +142,14 @@ class Workers(Executor):
             theirs, own = SPAWN.Pipe()
             arguments = (theirs, self.suite, len(self.seats), self.threads, included_files())
             seat.process, seat.pipe = SPAWN.Process(target=_serve, args=arguments), own
-            with _environment(dict.fromkeys(THREADS, str(self.threads))), _without_interrupts():
-                seat.process.start()
+            try:
+                with _environment(dict.fromkeys(THREADS, str(self.threads))), _without_interrupts():
+                    seat.process.start()
+            except OSError as error:
+                seat.process = None
+                raise ConfigurationError(
+                    f"no more worker processes can be started ({reason(error)}); ask for fewer --workers."
+                ) from error
             theirs.close()
         if seat.ready and seat.pipe is not None:
             planned = seat.left[0]
@@ -186,8 +193,8 @@ class Workers(Executor):
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         hint = "; the memory may not be enough for so many workers" if code == -9 else ""
         planned = seat.left[0]
-        reason = f"its worker process {how}{hint}."
-        return failed(self.suite, planned, self.stored.earlier(planned).record, reason)
+        why = f"its worker process {how}{hint}."
+        return failed(self.suite, planned, self.stored.earlier(planned).record, why)
 
 
 # --- in a worker process ------------------------------------------------------------------------------------------

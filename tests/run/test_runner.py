@@ -529,6 +529,7 @@ def test_ray_gives_the_same_records_as_local(suite: Suite, tmp_path: Path) -> No
     try:
         plan = suite.plan() + suite.plan(method=["raises"])
         distributed = _run(suite, tmp_path / "ray", plan=plan, executor="ray")
+        again = _run(suite, tmp_path / "ray", plan=plan[:1], executor="ray", force=True)
     finally:
         ray.shutdown()
     local = _run(suite, tmp_path / "local", plan=plan)
@@ -538,6 +539,9 @@ def test_ray_gives_the_same_records_as_local(suite: Suite, tmp_path: Path) -> No
     for record in distributed.made:
         assert record.without_timings() == by_name[record.filename].without_timings()
     assert [r.cell.method for r in distributed.failed] == ["raises"]
+    assert {r.provenance.workers for r in distributed.made if r.provenance} == {2}
+    made = [{name: stage.created for name, stage in run.made[0].stages.items()} for run in (distributed, again)]
+    assert made[0].keys() == made[1].keys() and all(made[1][name] > made[0][name] for name in made[0])
 
 
 def test_a_cell_reads_like_a_sentence() -> None:

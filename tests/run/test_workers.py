@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -24,7 +25,7 @@ from attriboard.run.stored import Stored
 from attriboard.run.suite import Suite
 from attriboard.run.work import Work
 from attriboard.run.worker import NOTHING, Earlier, Worker
-from attriboard.run.workers import PER_PROCESSOR, Workers
+from attriboard.run.workers import PER_PROCESSOR, SPAWN, Workers
 from attriboard.task import tasks
 from tests.bench.cli import BINARY, call, environment, interruptible
 
@@ -159,7 +160,10 @@ def test_a_worker_that_is_killed_fails_its_cell_alone_and_is_replaced(toy: dict,
     assert len(Folder(tmp_path / "out").read()) == 6
 
 
-def test_ctrl_c_ends_every_worker_at_once_and_finished_cells_stay(toy: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_that_ends_takes_its_workers_with_it_and_finished_cells_stay(
+    toy: dict, tmp_path: Path, killed: bool
+) -> None:
     (tmp_path / "sleeps.py").write_text(SLEEPS)
     pids = tmp_path / "pids"
     pids.mkdir()
@@ -178,15 +182,23 @@ def test_ctrl_c_ends_every_worker_at_once_and_finished_cells_stay(toy: dict, tmp
             time.sleep(0.1)
         workers = [int(file.name) for file in pids.iterdir()]
         assert len(workers) == 2 and run.pid not in workers
-        os.killpg(run.pid, signal.SIGINT)
-        _, err = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert "finished cells are stored" in err and "Traceback" not in err
+        os.kill(run.pid, signal.SIGKILL) if killed else os.killpg(run.pid, signal.SIGINT)
+        _, err = run.communicate(timeout=60)  # which ends when no process has the pipe any more
+    assert run.returncode == (-signal.SIGKILL if killed else 130)
+    assert killed or "finished cells are stored" in err
+    assert "Traceback" not in err
     for pid in workers:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+        assert _ended(pid)
     assert [record.cell.method for record in Folder(out).read()] == ["random"]
-    assert not list(out.glob(f"{PREFIX}*"))
+    assert killed or not list(out.glob(f"{PREFIX}*"))
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process runs no more; of an orphan nobody may have asked how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
 
 
 @pytest.mark.parametrize("n", [0, -3, PER_PROCESSOR * (os.cpu_count() or 1) + 1, 10**30])
@@ -247,6 +259,18 @@ def test_a_worker_without_work_helps_with_the_largest_task_that_is_left(tmp_path
     one, two, three = _order(tmp_path, counts, 3)
     assert [task for _, task in one] == ["ioi"] * 2 + ["arithmetic"] * 3
     assert [task for _, task in two] == ["arithmetic"] * 5 and [task for _, task in three] == ["color_tqa"] * 5
+
+
+def test_a_computer_that_is_full_of_processes_is_one_sentence(
+    toy: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(process: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(SPAWN.Process, "start", full)
+    with pytest.raises(ConfigurationError, match=r"can be started \(.*\); ask for fewer --workers"):
+        _run(_load(toy, tmp_path / "short.toml", TWO_TASKS), tmp_path / "out", workers=2)
+    assert not list((tmp_path / "out").glob(f"{PREFIX}*"))
 
 
 def test_a_worker_that_cannot_start_is_one_sentence(toy: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
