@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import MAX_SEED, ConfigurationError, check_name
+from .dry_run import dry_run
 from .options import Include, include_files
 from .output import err, note_foreign_file, out
 from .progress import progress_of_cells
@@ -42,6 +43,12 @@ def run(
             "already stay, so the board shows both."
         ),
     ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Run nothing: print what it would cost, by model and level.")
+    ] = False,
+    on: Annotated[
+        str | None, typer.Option(help="The device that --dry-run speaks of: h100, h200, a100 or cpu (this computer).")
+    ] = None,
 ) -> None:
     """Runs a suite and stores one record per cell; what is done already is skipped."""
     from ..exchange.precomputed import read_all
@@ -53,6 +60,8 @@ def run(
     include_files(include)
     loaded = Suite.load(suite)
     check_name("executor", executor, ("local", "ray"))
+    if on is not None and not dry:
+        raise ConfigurationError(f"--on {on} names the device that --dry-run speaks of; add --dry-run.")
     changes: dict[str, Any] = {}
     if limit is not None:
         changes |= limited(limit)
@@ -63,14 +72,18 @@ def run(
         if not named:
             raise ConfigurationError("--capability names no lm-eval task; give names with commas between them.")
         changes["capability"] = {"tasks": tuple(dict.fromkeys([*loaded.settings.capability.tasks, *named]))}
-    check_device(changes.get("device", loaded.settings.device))
+    if not dry:
+        check_device(changes.get("device", loaded.settings.device))
     plan = loaded.precomputed(read_all(scores), task or (), level or (), model, seed, changes) if scores else []
     if method or not scores:
         plan += loaded.plan(task or (), method or (), level or (), model, seed, changes)
     folder = Folder(out_dir or Path("results") / loaded.name)
+    if dry:
+        dry_run(plan, loaded.name, folder, force, on or "cpu")
+        return
     folder.claim(loaded.name, description=loaded.description, expected=loaded.expected, not_run=loaded.not_run)
     try:
-        with progress_of_cells() as (planned, started, finished):
+        with progress_of_cells(None if executor == "ray" else 1) as (planned, started, finished):
             outcome = run_cells(loaded.name, plan, folder, force, executor, planned, started, finished, _waiting)
     except KeyboardInterrupt:
         err.print("interrupted: finished cells are stored; the same command goes on from there.")

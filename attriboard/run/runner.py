@@ -15,7 +15,7 @@ from ..records.record import Cell, Planned, Record
 from ..records.store import Folder
 from .claims import Claims
 from .identity import scoring_identity
-from .stored import Pair, Stored
+from .stored import Ahead, Pair, Stored
 from .worker import Worker
 
 PAUSE = 0.5
@@ -41,7 +41,7 @@ def run_cells(
     folder: Folder,
     force: bool = False,
     executor: str = "local",
-    planned: Callable[[int], None] = lambda n: None,
+    planned: Callable[[Sequence[Ahead]], None] = lambda ahead: None,
     started: Callable[[Cell], None] = lambda cell: None,
     finished: Callable[[Record], None] = lambda record: None,
     waiting: Callable[[Maker], None] = lambda maker: None,
@@ -54,7 +54,7 @@ def run_cells(
     Args:
         force: run everything again, scoring included.
         executor: "local" (this process) or "ray" (cells become Ray tasks).
-        planned: called once with the number of cells to run; started, finished: called around each.
+        planned: called once with the cells to run, in order; started, finished: called around each.
         waiting: called once with who else runs cells, where nothing else is left to do.
 
     Raises:
@@ -67,7 +67,7 @@ def run_cells(
         stored.note_current(suite, plan)
     except OSError as error:
         raise ConfigurationError(f"cannot write into {folder.path}: {error.strerror}; choose another --out.") from error
-    planned(len(todo))
+    planned(stored.ahead(todo))
     outcome = Outcome(done_before=len(plan) - len(todo))
     started_by = _Ray(suite, stored, started) if executor == "ray" else _Local(suite, stored, started)
     with closing(_shared(_pairs(todo), started_by, stored, outcome, waiting)) as stream:
