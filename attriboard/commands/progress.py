@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ..run.stored import Ahead
 
 
+SELDOM = 50
+"""How many times longer than adding it up takes, what is left stands."""
+
+
 class Clock:
     """What is left of a run, told by its work: feeds :class:`attriboard.run.time_left.TimeLeft` with what is finished.
 
@@ -35,7 +39,8 @@ class Clock:
         self._left = TimeLeft(pieces(forecasts(ahead, network=False)))
         self._begun: dict[str, float] = {}
         self._start = self._last = now()
-        self._took = 0.0
+        self._took = self._adding = 0.0
+        self._open = len(ahead)
         self._said: float | None = None
         self.share = 0.0
 
@@ -66,8 +71,12 @@ class Clock:
         else:
             self._left.gone((place, REST))
         self._took += took
-        self._said, self._last = self._left.left(self._at_work(now)), now
-        self.share = self._left.share
+        self._open -= 1
+        # of very many cells, what is left takes long to add up
+        if not self._open or now - self._last >= SELDOM * self._adding:
+            self._said, self._last = self._left.left(self._at_work(now)), now
+            self.share = self._left.share
+            self._adding = self._now() - now
 
     def left(self) -> float | None:
         """Seconds until everything is done, as far as is known now; None before anything is."""
