@@ -34,6 +34,17 @@ def as_json(board: Board) -> str:
     """Tables, overall ranks, tests, agreement of scores and what was not run; null where a value is not finite."""
     content = {
         "about": board.about,
+        "smoke_test": bool(board.smoke),
+        "folders": [
+            {
+                "name": source.name,
+                "suite": source.about.get("suite"),
+                "records": source.records,
+                "passed_over": source.passed_over,
+            }
+            for source in board.sources
+            if len(board.sources) > 1
+        ],
         "metrics": {name: _metric_fields(metric) for name, metric in METRICS.items()},
         "overall": [
             {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from .board import Board
-from .wording import SEEDS_LINE, cells, head, lines_above, seed_cells, seed_head
+from .wording import about_suites, cells, first_line, head, lines_above, seed_cells, seed_head, seeds_line
 
 STYLE = (
     "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse;margin-bottom:2em}"
@@ -20,7 +20,8 @@ def html(board: Board) -> str:
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><title>attriboard</title>',
-        f"<style>{STYLE}</style></head><body><h1>Leaderboard</h1>",
+        f"<style>{STYLE}</style></head><body><h1>{escape(first_line(board))}</h1>",
+        *(f"<p>{escape(paragraph)}</p>" for paragraph in about_suites(board)),
     ]
     for table in board.tables:
         parts += [f"<h2>{escape(table.title)}</h2>", *(f"<p>{escape(line)}</p>" for line in lines_above(table))]
@@ -28,7 +29,7 @@ def html(board: Board) -> str:
             rows = [[escape(r.cell.method_label), *cells(table, r, metrics, "<b>{}</b>", escape)] for r in records]
             parts.append(_table(head(table, metrics), rows))
     for summary in board.over_seeds():
-        parts.append(f"<h2>{escape(summary.title)}</h2><p>{escape(SEEDS_LINE)}</p>")
+        parts.append(f"<h2>{escape(summary.title)}</h2><p>{escape(seeds_line(summary))}</p>")
         rows = [[escape(c) for c in (label, *seed_cells(records, summary.columns))] for label, records in summary.rows]
         parts.append(_table(seed_head(summary), rows))
     return "\n".join([*parts, "</body></html>"]) + "\n"

@@ -9,12 +9,15 @@ from .columns import ranking_columns
 from .wording import (
     OVERALL_LINE,
     SEEDS_LINE,
+    about_suites,
     cells,
+    first_line,
     head,
     how_it_ran,
     legend,
     level_sentences,
     lines_above,
+    mixed,
     not_run,
     rank_cells,
     rank_head,
@@ -26,9 +29,9 @@ from .wording import (
 
 def markdown(board: Board, docs: str | None = "docs") -> str:
     """The whole page, with links to the pages in ``docs``, or without any."""
-    lines = ["# Leaderboard", ""]
-    if board.about:
-        lines += [f"Suite `{board.about.get('suite')}`. {board.about.get('description', '')}".rstrip(), ""]
+    lines = [f"# {first_line(board)}", ""]
+    for paragraph in about_suites(board):
+        lines += [paragraph, ""]
     lines += [how_it_ran(board), "", legend(board, docs), "", *_overall(board), "## Tables", ""]
     for table in board.tables:
         lines += [f"### {table.title}", ""]
@@ -43,7 +46,8 @@ def markdown(board: Board, docs: str | None = "docs") -> str:
         rows = [
             [_name(label, records[0].control), *seed_cells(records, summary.columns)] for label, records in summary.rows
         ]
-        lines += [f"### {summary.title}", "", *_table(seed_head(summary), rows), ""]
+        note = [mixed(summary), ""] if summary.mixes_machines else []
+        lines += [f"### {summary.title}", "", *note, *_table(seed_head(summary), rows), ""]
     lines += ["## Not run, and why", "", *(f"- {sentence}" for sentence in not_run(board))]
     return "\n".join(lines).rstrip() + "\n"
 

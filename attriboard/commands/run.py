@@ -68,7 +68,13 @@ def run(
     if method or not scores:
         plan += loaded.plan(task or (), method or (), level or (), model, seed, changes)
     folder = Folder(out_dir or Path("results") / loaded.name)
-    folder.claim(loaded.name, description=loaded.description, expected=loaded.expected, not_run=loaded.not_run)
+    folder.claim(
+        loaded.name,
+        description=loaded.description,
+        expected=loaded.expected,
+        smoke=loaded.smoke,
+        not_run=loaded.not_run,
+    )
     try:
         with progress_of_cells() as (planned, started, finished):
             outcome = run_cells(loaded.name, plan, folder, force, executor, planned, started, finished, _waiting)
