@@ -34,7 +34,7 @@ from .agreement import Overlap, between_tasks
 from .columns import best_first, costs, further_columns, main_columns, ranking_columns, standings
 from .machines import Machine, machine_of, timed_on
 from .merging import Options, Source, about_all, named, one_per_cell, options_of
-from .significance import ColumnTest, compare_columns
+from .significance import ColumnTest, compare_columns, without_rounding
 from .standing import Informative, Standing, informative, standing
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Table:
         return len(self.machines) > 1
 
     def ranks(self, metric: str) -> dict[str, float]:
-        """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean.
+        """By method, its relative rank: 0 for the best of the table, 1 for the last; equal values share their mean.
 
         Nothing where the table does not show the metric, or fewer than two records have it.
         """
@@ -195,7 +195,7 @@ class Table:
         ordered = -values if METRICS[metric].better == "higher" else values
         ranks = np.full(len(values), np.nan)
         known = ~np.isnan(values)
-        ranks[known] = scipy.stats.rankdata(ordered[known])
+        ranks[known] = scipy.stats.rankdata(without_rounding(ordered[known]))
         relative = (ranks - 1) / (len(values) - 1)
         return {r.cell.method_label: float(x) for r, x in zip(having, relative)}
 
@@ -233,6 +233,8 @@ class OverallRank:
             which is not ranked among the others.
         low, high: the ends of its 95 % interval; None where nothing could be resampled.
         by_metric: the same share by each metric that ranks the level, as far as it was measured.
+        behind: by how much its share is below the highest at least (the lower end of the 95 % interval of the
+            difference): above 0 it is told from the best. None where nothing could be resampled.
     """
 
     level: str
@@ -244,6 +246,7 @@ class OverallRank:
     low: float | None
     high: float | None
     by_metric: dict[str, float]
+    behind: float | None = None
 
 
 @dataclass(frozen=True)
@@ -443,7 +446,7 @@ class Board:
                 tables=count,
                 of=len(ranking),
                 by_metric={metric: own[method].wins or 0.0 for metric, own in alone.items() if method in own},
-                **overall.get(method, _Share(None, None, None))._asdict(),
+                **overall.get(method, _Share(None, None, None, None))._asdict(),
             )
             for method, count in standing_in.items()
         ]
@@ -635,11 +638,12 @@ def _made(record: Record) -> tuple[str, str]:
 
 
 class _Share(NamedTuple):
-    """A modelled share of wins and the ends of its interval, each as far as it is known."""
+    """A modelled share of wins, the ends of its interval and how far it is behind, each as far as it is known."""
 
     wins: float | None
     low: float | None
     high: float | None
+    behind: float | None
 
 
 def _shares(
@@ -660,7 +664,7 @@ def _shares(
     met = np.isfinite(won).sum(1)
     outcomes = np.where(met > 0, np.nansum(won, axis=1) / np.maximum(met, 1), np.nan)
     found = win_shares(outcomes, [(table.task, table.model) for table, _ in ranking], resamples=resamples)
-    numbers = zip(*(column.tolist() for column in found[:3]))
+    numbers = zip(*(column.tolist() for column in (found.wins, found.low, found.high, found.behind)))
     shares = {methods[at]: _Share(*(x if np.isfinite(x) else None for x in own)) for at, own in zip(having, numbers)}
     return shares, found.resampled
 

@@ -15,6 +15,7 @@ from ..measurements.registry import METRICS
 from ..stats.ranks import over_seeds
 from .agreement import between_methods, between_seeds
 from .board import Board, LevelTest, SeedTable, Table
+from .verdict import told_apart, verdicts
 
 
 def csv(board: Board) -> str:
@@ -70,6 +71,11 @@ def as_json(board: Board) -> str:
             }
             for level in board.levels
         ],
+        "verdict": [asdict(verdict) for verdict in verdicts(board)],
+        "told_apart": {
+            "headline_columns": told_apart(board.tables, headlines=True)._asdict(),
+            "tested_columns": told_apart(board.tables)._asdict(),
+        },
         "against_controls": [_standing_fields(table) for table in board.tables],
         "rank_tests": {level: _rank_fields(test) for level, test in board.rank_tests().items()},
         "comparisons": [fields for table in board.tables for fields in _comparison_fields(table)],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from . import verdict_wording
 from .board import Board
 from .columns import ranking_columns
+from .verdict import verdicts
 from .wording import (
     OVERALL_LINE,
     SEEDS_LINE,
@@ -32,7 +34,7 @@ def markdown(board: Board, docs: str | None = "docs") -> str:
     lines = [f"# {first_line(board)}", ""]
     for paragraph in about_suites(board):
         lines += [paragraph, ""]
-    lines += [how_it_ran(board), "", legend(board, docs), "", *_overall(board), "## Tables", ""]
+    lines += [*_verdict(board), how_it_ran(board), "", legend(board, docs), "", *_overall(board), "## Tables", ""]
     for table in board.tables:
         lines += [f"### {table.title}", ""]
         for line in lines_above(table):
@@ -50,6 +52,23 @@ def markdown(board: Board, docs: str | None = "docs") -> str:
         lines += [f"### {summary.title}", "", *note, *_table(seed_head(summary), rows), ""]
     lines += ["## Not run, and why", "", *(f"- {sentence}" for sentence in not_run(board))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _verdict(board: Board) -> list[str]:
+    """What the tables say together, before all else; nothing where no column of them is tested."""
+    found = verdicts(board)
+    ranks = {level.level: level for level in board.levels}
+    lines = [f"## {verdict_wording.heading(board)}", ""]
+    lines += [verdict_wording.LINE, ""] if any(verdict.tables for verdict in found) else []
+    for verdict in found:
+        lines += [f"**{verdict.level}**: {verdict_wording.intro(verdict, ranks.get(verdict.level))}", ""]
+        if verdict.tables:
+            rows = [[_name(place.method, place.control), *row] for place, row in verdict_wording.rows(verdict)]
+            lines += [*_table(verdict_wording.head(verdict), rows), ""]
+        lines += [text, ""] if (text := verdict_wording.ending(verdict)) else []
+    told = verdict_wording.told_line(board)
+    lines += [told, ""] if told else []
+    return [*lines, "## How it was made", ""] if found or told else []
 
 
 def _overall(board: Board) -> list[str]:
