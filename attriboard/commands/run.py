@@ -101,7 +101,13 @@ def run(
     if dry:
         dry_run(plan, loaded.name, folder, force, on or "cpu")
         return
-    folder.claim(loaded.name, description=loaded.description, expected=loaded.expected, not_run=loaded.not_run)
+    folder.claim(
+        loaded.name,
+        description=loaded.description,
+        expected=loaded.expected,
+        smoke=loaded.smoke,
+        not_run=loaded.not_run,
+    )
     try:
         with progress_of_cells(None if executor == "ray" else workers) as (planned, started, finished):
             outcome = run_cells(
