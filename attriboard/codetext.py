@@ -1,4 +1,7 @@
-"""The text of code as far as it decides results: without comments, docstrings and blank lines."""
+"""The text of code as far as it decides results.
+
+Without comments, docstrings and blank lines, and without what a method says of its cost before it runs.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from pathlib import Path
 
 DERIVED = frozenset({"metrics", "statistics", "scalars", "gaps"})
 """Parts of a measurement that follow from what is stored; they have versions of their own (those of the metrics)."""
+FORECAST = ("passes", ["self", "shape", "level"])
+"""Name and parameters of :meth:`attriboard.method.Method.passes`, by which no score is computed."""
 
 
 def normalized(file: Path, imports: bool = True, derived: bool = True) -> str:
@@ -39,6 +44,8 @@ def _normalized(text: str, imports: bool, derived: bool) -> str:
                 text_alone = isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Constant)
                 if text_alone and isinstance(inner.value.value, str):  # type: ignore[attr-defined]
                     code.cut(inner)
+    for node in _forecasts(tree, imports):
+        code.cut(node)
     if not derived:
         for node in _derived(tree):
             code.cut(node)
@@ -87,6 +94,29 @@ class _Code:
             elif text.strip():
                 parts.append(text.rstrip() + "\n")
         return "".join(parts)
+
+
+def _forecasts(tree: ast.Module, imports: bool) -> list[ast.stmt]:
+    """The methods of :data:`FORECAST`, and the import statements at the top, if they count, that only they use."""
+    parts: list[ast.stmt] = [
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for inner in node.body
+        if isinstance(inner, ast.FunctionDef) and (inner.name, [a.arg for a in inner.args.args]) == FORECAST
+    ]
+    if not parts or not imports:
+        return parts
+    inside = {id(name) for part in parts for name in _uses(part)}
+    elsewhere = {name.id for name in _uses(tree) if id(name) not in inside}
+    used = {name.id for part in parts for name in _uses(part)}
+    return parts + [
+        node
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and (names := {(alias.asname or alias.name).split(".")[0] for alias in node.names}) <= used
+        and not names & elsewhere
+    ]
 
 
 def _derived(tree: ast.Module) -> list[ast.stmt]:

@@ -440,7 +440,7 @@ class Intervention:
         order = torch.argsort(start, stable=True)
         there = masks.to(model.device)
         results: list[Tensor] = []
-        for chunk in order.split(model.batch_size):
+        for chunk in order.split(model.set_rows):
             batch = self.batch.rows(rows[chunk])
             example, chosen, restarted = (x[chunk].to(model.device) for x in (rows, sets, from_empty))
             any_restarted = bool(from_empty[chunk].any())

@@ -20,6 +20,7 @@ from .scores import Scores
 if TYPE_CHECKING:
     from .components import Level
     from .model import Batch, EncodedExample, Model
+    from .shape import Shape
 
 
 EACH_BYTES = 2**27
@@ -154,6 +155,17 @@ class Method:
         """Whether the scores of several examples are the mean of each one's own, whatever the others are."""
         return type(self).attribute is Method.attribute
 
+    def passes(self, shape: Shape, level: Level) -> float:
+        """What scoring one example takes, in forward passes: known from shapes alone, before anything runs.
+
+        Relative to :attr:`Shape.full`, one forward pass of the example's prompt, as ``forward_equivalents`` of a record
+        is. By default what :attr:`needs` implies: one forward pass, a backward pass counting as two more, and one pass
+        of the counterfactual, both behind the prefix that they share. A method that does more, or other products,
+        overrides this; work that is done once for all examples is divided by :attr:`Shape.examples`. No score may
+        depend on it, so it is no part of what identifies a method's results.
+        """
+        return shape.usual(self.needs, counterfactual="counterfactual" in self.needs)
+
     def check_level(self, level: Level) -> None:
         if level.name not in self.levels:
             raise MethodError(f"{self.name} scores {', '.join(self.levels)}, not {level.name}.")
@@ -194,6 +206,11 @@ class ReplacingMethod(Method):
         self.check_level(level)
         self._means = means_for(model, examples, level, self.replacement)
         return super().attribute(model, examples, level)
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        """As of every method, with what the replacement takes: a pass of the counterfactual, or one for the means."""
+        means = shape.forward() if replacement_kind(self.replacement).needs_means and not level.inputs else 0.0
+        return means + shape.usual(self.needs, counterfactual=self.paired and not level.inputs)
 
     @property
     def averages(self) -> bool:

@@ -19,7 +19,10 @@ from attriboard.records.aggregate import up_to_date
 from attriboard.studies.audit_report import findings, read_audits
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK, DOWNSTREAM, SPEED = (ROOT / "results" / name for name in ("quick", "downstream", "speed.json"))
+QUICK, STANDARD, DOWNSTREAM = (ROOT / "results" / name for name in ("quick", "standard", "downstream"))
+SPEED = ROOT / "results" / "speed.json"
+PUBLISHED = STANDARD if (STANDARD / "suite.json").exists() else QUICK
+"""The records behind the README's table and the excerpts of ``docs/board.md``."""
 
 RANKING = {level: tuple(METRICS[name].title for name in ranking_columns(level)) for level in ("heads", "patches")}
 """The columns by which a level is ranked."""
@@ -127,7 +130,17 @@ def small(board: str) -> str:
     controls = sum(cells(row)[0].startswith("*") for row in rows[2:])
     line = f"*{section.title}*: best {BEST} of {len(rows) - 2 - controls}, all controls."
     sees = [column for column in ("sees",) if column in cells(rows[0])]
-    return "\n".join([line, "", *selected(rows, (*sees, *columns), BEST)]) + "\n"
+    return "\n".join([line, caveat(board), "", *selected(rows, (*sees, *columns), BEST)]) + "\n"
+
+
+def caveat(board: str) -> str:
+    """How far a board carries: of the quick suite, no verdict; of any other, its own."""
+    suite = re.search(r"^Suite `([^`]+)`", board, flags=re.MULTILINE)
+    if suite is None or suite[1] == "quick":
+        return (
+            "The quick suite has few examples and is a smoke test with numbers; `benchmarks/full.toml` gives a verdict."
+        )
+    return f"What all tables of the suite `{suite[1]}` say together stands at the top of the board."
 
 
 def ranks(board: str) -> str:
@@ -265,10 +278,10 @@ def replaced(text: str, name: str, middle: str) -> str:
 
 def excerpts() -> dict[str, dict[str, str]]:
     """By page, what stands between its marks; what has no stored records is left out."""
-    quick = board_text(QUICK)
+    board = board_text(PUBLISHED)
     pages = {
-        "README.md": {"board": small(quick)},
-        "docs/board.md": {"ranks": ranks(quick), "tables": tables(quick)},
+        "README.md": {"board": small(board)},
+        "docs/board.md": {"ranks": ranks(board), "tables": tables(board)},
         "docs/architecture.md": {"speed": speed_rows(json.loads(SPEED.read_text(encoding="utf-8")))},
     }
     if DOWNSTREAM.exists():

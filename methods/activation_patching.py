@@ -11,6 +11,7 @@ from attriboard.errors import ConfigurationError
 from attriboard.interventions import Intervention, single_effects
 from attriboard.method import ReplacingMethod
 from attriboard.model import Batch, Model
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -42,6 +43,10 @@ class ActivationPatching(ReplacingMethod):
             raise ConfigurationError(
                 f"direction of {self.name} is {self.direction!r}, expected 'noising' or 'denoising'."
             )
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        means = shape.forward() if self.replacement == "mean" else 0.0
+        return means + shape.ablations(level, self.paired)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         if self.direction == "denoising":

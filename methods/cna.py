@@ -14,6 +14,7 @@ from attriboard.log_prob import FrozenUnembedding, last_token, level_candidates
 from attriboard.method import Method, methods, positive
 from attriboard.model import Edit, EncodedExample, Model
 from attriboard.scores import Scores
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -49,6 +50,11 @@ class ComparativeNeuronAnalysis(Method):
 
     def __post_init__(self) -> None:
         positive(self, "n_heads", "head_examples", "candidates")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        n, top = shape.examples, min(self.candidates, shape.size(level))
+        heads = min(self.head_examples, n) / n * shape.ablations(get_level("heads"), paired=False)
+        return heads + 2 * (shape.forward() + shape.tangents(level) + shape.exactly(top, n)) + shape.look
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)

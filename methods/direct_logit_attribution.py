@@ -11,6 +11,7 @@ from attriboard.components import Level
 from attriboard.log_prob import FrozenUnembedding, last_token
 from attriboard.method import Method
 from attriboard.model import Batch, Model
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -30,6 +31,9 @@ class DirectLogitAttribution(Method):
     needs = frozenset({"forward", "weights"})
     reads = ("answer", "foil")
     properties = ("shares_add_up", "zero_for_idle", "zero_for_dead", "uses_answer")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        return super().passes(shape, level) + shape.unembedded(1 if shape.foils else 3)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         activations, resid = last_token(model, batch, level.sites)

@@ -11,6 +11,7 @@ from attriboard.components import Level
 from attriboard.interventions import pinned
 from attriboard.method import ReplacingMethod, positive
 from attriboard.model import Batch, Model
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -39,6 +40,12 @@ class EapIg(ReplacingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "steps")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        embeddings = shape.forward(shared=True) if self.paired else 0.0
+        steps = self.steps * shape.gradients(shared=self.paired)
+        # one pass with its gradient is in the usual count; here the clean one is run without
+        return super().passes(shape, level) - 2 * shape.forward(shared=self.paired) + embeddings + steps
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         batch = self.shared(model, batch)

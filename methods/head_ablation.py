@@ -10,6 +10,7 @@ from attriboard.components import Level
 from attriboard.interventions import Intervention, Replacement, single_effects
 from attriboard.method import ReplacingMethod
 from attriboard.model import Batch, Model
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -33,6 +34,10 @@ class HeadAblation(ReplacingMethod):
     properties = ("exact_effect", "exact_on_linear_model", "zero_for_idle", "zero_for_dead", "uses_answer")
 
     replacement: Replacement = "zero"
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        means = shape.forward() if self.replacement == "mean" else 0.0
+        return means + shape.ablations(level, self.paired)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         return single_effects(Intervention(model, batch, level, self.replacement, self._means)).view(

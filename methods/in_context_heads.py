@@ -11,6 +11,7 @@ from attriboard.components import Level
 from attriboard.log_prob import FrozenUnembedding, position_outputs
 from attriboard.method import Method
 from attriboard.model import Batch, Model, hook_name
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -28,6 +29,11 @@ class InContextHeads(Method):
     needs = frozenset({"forward", "weights", "marks:label"})
     reads = ("answer", "labels")
     properties = ("adds_over_marks", "zero_for_idle", "zero_for_dead", "uses_answer", "ignores_foil")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        labels = shape.marks.get("label", 1)
+        rows = shape.n_layers * (1 + shape.n_heads * labels)
+        return super().passes(shape, level) + shape.unembedded(rows)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         layers = range(model.n_layers)

@@ -11,6 +11,7 @@ from attriboard.components import InputLevel, Level
 from attriboard.interventions import input_replacement, pinned
 from attriboard.method import ReplacingMethod, positive
 from attriboard.model import Batch, Model, hook_name
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -45,6 +46,12 @@ class IntegratedGradients(ReplacingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "steps")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        if level.inputs:
+            return self.steps * shape.gradients() + shape.look * (2 if self.paired else 1)
+        layers = sum(shape.gradients(layer, self.paired) for layer in range(shape.n_layers))
+        return ReplacingMethod.passes(self, shape, level) - 2 * shape.forward(shared=self.paired) + self.steps * layers
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         if isinstance(level, InputLevel):

@@ -12,6 +12,7 @@ from attriboard.components import Level
 from attriboard.method import Method, true_or_false
 from attriboard.model import Batch, EncodedExample, Model
 from attriboard.scores import Scores
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -48,6 +49,11 @@ class LmHeadDecoding(Method):
 
     def __post_init__(self) -> None:
         true_or_false(self, "signed")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        moments = shape.product(shape.d_model, shape.d_vocab, shape.d_model)
+        spreads = shape.n_layers * shape.product(shape.d_mlp, shape.d_model, shape.d_model)
+        return (moments + spreads) / shape.examples
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         """As :meth:`.Method.attribute`; what weights alone decide is computed once for all batches."""

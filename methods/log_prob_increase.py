@@ -12,6 +12,7 @@ from attriboard.log_prob import FrozenUnembedding, exact_top, last_token, level_
 from attriboard.method import Method, positive, true_or_false
 from attriboard.model import EncodedExample, Model
 from attriboard.scores import Scores
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -46,6 +47,14 @@ class LogProbIncrease(Method):
     def __post_init__(self) -> None:
         positive(self, "exact_top_k")
         true_or_false(self, "published")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        once, size = super().passes(shape, level), shape.size(level)
+        if not level.one_vector:
+            return once + shape.unembedded(shape.n_layers + size)
+        # a few more than asked for have to be evaluated, to prove that none of the others is higher
+        evaluated = min(1.25 * self.exact_top_k, size)
+        return once + shape.tangents(level) + shape.exactly(evaluated, shape.examples)
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)

@@ -12,6 +12,7 @@ from attriboard.errors import SkipCell
 from attriboard.interventions import Replacement, input_replacement, replacing
 from attriboard.method import ReplacingMethod, positive
 from attriboard.model import Batch, Model
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -43,6 +44,11 @@ class Occlusion(ReplacingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "window")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        side = shape.inputs**0.5 if level.image else shape.inputs
+        windows = max(1, side - self.window + 1) ** (2 if level.image else 1)
+        return (1 + windows) * shape.forward() + shape.look * (2 if self.paired else 1)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         assert isinstance(level, InputLevel)

@@ -13,6 +13,7 @@ from attriboard.interventions import watched
 from attriboard.log_prob import FrozenUnembedding, last_token, position_outputs, top_heads
 from attriboard.method import Method, true_or_false
 from attriboard.model import Batch, Model, hook_name
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -56,6 +57,17 @@ class PatchLogProbIncrease(Method):
                 f"skip_layers of {self.name} is {self.skip_layers!r}, expected a whole number of at least 0."
             )
         true_or_false(self, "published")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        layers = shape.n_layers - self.skip_layers
+        heads = layers * shape.n_heads
+        if isinstance(self.heads, str):
+            chosen, ranked = heads, 0
+        else:
+            chosen = min(self.heads, heads)
+            ranked = 2 * layers + 2 * min(max(chosen, 8), heads)  # their tangents, then those with the highest bounds
+        rows = ranked + min(chosen, layers) + chosen * shape.inputs
+        return super().passes(shape, level) + shape.unembedded(rows)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         assert isinstance(level, InputLevel)

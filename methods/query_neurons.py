@@ -11,6 +11,7 @@ from attriboard.components import Level
 from attriboard.log_prob import Candidates, FrozenUnembedding, exact_top
 from attriboard.method import Method, positive
 from attriboard.model import Batch, Model, Run, hook_name
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -40,6 +41,12 @@ class QueryNeurons(Method):
 
     def __post_init__(self) -> None:
         positive(self, "top_k")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        # every dimension of every head is a candidate at every position, with one tangent for its layer
+        tangents = shape.unembedded(2 * shape.n_layers)
+        values = shape.n_layers * shape.product(1, shape.d_model, shape.n_heads * shape.d_head)
+        return super().passes(shape, level) + tangents + values + shape.exactly(self.top_k, 1)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         sites = ("resid_pre", "pattern", "v", "z", "post")

@@ -13,6 +13,7 @@ from attriboard.method import Method, methods, whole_number
 from attriboard.model import EncodedExample, Model
 from attriboard.roles import Sight
 from attriboard.scores import Scores
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -50,6 +51,9 @@ class RandomSameLayer(Method):
     @property
     def sees(self) -> tuple[Sight, ...]:
         return methods.make(self.reference).sees
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        return methods.make(self.reference).passes(shape, level)
 
     def attribute(self, model: Model, examples: Sequence[EncodedExample], level: Level) -> Scores:
         self.check_level(level)

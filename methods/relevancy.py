@@ -11,6 +11,7 @@ from attriboard.components import Level
 from attriboard.errors import ConfigurationError, SkipCell
 from attriboard.method import Method
 from attriboard.model import Batch, EncodedExample, Model, hook_name
+from attriboard.shape import Shape
 
 THROUGH = ("language_model", "vision_tower")
 
@@ -47,6 +48,10 @@ class Relevancy(Method):
             raise ConfigurationError(
                 f"through of {self.name} is {self.through!r}, expected one of {', '.join(THROUGH)}."
             )
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        tower = 3 * shape.look if self.through == "vision_tower" else 0.0
+        return super().passes(shape, level) + tower
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         if self.through == "vision_tower" and not level.image:

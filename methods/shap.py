@@ -12,6 +12,7 @@ from attriboard.components import InputLevel, Level
 from attriboard.interventions import Replacement, input_replacement, replacing
 from attriboard.method import ReplacingMethod, positive, whole_number
 from attriboard.model import Batch, EncodedExample, Model
+from attriboard.shape import Shape
 
 
 @dataclass
@@ -46,6 +47,9 @@ class Shap(ReplacingMethod):
         super().__post_init__()
         positive(self, "samples")
         whole_number(self, "seed")
+
+    def passes(self, shape: Shape, level: Level) -> float:
+        return (1 + self.samples * shape.inputs) * shape.forward() + shape.look
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         assert isinstance(level, InputLevel)

@@ -205,6 +205,13 @@ def test_only_what_stands_between_the_marks_is_replaced(readme: dict[str, Any]) 
         readme["replaced"](empty, "ranks", "| b |")
 
 
+def test_only_the_quick_suite_is_called_a_smoke_test(readme: dict[str, Any]) -> None:
+    assert "smoke test" in readme["caveat"]("# Leaderboard\n\nSuite `quick`. Five tasks.\n")
+    said = readme["caveat"]("# Leaderboard\n\nSuite `standard`. Eight tasks.\n")
+    assert "smoke" not in said and "`standard`" in said
+    assert readme["PUBLISHED"].name == ("standard" if (readme["STANDARD"] / "suite.json").exists() else "quick")
+
+
 def test_every_excerpt_has_its_marks_on_its_page(readme: dict[str, Any]) -> None:
     for page, parts in readme["excerpts"]().items():
         text = (BENCHMARKS.parent / page).read_text()

@@ -182,3 +182,44 @@ def test_the_hash_is_of_code_and_of_the_bytes_of_other_files(file: Path, tmp_pat
     data.write_text("# 1\n")
     file.write_text("x = 1  # one\n")
     assert code_hash([file, data]) == before
+
+
+METHOD = """\
+from attriboard.method import Method
+{imports}
+
+class Mine(Method):
+    name = "mine"
+
+    def score_batch(self, model, batch, level):
+        return model.run(batch)
+{forecast}"""
+
+
+def test_what_a_method_says_of_its_cost_is_no_part_of_its_code(tmp_path: Path):
+    """Nor is the import that only it needs; any other is."""
+    silent = METHOD.format(imports="", forecast="")
+    said = "\n    def passes(self, shape: Shape, level) -> float:\n        return {}\n"
+    imported = "from attriboard.shape import Shape"
+    hashes = [
+        code_hash([_written(tmp_path, text)])
+        for text in (
+            silent,
+            METHOD.format(imports=imported, forecast=said.format(1.0)),
+            METHOD.format(imports=imported, forecast=said.format("2 * shape.forward()")),
+        )
+    ]
+    assert len(set(hashes)) == 1
+    for other in (
+        METHOD.format(imports="import math", forecast=said.format(1.0)),
+        METHOD.format(imports=imported, forecast=""),
+        METHOD.format(imports="", forecast="\n    def passes(self, example):\n        return 1.0\n"),
+        METHOD.format(imports="", forecast="") + "\n\ndef passes(self, shape, level):\n    return 1.0\n",
+    ):
+        assert code_hash([_written(tmp_path, other)]) != hashes[0]
+
+
+def _written(folder: Path, text: str) -> Path:
+    file = folder / "mine.py"
+    file.write_text(text, encoding="utf-8")
+    return file

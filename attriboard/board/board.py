@@ -12,7 +12,7 @@ import tempfile
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -24,21 +24,23 @@ from ..errors import AttriboardError
 from ..files import kind_and_reason
 from ..levels import USUAL_REPLACEMENT
 from ..measurements.registry import METRICS
+from ..measurements.speed import VARYING, Speed
 from ..records.aggregate import up_to_date
-from ..records.record import Record, digest
-from ..records.store import Folder, newest
+from ..records.record import Record, Stage, digest
+from ..records.store import Folder, Reader, newest
 from ..stats.intervals import RESAMPLES
 from ..stats.ranks import RankTest, Resampled, rank_test, win_shares, wins_of
 from .agreement import Overlap, between_tasks
 from .columns import best_first, costs, further_columns, main_columns, ranking_columns, standings
-from .significance import ColumnTest, compare_columns
+from .machines import Machine, machine_of, timed_on
+from .merging import Options, Source, about_all, named, one_per_cell, options_of
+from .significance import ColumnTest, compare_columns, without_rounding
 from .standing import Informative, Standing, informative, standing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
-Options = dict[str, dict[str, Any]]
 Findings = Mapping[tuple[str, int, str], Sequence[str]]
 """By task, its version and a model's weights (SHA-256), what an audit of the task found beyond its limits."""
 
@@ -55,7 +57,13 @@ class Table:
     """Records of one task, level, model, replacement, variant and seed with equal examples and weights; best first.
 
     Records that hold the same measurement hold it with the same options; not all need hold the same ones.
-    ``findings`` are sentences of an audit of the task on the model.
+    They may be of several devices and suites; a method stands in it once.
+
+    Attributes:
+        findings: sentences of an audit of the task on the model.
+        apart: what tells it from other tables of the same title: its suites, or the devices of its records.
+        elsewhere: on which devices the records of tables were made that are of the same cells but of other examples,
+            since the model answers others there.
     """
 
     task: str
@@ -66,13 +74,18 @@ class Table:
     seed: int
     records: tuple[Record, ...]
     findings: tuple[str, ...] = ()
+    apart: str = ""
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         seed = f", seed {self.seed}" if self.seed else ""
-        settings = self.records[0].settings
+        devices = {r.settings.device for r in self.records}
+        device = devices.pop() if len(devices) == 1 else "cpu"  # where there are several, rows say which
         how = "".join(
-            f", {value}" for value, usual in ((settings.dtype, "float32"), (settings.device, "cpu")) if value != usual
+            f", {value}"
+            for value, usual in ((self.records[0].settings.dtype, "float32"), (device, "cpu"), (self.apart, ""))
+            if value != usual
         )
         judged, effective = self.records[0].judged
         n = f"n = {judged}" + ("" if effective is None else f" (n_eff {effective:.0f})")
@@ -160,8 +173,18 @@ class Table:
         """Whether it is known of any of its methods what they see of an example."""
         return any(r.sees is not None for r in self.records)
 
+    @cached_property
+    def machines(self) -> tuple[Machine, ...]:
+        """On what its records were timed; times and memory compare only within one of them."""
+        return timed_on(self.records)
+
+    @property
+    def names_machines(self) -> bool:
+        """Whether its rows must say on which machine they were timed."""
+        return len(self.machines) > 1
+
     def ranks(self, metric: str) -> dict[str, float]:
-        """By method, its relative rank: 0 for the best of the table, 1 for the last; ties share their mean.
+        """By method, its relative rank: 0 for the best of the table, 1 for the last; equal values share their mean.
 
         Nothing where the table does not show the metric, or fewer than two records have it.
         """
@@ -172,7 +195,7 @@ class Table:
         ordered = -values if METRICS[metric].better == "higher" else values
         ranks = np.full(len(values), np.nan)
         known = ~np.isnan(values)
-        ranks[known] = scipy.stats.rankdata(ordered[known])
+        ranks[known] = scipy.stats.rankdata(without_rounding(ordered[known]))
         relative = (ranks - 1) / (len(values) - 1)
         return {r.cell.method_label: float(x) for r, x in zip(having, relative)}
 
@@ -210,6 +233,8 @@ class OverallRank:
             which is not ranked among the others.
         low, high: the ends of its 95 % interval; None where nothing could be resampled.
         by_metric: the same share by each metric that ranks the level, as far as it was measured.
+        behind: by how much its share is below the highest at least (the lower end of the 95 % interval of the
+            difference): above 0 it is told from the best. None where nothing could be resampled.
     """
 
     level: str
@@ -221,6 +246,7 @@ class OverallRank:
     low: float | None
     high: float | None
     by_metric: dict[str, float]
+    behind: float | None = None
 
 
 @dataclass(frozen=True)
@@ -265,8 +291,14 @@ class SeedTable:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every metric that any of the tables shows."""
-        return tuple(dict.fromkeys(m for t in self.tables for m in t.metrics))
+        """Every metric that any of the tables shows; times and memory only where all are of one machine."""
+        left_out = VARYING if self.mixes_machines else ()
+        return tuple(dict.fromkeys(m for t in self.tables for m in t.metrics if m not in left_out))
+
+    @property
+    def mixes_machines(self) -> bool:
+        """Whether the tables were timed on several machines, over which no mean time says anything."""
+        return len({machine for t in self.tables for machine in t.machines}) > 1
 
     @property
     def rows(self) -> list[tuple[str, tuple[Record, ...]]]:
@@ -286,22 +318,23 @@ class Board:
     """Everything the formats print.
 
     Attributes:
-        about: what the suite says of itself.
+        sources: the folders that it is made of.
         tables: of every record that holds measurements.
         not_run: the records of cells that failed or were skipped.
-        foreign: by file name, why a file in the folder is no record.
-        superseded: how many older records of the same cells were passed over.
+        superseded: how many older records of the same cells, in the same folders, were passed over.
     """
 
-    about: dict[str, Any]
+    sources: tuple[Source, ...]
     tables: tuple[Table, ...]
     not_run: tuple[Record, ...]
-    foreign: dict[str, str]
     superseded: int
 
     @classmethod
-    def read(cls, path: Path, findings: Findings | None = None, lean: bool = False) -> Board:
-        """The board of a results folder; aggregates of older definitions are derived again.
+    def read(cls, path: Path | Sequence[Path], findings: Findings | None = None, lean: bool = False) -> Board:
+        """The board of one or more results folders; aggregates of older definitions are derived again.
+
+        Of several folders, and of several devices in one, one record of a cell counts; see
+        :func:`attriboard.board.merging.one_per_cell`.
 
         Args:
             findings: of audits, said above the tables of the same task, version and model.
@@ -309,26 +342,68 @@ class Board:
                 they wait in a temporary file until its methods are compared. Memory then grows by kilobytes a record.
 
         Raises:
-            ConfigurationError: no such folder, or not one record in it.
+            ConfigurationError: no such folder, or not one record in it; no folder, or one given twice.
         """
-        folder = Folder(path)
-        reader = _Lean(folder) if lean else None
+        paths = [path] if isinstance(path, Path) else list(path)
+        names = named(paths)
+        folders = [Folder(each) for each in paths]
+        reader = _Lean() if lean else None
         with _uncollected() if lean else contextlib.nullcontext():
-            records, superseded = newest(folder.filled(reader))
-            superseded += folder.set_aside
-            used = [record for record in records if record.measurements]
-            current = used if reader else [whole for r in used if (whole := _current(folder, r)) is not None]
+            read = [newest(folder.filled(reader.of(folder) if reader else None)) for folder in folders]
+            chosen = one_per_cell([records for records, _ in read])
+            current = [
+                whole
+                for folder, records in zip(folders, chosen)
+                for r in records
+                if r.measurements and (whole := r if reader else _current(folder, r)) is not None
+            ]
             tables = _tables(current, findings or {})
             if reader is not None:
                 for table in tables:
                     reader.compare(table)
-        return cls(
-            about=folder.about(),
-            tables=tables,
-            not_run=tuple(record for record in records if record.status != "ok"),
-            foreign=dict(sorted(folder.foreign.items())),
-            superseded=superseded,
+        sources = tuple(
+            Source(
+                path=folder.path,
+                name=name,
+                about=folder.about(),
+                foreign=dict(sorted(folder.foreign.items())),
+                records=len(own),
+                passed_over=len(records) - len(own),
+            )
+            for name, folder, (records, _), own in zip(names, folders, read, chosen)
         )
+        return cls(
+            sources=sources,
+            tables=tables,
+            not_run=tuple(record for records in chosen for record in records if record.status != "ok"),
+            superseded=sum(older for _, older in read) + sum(folder.set_aside for folder in folders),
+        )
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the suite says of itself; of several suites, what each does."""
+        return about_all(source.about for source in self.sources)
+
+    @property
+    def foreign(self) -> dict[str, str]:
+        """By file name, why a file is no record; with the folder before it where there are several."""
+        several = len(self.sources) > 1
+        return {
+            f"{source.name}/{file}" if several else file: why
+            for source in self.sources
+            for file, why in source.foreign.items()
+        }
+
+    @property
+    def smoke(self) -> tuple[str, ...]:
+        """The suites on it that are smoke tests, from which no verdict follows."""
+        suites = {str(source.about.get("suite")): source.about.get("smoke") is True for source in self.sources}
+        return tuple(name for name, smoke in suites.items() if smoke)
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """The suites of its folders, as far as they are known."""
+        return tuple(dict.fromkeys(str(s.about["suite"]) for s in self.sources if s.about.get("suite")))
 
     def overall(self) -> list[OverallRank]:
         """The overall ranks of every level, one after the other."""
@@ -371,7 +446,7 @@ class Board:
                 tables=count,
                 of=len(ranking),
                 by_metric={metric: own[method].wins or 0.0 for metric, own in alone.items() if method in own},
-                **overall.get(method, _Share(None, None, None))._asdict(),
+                **overall.get(method, _Share(None, None, None, None))._asdict(),
             )
             for method, count in standing_in.items()
         ]
@@ -429,11 +504,16 @@ class Board:
         return between_tasks([r for t in self.tables for r in t.records])
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per record that ran, every aggregate with its interval; None where a record lacks one."""
+        """One row per record that ran, every aggregate with its interval; None where a record lacks one.
+
+        ``device``, ``threads``, ``workers`` and ``batch_size`` say how it was timed: times and memory of two rows
+        compare where these are equal.
+        """
         present = {name for table in self.tables for r in table.records for name in r.aggregates}
         rows = []
         for table in self.tables:
             for r in table.records:
+                machine = machine_of(r)
                 row: dict[str, Any] = {
                     "task": table.task,
                     "level": table.level,
@@ -451,6 +531,12 @@ class Board:
                     "ties": r.scores.ties if r.scores else None,
                     "noise": r.scores.noise if r.scores else None,
                     "informative": table.informative,
+                    "suite": r.suite,
+                    "smoke_test": r.suite in self.smoke,
+                    "device": machine and machine.device,
+                    "threads": machine and machine.threads,
+                    "workers": machine and machine.workers,
+                    "batch_size": getattr(r.provenance, "batch_size", 0) or None,
                 }
                 for name in (m for m in METRICS if m in present):
                     a = r.aggregates.get(name)
@@ -494,18 +580,21 @@ def _uncollected() -> Iterator[None]:
 class _Lean:
     """Reads records without what is behind their aggregates, which waits in a temporary file for its table's turn."""
 
-    folder: Folder
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    places: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     shared: dict[object, Any] = field(default_factory=dict)
     waiting: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
 
-    def __call__(self, record: Record) -> Record | None:
+    def of(self, folder: Folder) -> Reader:
+        """Reads the records of a folder."""
+        return lambda record: self._kept(folder, record)
+
+    def _kept(self, folder: Folder, record: Record) -> Record | None:
         """The record without measured values; what many records have in common is one object."""
-        whole = _current(self.folder, record) if record.measurements else record
+        whole = _current(folder, record) if record.measurements else record
         if whole is None:
             return None
         measured = pickle.dumps(whole.measurements, pickle.HIGHEST_PROTOCOL)
-        self.places[whole.filename] = (self.waiting.tell(), self.waiting.write(measured))
+        self.places[_made(whole)] = (self.waiting.tell(), self.waiting.write(measured))
         names = {name: getattr(whole, name) for name in ("items", "frames", "subsets")}
         scores = whole.scores
         if scores is not None:
@@ -517,9 +606,14 @@ class _Lean:
                 "provenance": self._one(repr(whole.provenance), whole.provenance),
                 "measurements": {name: m.emptied() for name, m in whole.measurements.items()},
                 "scores": scores,
-                "stages": {},
+                "stages": self._timed(whole.stages.get(Speed.name)),
             }
         )
+
+    def _timed(self, stage: Stage | None) -> dict[str, Stage]:
+        """Of a record's stages, on what it was timed."""
+        device = "" if stage is None else stage.device
+        return self._one(("timed", device), {Speed.name: Stage(identity="", device=device)} if device else {})
 
     def _one(self, key: object, value: T) -> T:
         return self.shared.setdefault(key, value)
@@ -528,7 +622,7 @@ class _Lean:
         """Compares a table's records by their measurements, which are forgotten again."""
         whole = {}
         for record in table.records:
-            start, size = self.places[record.filename]
+            start, size = self.places[_made(record)]
             self.waiting.seek(start)
             measured = pickle.loads(self.waiting.read(size))  # what this process wrote
             whole[record.filename] = record.model_copy(update={"measurements": measured})
@@ -538,12 +632,18 @@ class _Lean:
         vars(table)["comparisons"] = found  # in the place of the property, which would need the measurements
 
 
+def _made(record: Record) -> tuple[str, str]:
+    """What tells records apart, be they of one folder or of several."""
+    return record.filename, record.provenance.created if record.provenance else ""
+
+
 class _Share(NamedTuple):
-    """A modelled share of wins and the ends of its interval, each as far as it is known."""
+    """A modelled share of wins, the ends of its interval and how far it is behind, each as far as it is known."""
 
     wins: float | None
     low: float | None
     high: float | None
+    behind: float | None
 
 
 def _shares(
@@ -564,19 +664,14 @@ def _shares(
     met = np.isfinite(won).sum(1)
     outcomes = np.where(met > 0, np.nansum(won, axis=1) / np.maximum(met, 1), np.nan)
     found = win_shares(outcomes, [(table.task, table.model) for table, _ in ranking], resamples=resamples)
-    numbers = zip(*(column.tolist() for column in found[:3]))
+    numbers = zip(*(column.tolist() for column in (found.wins, found.low, found.high, found.behind)))
     shares = {methods[at]: _Share(*(x if np.isfinite(x) else None for x in own)) for at, own in zip(having, numbers)}
     return shares, found.resampled
 
 
-def options_of(record: Record) -> Options:
-    """By measurement that a record holds, the options with which it was made."""
-    return {name: record.settings.asked(name) for name in record.measurements}
-
-
 def _drawn(record: Record) -> list[Any]:
     """The settings that all records of a table share, whatever was measured."""
-    return [record.settings.drawing(), record.settings.dtype, record.settings.device]
+    return [record.settings.drawing(), record.settings.dtype]
 
 
 def _weights(record: Record) -> str:
@@ -595,8 +690,66 @@ def _tables(records: Iterable[Record], findings: Findings) -> tuple[Table, ...]:
         most_first = sorted(group, key=lambda r: (-len(r.measurements), r.filename))
         first = group[0]
         found = tuple(findings.get((first.cell.task, first.task_version, _weights(first)), ()))
-        tables += [Table(*key[:-1], best_first(part), found) for part in _of_one_mind(most_first, options_of)]
-    return tuple(tables)
+        tables += [Table(*key[:-1], best_first(part), found) for part in _of_one_mind(most_first, _stands_by)]
+    return _told_apart(tables)
+
+
+def _stands_by(record: Record) -> Options:
+    """What records of one table agree in: the options of each measurement that they share, and what they judge.
+
+    The same cell of another suite stands in another table, and so do records of a device on which the model answers
+    other examples.
+    """
+    return {**options_of(record), f"row {record.cell.method_label}": {"made": _made(record)}, **_judged(record)}
+
+
+def _judged(record: Record) -> Options:
+    """What examples a record's measurements judge, as far as it says so."""
+    test = {"items": record.items, "frames": record.frames, "subsets": record.subsets}
+    halves = {name: half.model_dump() for name, half in record.kept.items()} if record.cross_fitted else {}
+    return {"test examples": test, **({"both halves": halves} if halves else {})}
+
+
+def _told_apart(tables: Sequence[Table]) -> tuple[Table, ...]:
+    """The tables, with what tells those of one title apart, and whose devices kept other examples of the same cells."""
+    titles: dict[str, list[Table]] = defaultdict(list)
+    cells: dict[tuple[object, ...], list[Table]] = defaultdict(list)
+    for table in tables:
+        titles[table.title].append(table)
+        cells[_cells_of(table)].append(table)
+    told = []
+    for table in tables:
+        alike = titles[table.title]
+        kinds = [_suites, _devices] if len(alike) > 1 else []
+        apart = next((kind(table) for kind in kinds if len({kind(other) for other in alike}) > 1), "")
+        own = _devices(table)
+        others = {_devices(other) for other in cells[_cells_of(table)] if _on_other_examples(table, other)} - {own}
+        told.append(replace(table, apart=apart, elsewhere=tuple(sorted(others))))
+    return tuple(told)
+
+
+def _cells_of(table: Table) -> tuple[object, ...]:
+    """Equal for tables whose cells differ in the examples that the model answers at most."""
+    first = table.records[0]
+    named = (table.task, table.level, table.model, table.replacement, table.variant, table.seed)
+    return (*named, digest([_drawn(first), first.data_sha256]))
+
+
+def _on_other_examples(table: Table, other: Table) -> bool:
+    """Whether two tables judge other examples, as far as both say which."""
+    if table is other:
+        return False
+    own, theirs = ({k: v for r in each.records for k, v in _judged(r).items()} for each in (table, other))
+    return any(theirs.get(name, judged) != judged for name, judged in own.items())
+
+
+def _suites(table: Table) -> str:
+    return " and ".join(f"suite {name}" for name in sorted({r.suite for r in table.records}))
+
+
+def _devices(table: Table) -> str:
+    """The devices on which a table's records were made."""
+    return " and ".join(sorted({machine.device for r in table.records if (machine := machine_of(r)) is not None}))
 
 
 def _of_one_mind(things: Sequence[T], options: Callable[[T], Options]) -> list[list[T]]:

@@ -15,6 +15,7 @@ from ..measurements.registry import METRICS
 from ..stats.ranks import over_seeds
 from .agreement import between_methods, between_seeds
 from .board import Board, LevelTest, SeedTable, Table
+from .verdict import told_apart, verdicts
 
 
 def csv(board: Board) -> str:
@@ -34,6 +35,17 @@ def as_json(board: Board) -> str:
     """Tables, overall ranks, tests, agreement of scores and what was not run; null where a value is not finite."""
     content = {
         "about": board.about,
+        "smoke_test": bool(board.smoke),
+        "folders": [
+            {
+                "name": source.name,
+                "suite": source.about.get("suite"),
+                "records": source.records,
+                "passed_over": source.passed_over,
+            }
+            for source in board.sources
+            if len(board.sources) > 1
+        ],
         "metrics": {name: _metric_fields(metric) for name, metric in METRICS.items()},
         "overall": [
             {
@@ -59,6 +71,11 @@ def as_json(board: Board) -> str:
             }
             for level in board.levels
         ],
+        "verdict": [asdict(verdict) for verdict in verdicts(board)],
+        "told_apart": {
+            "headline_columns": told_apart(board.tables, headlines=True)._asdict(),
+            "tested_columns": told_apart(board.tables)._asdict(),
+        },
         "against_controls": [_standing_fields(table) for table in board.tables],
         "rank_tests": {level: _rank_fields(test) for level, test in board.rank_tests().items()},
         "comparisons": [fields for table in board.tables for fields in _comparison_fields(table)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .board import Board
-from .wording import SEEDS_LINE, cells, head, lines_above, seed_cells, seed_head
+from .wording import cells, first_line, head, lines_above, seed_cells, seed_head, seeds_line
 
 SPECIAL = (
     ("\\", r"\textbackslash{}"),
@@ -21,7 +21,7 @@ SPECIAL = (
 
 def latex(board: Board) -> str:
     """Every table, and every summary over seeds."""
-    floats = []
+    floats = [f"% {first_line(board)}\n"] if board.smoke else []
     for table in board.tables:
         bodies = []
         for metrics, records in table.parts:
@@ -31,7 +31,7 @@ def latex(board: Board) -> str:
         floats.append(_float(table.title, caption, "\\medskip\n".join(bodies)))
     for summary in board.over_seeds():
         rows = [[_tex(c) for c in (label, *seed_cells(records, summary.columns))] for label, records in summary.rows]
-        caption = _tex(f"{summary.title}. {SEEDS_LINE}")
+        caption = _tex(f"{summary.title}. {seeds_line(summary)}")
         floats.append(_float(summary.title, caption, _tabular(seed_head(summary), rows)))
     return "\n".join(floats)
 

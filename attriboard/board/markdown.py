@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from . import verdict_wording
 from .board import Board
 from .columns import ranking_columns
+from .verdict import verdicts
 from .wording import (
     OVERALL_LINE,
     SEEDS_LINE,
+    about_suites,
     cells,
+    first_line,
     head,
     how_it_ran,
     legend,
     level_sentences,
     lines_above,
+    mixed,
     not_run,
     rank_cells,
     rank_head,
@@ -26,10 +31,10 @@ from .wording import (
 
 def markdown(board: Board, docs: str | None = "docs") -> str:
     """The whole page, with links to the pages in ``docs``, or without any."""
-    lines = ["# Leaderboard", ""]
-    if board.about:
-        lines += [f"Suite `{board.about.get('suite')}`. {board.about.get('description', '')}".rstrip(), ""]
-    lines += [how_it_ran(board), "", legend(board, docs), "", *_overall(board), "## Tables", ""]
+    lines = [f"# {first_line(board)}", ""]
+    for paragraph in about_suites(board):
+        lines += [paragraph, ""]
+    lines += [*_verdict(board), how_it_ran(board), "", legend(board, docs), "", *_overall(board), "## Tables", ""]
     for table in board.tables:
         lines += [f"### {table.title}", ""]
         for line in lines_above(table):
@@ -43,9 +48,27 @@ def markdown(board: Board, docs: str | None = "docs") -> str:
         rows = [
             [_name(label, records[0].control), *seed_cells(records, summary.columns)] for label, records in summary.rows
         ]
-        lines += [f"### {summary.title}", "", *_table(seed_head(summary), rows), ""]
+        note = [mixed(summary), ""] if summary.mixes_machines else []
+        lines += [f"### {summary.title}", "", *note, *_table(seed_head(summary), rows), ""]
     lines += ["## Not run, and why", "", *(f"- {sentence}" for sentence in not_run(board))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _verdict(board: Board) -> list[str]:
+    """What the tables say together, before all else; nothing where no column of them is tested."""
+    found = verdicts(board)
+    ranks = {level.level: level for level in board.levels}
+    lines = [f"## {verdict_wording.heading(board)}", ""]
+    lines += [verdict_wording.LINE, ""] if any(verdict.tables for verdict in found) else []
+    for verdict in found:
+        lines += [f"**{verdict.level}**: {verdict_wording.intro(verdict, ranks.get(verdict.level))}", ""]
+        if verdict.tables:
+            rows = [[_name(place.method, place.control), *row] for place, row in verdict_wording.rows(verdict)]
+            lines += [*_table(verdict_wording.head(verdict), rows), ""]
+        lines += [text, ""] if (text := verdict_wording.ending(verdict)) else []
+    told = verdict_wording.told_line(board)
+    lines += [told, ""] if told else []
+    return [*lines, "## How it was made", ""] if found or told else []
 
 
 def _overall(board: Board) -> list[str]:

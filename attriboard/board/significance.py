@@ -6,6 +6,7 @@ Works on stored records alone. What is tested, and how, is said in ``docs/statis
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,8 +52,8 @@ class ColumnTest:
         smallest: the smallest p-value that a pair can have here, before the correction.
         methods: how many records were compared.
         pairs: every two of them.
-        best: file names of the best record and of all that are not significantly worse; empty where no pair could
-            differ significantly, where all are equal, or where the best one could not be compared.
+        best: file names of the best record and of all that are :func:`equal` or not significantly worse; empty where no
+            pair could differ significantly, where all are equal, or where the best one could not be compared.
     """
 
     metric: str
@@ -69,6 +70,26 @@ class ColumnTest:
     def has_power(self) -> bool:
         """Whether any result at all could be significant after the correction."""
         return self.smallest * len(self.pairs) <= ALPHA
+
+
+def equal(a: float, b: float) -> bool:
+    """Whether two values differ by no more than rounding can make: in the seventh figure, or by less than 1e-9.
+
+    Rounding may differ in the same direction on every example, which a paired test finds.
+    """
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def without_rounding(values: Array) -> Array:
+    """The finite values ``[N]``, each that is :func:`equal` to the next smaller one replaced by that one's."""
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    for at in range(1, len(ascending)):
+        if equal(ascending[at - 1], ascending[at]):
+            ascending[at] = ascending[at - 1]
+    plain = np.empty_like(values)
+    plain[order] = ascending
+    return plain
 
 
 def compare_columns(records: Sequence[Record], metrics: Sequence[str]) -> dict[str, ColumnTest]:
@@ -188,7 +209,7 @@ def _column_test(
         groups,
         min(map(smallest_p, {id(of): of for of in both}.values())),
     )
-    differ = any(pair.difference for pair in pairs)
+    differ = not all(equal(value, values_shown[0]) for value in values_shown)
     return replace(test, best=_best(records, metric, pairs)) if test.has_power and differ else test
 
 
@@ -197,10 +218,11 @@ def _over(index: NDArray[np.intp], statistic: Statistic) -> Statistic:
 
 
 def _best(records: Sequence[Record], metric: str, pairs: Sequence[Pair]) -> frozenset[str]:
-    """The best of all records that show the metric, and those that its tests do not find significantly worse."""
+    """The best of all records that show the metric, and those that are equal to it or not significantly worse."""
     sign = 1 if METRICS[metric].better == "higher" else -1
-    shown = [r for r in records if metric in r.aggregates and np.isfinite(r.aggregates[metric].value)]
-    best = max(shown, key=lambda r: sign * r.aggregates[metric].value).filename
+    shown = {r.filename: r.aggregates[metric].value for r in records if metric in r.aggregates}
+    best = max((name for name, value in shown.items() if np.isfinite(value)), key=lambda name: sign * shown[name])
     own = [pair for pair in pairs if best in (pair.first, pair.second)]
-    close = {name for pair in own if pair.adjusted > ALPHA for name in (pair.first, pair.second)}
+    alike = [pair for pair in own if pair.adjusted > ALPHA or equal(shown[pair.first], shown[pair.second])]
+    close = {name for pair in alike for name in (pair.first, pair.second)}
     return frozenset(close | {best}) if own else frozenset()

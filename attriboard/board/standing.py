@@ -17,7 +17,7 @@ from ..records.record import Record
 from ..roles import ControlKind
 from ..stats.intervals import ALPHA
 from ..stats.tests import holm
-from .significance import ColumnTest
+from .significance import ColumnTest, equal
 
 Informative = Literal["yes", "no", "no power", "unknown"]
 """Whether a table tells any published method from random scores: yes; no, though it could; no, because a paired test
@@ -29,7 +29,7 @@ class Standing:
     """Published methods against one control of their table.
 
     Attributes:
-        metric: the headline's.
+        metric: by which they are held against it.
         control: the label of the control.
         better: labels of the methods that are significantly better: paired tests, Holm-corrected over these pairs.
         not_better: labels of the others.
@@ -43,18 +43,22 @@ class Standing:
     has_power: bool
 
 
-def standing(records: Sequence[Record], tests: Mapping[str, ColumnTest], kind: ControlKind) -> Standing | None:
+def standing(
+    records: Sequence[Record], tests: Mapping[str, ColumnTest], kind: ControlKind, metric: str | None = None
+) -> Standing | None:
     """The published methods among a table's records against its best control of a kind.
 
     Args:
         records: in the order of the table.
-        tests: by metric, those of its columns; the headline's is the first that is declared to be one.
+        tests: by metric, those of its columns.
+        metric: by which; the headline, the first that is declared to be one, where none is named.
 
     Returns:
-        None without a headline's test, a control of this kind in it, or a published method in it.
+        None without a test of the metric, a control of this kind in it, or a published method in it.
     """
-    metric = next((name for name, declared in METRICS.items() if declared.headline and name in tests), None)
     if metric is None:
+        metric = next((name for name, declared in METRICS.items() if declared.headline and name in tests), None)
+    if metric is None or metric not in tests:
         return None
     test = tests[metric]
     sign = 1 if METRICS[metric].better == "higher" else -1
@@ -64,13 +68,15 @@ def standing(records: Sequence[Record], tests: Mapping[str, ColumnTest], kind: C
     methods = {r.filename: r.cell.method_label for r in among if not r.control}
     if not controls or not methods:
         return None
-    best = max(controls, key=lambda r: sign * r.aggregates[metric].value)
+    values = {r.filename: r.aggregates[metric].value for r in among}
+    best = max(controls, key=lambda r: sign * values[r.filename])
     better: dict[str, bool] = {}
     pairs = [p for p in test.pairs if best.filename in (p.first, p.second) and {p.first, p.second} & set(methods)]
     for pair, p in zip(pairs, holm([pair.p for pair in pairs])):
         first = pair.first != best.filename
         gain = sign * (pair.difference if first else -pair.difference)
-        better[pair.first if first else pair.second] = p <= ALPHA and gain > 0
+        name = pair.first if first else pair.second
+        better[name] = p <= ALPHA and gain > 0 and not equal(values[name], values[best.filename])
     return Standing(
         metric=metric,
         control=best.cell.method_label,

@@ -14,13 +14,14 @@ from ..measurements.bias import Bias
 from ..measurements.pruning import Pruning
 from ..measurements.registry import MEASUREMENTS, METRICS
 from ..measurements.reliability import Reliability
-from ..measurements.speed import Speed
+from ..measurements.speed import VARYING, Speed
 from ..records.record import Aggregate, Record
 from ..roles import ABBREVIATED
 from ..stats.intervals import ALPHA
 from ..stats.ranks import over_seeds
 from .agreement import between_seeds
 from .board import Board, LevelRanks, LevelTest, OverallRank, SeedTable, Table
+from .machines import bound_to_machines, machine_of, timed_on
 from .significance import ColumnTest
 
 SEEDS_LINE = (
@@ -70,7 +71,8 @@ def with_interval(metric: Metric, a: Aggregate, bold: str = "{}", escape: Escape
 def head(table: Table, metrics: Sequence[str]) -> list[str]:
     """The heads of a part's columns."""
     sees = ["sees"] if table.says_what_is_seen else []
-    return ["method", *sees, *(METRICS[m].title for m in metrics)]
+    device = ["device"] if table.names_machines and set(metrics) & set(VARYING) else []
+    return ["method", *sees, *device, *(METRICS[m].title for m in metrics)]
 
 
 def seen(record: Record) -> str:
@@ -80,6 +82,18 @@ def seen(record: Record) -> str:
     return ", ".join(ABBREVIATED[sight] for sight in record.sees) or "nothing"
 
 
+def mark(table: Table, record: Record) -> str:
+    """Which of a table's machines a record was timed on: a, b, ...; empty where that is not known."""
+    timed = timed_on([record])
+    return _letter(table.machines.index(timed[0])) if timed else ""
+
+
+def _letter(at: int) -> str:
+    """a to z, then aa, ab, ..."""
+    before, last = divmod(at, 26)
+    return (_letter(before - 1) if before else "") + "abcdefghijklmnopqrstuvwxyz"[last]
+
+
 def cells(table: Table, record: Record, metrics: Sequence[str], bold: str, escape: Escape = str) -> list[str]:
     """A record's row without its name; ``bold`` goes around the best and what is not significantly worse.
 
@@ -87,12 +101,24 @@ def cells(table: Table, record: Record, metrics: Sequence[str], bold: str, escap
     """
     best = table.bold(record)
     sees = [escape(seen(record))] if table.says_what_is_seen else []
-    return sees + [
+    device = [mark(table, record)] if table.names_machines and set(metrics) & set(VARYING) else []
+    return [*sees, *device] + [
         with_interval(METRICS[m], record.aggregates[m], bold if m in best else "{}", escape)
         if m in record.aggregates
         else ""
         for m in metrics
     ]
+
+
+def seeds_line(summary: SeedTable) -> str:
+    """What a summary over seeds shows, and what it leaves out."""
+    return f"{SEEDS_LINE} {mixed(summary)}".rstrip()
+
+
+def mixed(summary: SeedTable) -> str:
+    """That a summary shows no times, since its seeds were run on several machines; empty for one."""
+    left_out = f"{bound_to_machines()} are left out: the seeds were run on several devices."
+    return left_out if summary.mixes_machines else ""
 
 
 def seed_head(summary: SeedTable) -> list[str]:
@@ -241,13 +267,36 @@ def _measures_more(table: Table) -> bool:
 
 
 def lines_above(table: Table) -> list[str]:
-    """All that is said above a table: its examples; what an audit found; how its methods stand; ties; what has no best.
+    """All that is said above a table: its examples; what an audit found; how its methods stand; ties; what has no best;
+    on what it was timed, where that differs from row to row.
 
     A sentence stands there only where it has something to say.
     """
     methods = [_against_random(table), _against_trivial(table), _ties(table), _beyond_perfect(table), _all_alike(table)]
-    paragraphs = (" ".join(table.findings), " ".join(sentence for sentence in methods if sentence))
+    hardware = [_on_machines(table), _elsewhere(table)]
+    paragraphs = (" ".join(table.findings), *(" ".join(filter(None, said)) for said in (methods, hardware)))
     return [examples_line(table), *(paragraph for paragraph in paragraphs if paragraph)]
+
+
+def _on_machines(table: Table) -> str:
+    """On what the rows were timed, where they were on more than one machine."""
+    if not table.names_machines:
+        return ""
+    named = "; ".join(f"{_letter(at)}: {machine}" for at, machine in enumerate(table.machines))
+    return (
+        f"Rows were timed on several devices ({named}): {bound_to_machines()} compare only between rows of one device, "
+        "all else between all rows, which are judged on the same examples."
+    )
+
+
+def _elsewhere(table: Table) -> str:
+    """That records of another device are in a table of their own."""
+    if not table.elsewhere:
+        return ""
+    return (
+        f"The model answers other examples on {' and on '.join(table.elsewhere)}, so what was measured there stands in "
+        "another table and is not compared in pairs with this one."
+    )
 
 
 def _against_random(table: Table) -> str:
@@ -327,7 +376,7 @@ def how_it_ran(board: Board) -> str:
     """Records, models and hardware in one paragraph."""
     records = [r for t in board.tables for r in t.records]
     models = sorted({(r.cell.model, r.model.weights_sha256[:12]) for r in records if r.model})
-    sources = sorted({r.provenance.device for r in records if r.provenance})
+    sources = sorted({machine.device for r in records if (machine := machine_of(r)) is not None})
     dtypes = sorted({f"{r.settings.dtype} on {r.settings.device}" for r in records})
     versions = sorted(
         {f"attriboard {r.provenance.attriboard}, torch {r.provenance.torch}" for r in records if r.provenance}
@@ -378,9 +427,50 @@ def legend(board: Board, docs: str | None = "docs") -> str:
         "says so. Nor is anything bold where a value goes beyond the untouched model's: components that work against "
         "the answer were dropped, which is no better attribution. **n_eff**: how many independent examples the n "
         "amount to. *Italic*: controls; the random "
-        f"ones are {draws}.{precomputed} Definitions: {_page('metrics.md', docs)}; tests: "
+        f"ones are {draws}.{precomputed}{_times_compare(board)} Definitions: {_page('metrics.md', docs)}; tests: "
         f"{_page('statistics.md', docs)}."
     )
+
+
+def _times_compare(board: Board) -> str:
+    """How far times and memory compare: not over machines, and less where several processes shared one."""
+    records = [r for table in board.tables for r in table.records if timed_on([r])]
+    machines = {machine for r in records for machine in timed_on([r])}
+    beside = sum(machine.workers > 1 for r in records for machine in timed_on([r]))
+    said = f" {bound_to_machines()} compare within one device only." if len(machines) > 1 else ""
+    if beside:
+        said += (
+            f" {bound_to_machines()} of {beside} of {len(records)} records were measured beside other workers on the "
+            "same machine, which makes times longer."
+        )
+    return said
+
+
+def first_line(board: Board) -> str:
+    """The first line of a board: what it is, and that no verdict follows from it where it is a smoke test."""
+    if not board.smoke:
+        return "Leaderboard"
+    if len(board.smoke) == len(board.suites):
+        return "Leaderboard of a smoke test: few examples, no verdict (for that see the suite `standard`)"
+    tests = " and ".join(f"`{name}`" for name in board.smoke)
+    are = "is a smoke test" if len(board.smoke) == 1 else "are smoke tests"
+    return f"Leaderboard; {tests} {are}: few examples, no verdict (for that see the suite `standard`)"
+
+
+def about_suites(board: Board) -> list[str]:
+    """What the suites say of themselves, one paragraph each, and how folders were merged where there are several."""
+    abouts = {str(s.about["suite"]): s.about for s in board.sources if s.about.get("suite")}
+    said = [f"Suite `{name}`. {about.get('description', '')}".rstrip() for name, about in abouts.items()]
+    if len(board.sources) == 1:
+        return said
+    parts = []
+    for source in board.sources:
+        over = f" and {source.passed_over} passed over" if source.passed_over else ""
+        parts.append(f"`{source.name}` (suite `{source.about.get('suite')}`, {source.records} records{over})")
+    merged = f"Merged from {len(board.sources)} folders: {', '.join(parts)}."
+    if any(source.passed_over for source in board.sources):
+        merged += " Of a cell that several hold, the record made last counts, before any that failed."
+    return [*said, merged]
 
 
 def _page(name: str, docs: str | None) -> str:

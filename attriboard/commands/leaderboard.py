@@ -14,7 +14,14 @@ from .output import err, make_folder_of, note_foreign_file, writing
 
 
 def leaderboard(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of records, or `quick`, which ships.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="A folder of records, or `quick`, which ships. Several make one board: of a cell that more than one "
+            "holds, the record made last counts.",
+        ),
+    ],
     form: Annotated[str, typer.Option("--format", help="md, csv, latex, html or json.")] = "md",
     out_file: Annotated[Path | None, typer.Option("--out", help="A file; standard output by default.")] = None,
     figures: Annotated[
@@ -41,11 +48,11 @@ def leaderboard(
         if not is_folder(audits, "--audits"):
             raise ConfigurationError(f"{audits} is not a folder of audits; `attriboard audit TASK --json` makes them.")
         findings = audit_report.findings(audit_report.read_audits(audits))
-    folder = records_folder(folder)
-    board = Board.read(folder, findings, lean=figures is None)
+    board = Board.read([records_folder(folder) for folder in folders], findings, lean=figures is None)
     text = formats.render(board, form, pages_from(Path() if out_file is None else out_file.parent))
-    for name, why in board.foreign.items():
-        note_foreign_file(folder / name, why)
+    for source in board.sources:
+        for name, why in source.foreign.items():
+            note_foreign_file(source.path / name, why)
     if figures is not None:
         from ..board.figures import draw
 

@@ -111,10 +111,18 @@ def _rows(kind: str) -> list[dict[str, Any]]:
         try:
             suite = Suite.load(path)
         except AttriboardError as error:
-            rows.append({"name": name, "cells": 0, "expected": "", "description": f"cannot be used: {error}"})
+            rows.append(
+                {"name": name, "cells": 0, "smoke_test": "", "expected": "", "description": f"cannot be used: {error}"}
+            )
             continue
         rows.append(
-            {"name": name, "cells": len(suite.plan()), "expected": suite.expected, "description": suite.description}
+            {
+                "name": name,
+                "cells": len(suite.plan()),
+                "smoke_test": "yes" if suite.smoke else "no",
+                "expected": suite.expected,
+                "description": suite.description,
+            }
         )
     return rows
 

@@ -50,3 +50,12 @@ def make_folder_of(file: Path) -> None:
 def note_foreign_file(path: Path, why: str) -> None:
     """Says that a file among the records is none of theirs."""
     err.print(f"note: {escape(str(path))} is not a record of this suite ({escape(why)}); left alone.", highlight=False)
+
+
+def about(seconds: float) -> str:
+    """A length of time as one says it: 40 s, 12 min, 3.5 h, 2.1 days."""
+    for unit, size, below in (("s", 1.0, 90.0), ("min", 60.0, 5400.0), ("h", 3600.0, 172_800.0)):
+        if seconds < below:
+            digits = 1 if unit == "h" else 0
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds / 86_400:.1f} days"

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import MAX_SEED, ConfigurationError, check_name
+from .dry_run import dry_run
 from .options import Include, include_files
 from .output import err, note_foreign_file, out
 from .progress import progress_of_cells
@@ -51,6 +52,12 @@ def run(
             "already stay, so the board shows both."
         ),
     ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Run nothing: print what it would cost, by model and level.")
+    ] = False,
+    on: Annotated[
+        str | None, typer.Option(help="The device that --dry-run speaks of: h100, h200, a100 or cpu (this computer).")
+    ] = None,
 ) -> None:
     """Runs a suite and stores one record per cell; what is done already is skipped."""
     from ..exchange.precomputed import read_all
@@ -69,6 +76,8 @@ def run(
     if executor == "ray" and workers > 1:
         raise ConfigurationError("--workers belongs to --executor local; how many cells Ray runs at once is Ray's own.")
     part = None if shard is None else Shard.parse(shard)
+    if on is not None and not dry:
+        raise ConfigurationError(f"--on {on} names the device that --dry-run speaks of; add --dry-run.")
     changes: dict[str, Any] = {}
     if limit is not None:
         changes |= limited(limit)
@@ -81,16 +90,26 @@ def run(
         if not named:
             raise ConfigurationError("--capability names no lm-eval task; give names with commas between them.")
         changes["capability"] = {"tasks": tuple(dict.fromkeys([*loaded.settings.capability.tasks, *named]))}
-    check_device(changes.get("device", loaded.settings.device))
+    if not dry:
+        check_device(changes.get("device", loaded.settings.device))
     plan = loaded.precomputed(read_all(scores), task or (), level or (), model, seed, changes) if scores else []
     if method or not scores:
         plan += loaded.plan(task or (), method or (), level or (), model, seed, changes)
     if part is not None:
         plan = part(plan)
     folder = Folder(out_dir or Path("results") / loaded.name)
-    folder.claim(loaded.name, description=loaded.description, expected=loaded.expected, not_run=loaded.not_run)
+    if dry:
+        dry_run(plan, loaded.name, folder, force, on or "cpu")
+        return
+    folder.claim(
+        loaded.name,
+        description=loaded.description,
+        expected=loaded.expected,
+        smoke=loaded.smoke,
+        not_run=loaded.not_run,
+    )
     try:
-        with progress_of_cells() as (planned, started, finished):
+        with progress_of_cells(None if executor == "ray" else workers) as (planned, started, finished):
             outcome = run_cells(
                 loaded.name, plan, folder, force, executor, planned, started, finished, _waiting, workers
             )

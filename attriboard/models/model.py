@@ -59,6 +59,8 @@ class Model(Weights):
 
     Attributes:
         cost: the work done so far, in floating-point operations; see :meth:`full_pass`.
+        set_rows: most rows in one pass that keeps nothing, in which sets of components are replaced; ``batch_size``
+            unless more is known to fit.
         vision: the processor and vision tower; None for a model that reads text only.
         shares_prefixes: whether keys and values of a prefix are computed once; found out by the proof.
 
@@ -80,6 +82,7 @@ class Model(Weights):
     ) -> None:
         super().__init__(hf, name)
         self.source, self.batch_size, self.padding_side, self.truth = source, batch_size, padding_side, truth
+        self._set_rows: int | None = None
         self.cost, self.shares_prefixes = Cost(), True
         self.vision: Vision | None = None
         if processor is not None:
@@ -88,6 +91,14 @@ class Model(Weights):
         self._encoder = Encoder(self.hf, tokenizer, self.vision, name, self.max_length)
         if prove:
             self.prove()
+
+    @property
+    def set_rows(self) -> int:
+        return self.batch_size if self._set_rows is None else self._set_rows
+
+    @set_rows.setter
+    def set_rows(self, rows: int) -> None:
+        self._set_rows = rows
 
     def prove(self) -> None:
         """Shows that the parts are what the architecture table says (see :mod:`attriboard.models.proof`).

@@ -259,6 +259,51 @@ def load_outline(name: str) -> Any:
             return AutoModelForCausalLM.from_config(config.get_text_config(), **_NO_CODE)
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a short name, folder or hub id, without weights.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    with one_sentence(name, "check the name and its tokenizer's files"):
+        pretrained = MODELS.get(name)
+        file = None if pretrained is None else pretrained.find()
+        if pretrained is None or file is None:
+            place = (pretrained.hub if pretrained else None) or folder_of(name) or name
+            return AutoTokenizer.from_pretrained(place, **_NO_CODE)
+        folder = _converted_folder(file, pretrained.sha256)
+        if (folder / _WHOLE).is_file():
+            return AutoTokenizer.from_pretrained(folder, **_NO_CODE)
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **_NO_CODE)
+
+
+def load_vision_outline(name: str) -> tuple[int, int]:
+    """Of a folder or hub id that sees: entries of its weights beside the language model's, and positions of a picture.
+
+    From its configuration alone; 0 and 0 of a model that reads text only.
+
+    Raises:
+        ModelError: the configuration cannot be found or read.
+    """
+    with one_sentence(name, "check the name and its config.json"):
+        config = AutoConfig.from_pretrained(folder_of(name) or name, **_NO_CODE)
+        if config.model_type not in VISION:
+            return 0, 0
+        with torch.device("meta"):
+            whole = AutoModelForImageTextToText.from_config(config, **_NO_CODE)
+            text = AutoModelForCausalLM.from_config(config.get_text_config(), **_NO_CODE)
+    entries = [sum(p.numel() for p in hf.parameters()) for hf in (whole, text)]
+    vision = config.vision_config
+    side = getattr(vision, "image_size", None) or 0
+    patch = getattr(vision, "patch_size", None) or 1
+    said = getattr(config, "image_seq_length", None) or getattr(config, "mm_tokens_per_image", None)
+    return max(0, entries[0] - entries[1]), int(said or (side // patch) ** 2 or DEFAULT_PICTURE)
+
+
+DEFAULT_PICTURE = 256
+"""Positions of a picture where neither configuration nor size says how many: pictures keep their own shape there."""
+
+
 def _configuration(name: str) -> Any:
     pretrained = MODELS.get(name)
     file = None if pretrained is None else pretrained.find()

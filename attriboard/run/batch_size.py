@@ -14,6 +14,8 @@ ON_CPU = 32
 """Rows on a CPU, where more are not faster; and on a GPU until the first examples are drawn."""
 MOST = 1024
 """The most rows: more are not faster."""
+SET_ROWS = 8
+"""How many times as many rows a GPU takes in a pass that keeps nothing: of all layers it holds one at a time."""
 USED = 0.8
 """The share of the memory that is counted on; the rest is lost between blocks, or taken by libraries."""
 _SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")

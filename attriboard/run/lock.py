@@ -36,8 +36,17 @@ _READER = ("exchange/precomputed.py", "exchange/mib.py")
 _STATISTICS = ("stats/intervals.py", "stats/clusters.py")
 _CAPABILITY = ("evaluation/capability.py", "measurements/capability.py")
 """Handed on by the core to the evaluations that use it."""
-_APART = ("board", "commands", "records", "run/identity.py", "run/provenance.py", "run/lock.py", "codetext.py")
-"""What decides no measurement: boards, records and what names them."""
+_APART = (
+    "board",
+    "commands",
+    "records",
+    "run/identity.py",
+    "run/provenance.py",
+    "run/lock.py",
+    "codetext.py",
+    "shape.py",
+)
+"""What decides no measurement: boards, records and what names them, forecasts of cost."""
 _DATA = {"evaluation/capability.py": "capability_tasks"}
 """Code that reads data of the package: the folder of the data."""
 
@@ -128,7 +137,7 @@ def _imported_by_extensions() -> set[Path]:
     """What the tasks and methods that ship import of the package; their own code is hashed in every record."""
     folders = [place / name for place in (PACKAGE, PACKAGE.parent) for name in ("methods", "tasks")]
     own = {file for folder in folders for file in folder.glob("*.py")}
-    return {target for file in own for target in _imported(file) if target not in own}
+    return {target for file in own for target in _imported(file) if target not in own and not _apart(target)}
 
 
 def _closure(roots: set[Path], without: Collection[Path] = ()) -> set[Path]:

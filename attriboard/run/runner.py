@@ -15,7 +15,7 @@ from ..records.record import Cell, Planned, Record
 from ..records.store import Folder
 from .claims import Claims
 from .parts import Pair, pairs_of
-from .stored import Stored
+from .stored import Ahead, Stored
 from .work import Executor, Results, Work
 from .worker import Worker
 from .workers import Workers
@@ -43,7 +43,7 @@ def run_cells(
     folder: Folder,
     force: bool = False,
     executor: str = "local",
-    planned: Callable[[int], None] = lambda n: None,
+    planned: Callable[[Sequence[Ahead]], None] = lambda ahead: None,
     started: Callable[[Cell], None] = lambda cell: None,
     finished: Callable[[Record], None] = lambda record: None,
     waiting: Callable[[Maker], None] = lambda maker: None,
@@ -57,7 +57,7 @@ def run_cells(
     Args:
         force: run everything again, scoring included.
         executor: "local" (this computer) or "ray" (cells become Ray tasks).
-        planned: called once with the number of cells to run; started, finished: called around each.
+        planned: called once with the cells to run, in order; started, finished: called around each.
         waiting: called once with who else runs cells, where nothing else is left to do.
         workers: how many processes of this computer run cells; 1 for this process alone.
 
@@ -72,7 +72,7 @@ def run_cells(
         stored.note_current(suite, plan)
     except OSError as error:
         raise ConfigurationError(f"cannot write into {folder.path}: {error.strerror}; choose another --out.") from error
-    planned(len(todo))
+    planned(stored.ahead(todo))
     outcome = Outcome(done_before=len(plan) - len(todo))
     runs = _executor(executor, suite, stored, started, workers)
     with closing(_shared(pairs_of(todo), runs, stored, outcome, waiting)) as stream:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..errors import ConfigurationError, UnknownNameError
 from ..records.record import Planned, Record, filename
@@ -12,6 +13,13 @@ from . import index
 from .identity import record_identity, scoring_identity, wanted_stages
 from .index import Entry, State
 from .worker import Earlier
+
+
+class Ahead(NamedTuple):
+    """A cell that is to be run, and the stages of it that are not there yet: "scores" and names of evaluations."""
+
+    planned: Planned
+    stages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,12 @@ class Stored:
     """By file name, what a record's file was like when it was read or written by this process."""
 
     @classmethod
-    def of(cls, folder: Folder, again: bool = False) -> Stored:
+    def of(cls, folder: Folder, again: bool = False, look: bool = False) -> Stored:
         """Every record of the folder; those that are in its index as they stand are not read.
+
+        Args:
+            again: as in the class.
+            look: write nothing, not even the index.
 
         Raises:
             ConfigurationError: a record holds an evaluation that is not known here, and would be written over.
@@ -57,7 +69,7 @@ class Stored:
             kept += 1
         for name, why in folder.unknown.items():
             raise ConfigurationError(f"{folder.path / name} cannot be added to: {why} Or choose another --out.")
-        if fresh or len(known) != kept:
+        if not look and (fresh or len(known) != kept):
             index.write(folder.path, ((stored.states[e.file], e) for e in stored.by_identity.values()))
         return stored
 
@@ -99,6 +111,25 @@ class Stored:
         if entry is None or entry.status == "failed":
             return False
         return all(entry.stages.get(name) == wanted for name, wanted in wanted_stages(planned).items())
+
+    def ahead(self, plan: Iterable[Planned]) -> list[Ahead]:
+        """Of planned cells, those that are to be run, with what is missing; shared scores are made by the first."""
+        made: set[str] = set() if self.again else set(self.by_scores)
+        cells = []
+        for planned in plan:
+            if self.has(planned):
+                continue
+            entry = None if self.again else self.by_identity.get(record_identity(*planned))
+            there = entry.stages if entry is not None else {}
+            stages = [name for name, wanted in wanted_stages(planned).items() if there.get(name) != wanted]
+            scores = scoring_identity(*planned)
+            if scores not in made:
+                stages.insert(0, "scores")
+                made.add(scores)
+            else:  # what a method costs is measured when it scores
+                stages = [name for name in stages if name != "speed"]
+            cells.append(Ahead(planned, tuple(stages)))
+        return cells
 
     def note_current(self, suite: str, plan: Sequence[Planned]) -> None:
         """Notes in the folder which records are those of the code as it stands, where others were made later.

@@ -86,6 +86,7 @@ class Suite(BaseModel):
         name: also the name of its results folder.
         description: what it is for.
         expected: how long it takes, and on what.
+        smoke: whether it only shows that everything runs: no verdict follows from so few examples, as its board says.
         models: whatever ``--model`` takes: short names, Hugging Face ids, folders.
         seeds: of examples and random choices.
         settings: how cells are run.
@@ -98,6 +99,7 @@ class Suite(BaseModel):
     name: str
     description: str = ""
     expected: str = ""
+    smoke: bool = False
     models: list[str] = Field(min_length=1)
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     settings: Settings = Field(default_factory=Settings)

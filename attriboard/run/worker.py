@@ -35,7 +35,7 @@ from ..scores import Scores
 from ..stats.intervals import VERSION
 from ..task import tasks
 from ..zoo import planted
-from .batch_size import ON_CPU, fitting, out_of_memory
+from .batch_size import MOST, ON_CPU, SET_ROWS, fitting, out_of_memory
 from .identity import context_identity, record_identity, scoring_identity, stage_identity, wanted_stages
 from .provenance import provenance
 from .scoring import Scored, from_file, score, scored_split, unpacked
@@ -113,7 +113,7 @@ class Worker:
         """Halves the rows that go through the model at once, until the next task, and drops what is kept for speed."""
         for model in self._models.values():
             if isinstance(model, Model):
-                model.batch_size //= 2
+                model.batch_size, model.set_rows = model.batch_size // 2, max(1, model.set_rows // 2)
         for context in self._contexts.values():
             if isinstance(context, Context):
                 context._interventions.clear()
@@ -158,6 +158,8 @@ class Worker:
             context = self._contexts[key]
             if settings.batch_size == AUTO and isinstance(context, Context):
                 model.batch_size = fitting(model, max(len(e.tokens) for e in context.both), self.workers)
+                if model.device.type == "cuda":
+                    model.set_rows = min(MOST, SET_ROWS * model.batch_size)
         return _value(self._contexts[key])
 
     def scored(

@@ -85,12 +85,15 @@ class WinShares(NamedTuple):
         wins: ``[k]``, 0 to 1: its chance of beating another of them on one table, averaged over all others.
         low, high: ``[k]``, the ends of 95 % intervals; NaN where nothing was resampled.
         resampled: what was drawn for them: blocks; tables, where blocks are too few; or nothing.
+        behind: ``[k]``, by how much its share is below the highest one at least: the lower end of the 95 % interval of
+            the difference. Above 0 it is told from the best; NaN where nothing was resampled.
     """
 
     wins: Array
     low: Array
     high: Array
     resampled: Resampled
+    behind: Array
 
 
 def wins_of(values: Array) -> Array:
@@ -140,7 +143,7 @@ def win_shares(outcomes: Array, blocks: Sequence[Hashable], seed: int = 0, resam
     unknown = np.full(k, np.nan)
     resampled: Resampled = "blocks" if len(names) >= FEWEST_UNITS else "tables" if n >= FEWEST_UNITS else "nothing"
     if resampled == "nothing" or not resamples:
-        return WinShares(wins, unknown, unknown, "nothing")
+        return WinShares(wins, unknown, unknown, "nothing", unknown)
     unit = block if resampled == "blocks" else np.arange(n)
     units = int(unit.max()) + 1
     per_unit = np.zeros((units, k, k))
@@ -155,7 +158,8 @@ def win_shares(outcomes: Array, blocks: Sequence[Hashable], seed: int = 0, resam
         row[:] = np.where(met, _mean_chance(_strengths(sums, strengths, 1e-4)), np.nan)
     outside = 50 * (1 - expanded_level(units))
     low, high = np.nanpercentile(drawn, (outside, 100 - outside), axis=0)
-    return WinShares(wins, low, high, resampled)
+    behind = np.nanpercentile(drawn[:, [int(wins.argmax())]] - drawn, outside, axis=0)
+    return WinShares(wins, low, high, resampled, behind)
 
 
 def _strengths(won: Array, start: Array | None = None, tolerance: float = 1e-6) -> Array:

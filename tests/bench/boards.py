@@ -12,7 +12,7 @@ from attriboard.measurements.base import Kept, Measurement
 from attriboard.measurements.faithfulness import Faithfulness
 from attriboard.measurements.speed import Speed
 from attriboard.records.aggregate import aggregates
-from attriboard.records.record import Cell, ModelFacts, Record, Stage, StoredScores, digest
+from attriboard.records.record import Cell, ModelFacts, Provenance, Record, Stage, StoredScores, digest
 from attriboard.records.settings import Settings
 from attriboard.stats.intervals import VERSION
 
@@ -153,3 +153,12 @@ def record(method: str, drops: Sequence[float], **changes: Any) -> Record:
         aggregates=aggregates(measurements.values(), items, frames),
         statistics_version=VERSION,
     )
+
+
+def made(one: Record, created: str, device: str = "a processor", threads: int = 1) -> Record:
+    """The record as if it had been made then and there, and timed there."""
+    versions = {"attriboard": "0", "attriboard_commit": None, "python": "3", "torch": "2", "transformers": "5"}
+    provenance = Provenance(**versions, platform="p", device=device, threads=threads, created=created)
+    timed = {"speed": Stage(identity="speed", device=device)} if "speed" in one.stages else {}
+    identity = digest([one.identity, created, device, threads])
+    return one.model_copy(update={"provenance": provenance, "stages": {**one.stages, **timed}, "identity": identity})

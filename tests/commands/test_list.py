@@ -39,3 +39,18 @@ def test_a_broken_included_file_exits_2_and_names_it(tmp_path: Path, capsys: pyt
     (tmp_path / "empty.py").write_text("x = 1\n")
     code, _, err = call(capsys, "list", "--include", tmp_path / "empty.py")
     assert code == 2 and "defines no task, method or evaluation" in err
+
+
+def test_suites_say_whether_they_are_smoke_tests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    groups = '[[groups]]\ntasks = ["arithmetic"]\nmethods = ["random"]\nlevels = ["heads"]\n'
+    for name, line in (("small", "smoke = true\n"), ("large", "")):
+        text = f'name = "{name}"\n{line}models = ["smollm2-135m"]\n{groups}'
+        (tmp_path / "benchmarks" / f"{name}.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = call(capsys, "list", "suites", "--json")
+    said = {row["name"]: row["smoke_test"] for row in json.loads(out)}
+    assert (said["small"], said["large"], said["quick"]) == ("yes", "no", "yes")
+    assert "smoke_test" in call(capsys, "list", "suites")[1]

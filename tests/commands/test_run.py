@@ -41,6 +41,17 @@ def test_failed_cells_exit_1_after_everything_else_ran(
     assert "failed: repeat / heads / raises" in out
 
 
+def test_a_suite_that_is_a_smoke_test_says_so_on_its_board(
+    toy: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = tmp_path / "smoke.toml"
+    suite.write_text("smoke = true\n" + Path(toy["suite"]).read_text())
+    out = tmp_path / "out"
+    assert call(capsys, "run", suite, "--out", out, "--include", toy["task"], "--method", "random")[0] == 0
+    assert json.loads((out / "suite.json").read_text())["smoke"] is True
+    assert call(capsys, "leaderboard", out)[1].splitlines()[0].startswith("# Leaderboard of a smoke test:")
+
+
 def test_interrupting_a_run_keeps_finished_cells(toy: dict, tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text(

