@@ -372,7 +372,7 @@ def pruning(case: Case) -> float:
     """The curve by masks by both orders, the sliced model against the masked one, and what it can do."""
     options: Any = case.settings.of("pruning")
     passes = 1 + 2 * len(options.sparsities) + 2
-    train = 3 * options.recovery_steps * case.settings.batch_size
+    train = 3 * options.recovery_steps * batch_rows(case.settings)
     return case.settings.test_examples * passes * case.shape.forward() + train + 2 * _capability(case)
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from attriboard.errors import ConfigurationError
 from attriboard.interventions import Intervention
+from attriboard.measurements.registry import MEASUREMENTS
 from attriboard.method import methods
 from attriboard.model import Model
 from attriboard.records.record import Record
@@ -19,6 +20,7 @@ from attriboard.records.settings import MAX_COUNT, Settings
 from attriboard.records.store import Folder
 from attriboard.run import batch_size
 from attriboard.run.batch_size import MOST, ON_CPU, USED, bytes_per_row, fitting, free_bytes, out_of_memory, parsed
+from attriboard.run.estimate import estimate
 from attriboard.run.identity import record_identity, wanted_stages
 from attriboard.run.runner import run_cells
 from attriboard.run.suite import Suite
@@ -106,6 +108,16 @@ def test_other_errors_are_not_taken_for_a_full_memory(suite: Suite, tmp_path: Pa
 def test_the_batch_size_is_no_part_of_what_a_result_is_known_by(suite: Suite) -> None:
     planned = [suite.plan(changes={"batch_size": size}) for size in (1, 16, "auto")]
     assert len({tuple((record_identity(*p), *wanted_stages(p).values()) for p in plan) for plan in planned}) == 1
+
+
+def test_what_every_evaluation_will_cost_is_known_without_a_number(suite: Suite) -> None:
+    def cost(name: str, size: int | str) -> Any:
+        changes: dict[str, Any] = {"evaluations": [name], "batch_size": size}
+        (planned,) = suite.plan(method=["head_ablation"], changes=changes)
+        return estimate(planned)
+
+    names = [name for name, measurement in MEASUREMENTS.items() if "heads" in measurement.levels]
+    assert "pruning" in names and all(cost(name, "auto") == cost(name, ON_CPU) for name in names)
 
 
 @pytest.mark.parametrize("value", [0, -1, MAX_COUNT + 1, "automatic", "16", True, 1.5, None])
