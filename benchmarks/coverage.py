@@ -24,8 +24,9 @@ import numpy as np
 import scipy.stats
 
 from attriboard.measurements.base import Statistic
-from attriboard.measurements.faithfulness import Faithfulness, mib_sizes, sizes
+from attriboard.measurements.faithfulness import Faithfulness
 from attriboard.stats.intervals import ALPHA, LEVEL, RESAMPLES, Array, bootstrap_interval, pseudo_values
+from attriboard.stats.sets import curve_sizes, mib_sizes
 from attriboard.stats.tests import paired_test
 
 COMPONENTS = 270
@@ -94,7 +95,7 @@ def _faithfulness(latent: Latent, spread: float, full: Array, empty: Array) -> F
     kept[-1] = full.tolist()
     unused = [full.tolist()] * len(kept)
     return Faithfulness(
-        sizes=sizes(COMPONENTS),
+        sizes=curve_sizes(COMPONENTS),
         examples=list(range(len(full))),
         full=full.tolist(),
         empty=empty.tolist(),
@@ -125,7 +126,7 @@ def ratio(latent: Latent) -> Pair:
 def area(latent: Latent) -> Pair:
     """The area under f over log k."""
     first, second = (m.statistics()["sufficiency_log_area"] for m in _two_curves(latent))
-    x = np.log(np.array(sizes(COMPONENTS)))
+    x = np.log(np.array(curve_sizes(COMPONENTS)))
     return Pair(first, second, float(np.trapezoid(np.array(CURVE), x) / (x[-1] - x[0])))
 
 

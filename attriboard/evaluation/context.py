@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from ..stats.intervals import ALPHA
 from ..task import SPLITS, Task, image_hash
 from .division import divided
 from .drawing import answered, draw, reversed_pair
-from .sets import Asked, distinct
 
 MIN_PASSING = 0.1
 """A subset of which a smaller share of the examples passes is no task for the model."""
@@ -30,6 +30,19 @@ MIN_TURNED = 0.5
 """Nor is one of which a smaller share of the examples answered passes."""
 MOST_TOGETHER = 16
 """The most examples that stand in one batch when sets of components are replaced on them."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Sets of components to be replaced, each on every one of some examples.
+
+    Attributes:
+        masks: ``[S, n]`` bool: the components replaced in each set.
+        members: ``[N]``: the examples, as places in :attr:`Context.both`.
+    """
+
+    masks: Tensor
+    members: Sequence[int]
 
 
 class Context:
@@ -225,6 +238,14 @@ class Context:
         if intervention.nbytes <= self.cache_bytes:
             self._interventions[key] = intervention
         return intervention
+
+
+def distinct(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """``[D, n]``: each set of ``masks`` ``[S, n]`` bool once; and ``[S]``: which of them each is."""
+    packed = np.packbits(masks.cpu().numpy(), axis=1)
+    rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
+    _, first, place = np.unique(rows, return_index=True, return_inverse=True)
+    return masks[torch.from_numpy(first)], torch.from_numpy(place)
 
 
 def clusters_of(examples: Sequence[EncodedExample]) -> Clusters:

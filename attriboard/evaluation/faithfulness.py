@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..errors import TaskError
 from ..measurements.base import Measure, Options
-from ..measurements.faithfulness import Faithfulness, mib_sizes, sizes
+from ..measurements.faithfulness import Faithfulness
 from ..scores import ORDERS, ordered, top_mask
+from ..stats.sets import curve_sizes, mib_sizes
 from .controls import shuffled_within
 from .crossfit import Trial, judged, seed_of
 from .sets import ByName, Question, SetEvaluation, in_digits
@@ -52,7 +53,7 @@ class FaithfulnessEvaluation(SetEvaluation):
             )
         curves = {name: in_digits(rows.values[name]) for name in rows.values if name not in ("full", "empty")}
         return Faithfulness(
-            sizes=sizes(n),
+            sizes=curve_sizes(n),
             mib_sizes=mib_sizes(n),
             examples=rows.examples,
             full=full,
@@ -66,7 +67,7 @@ class FaithfulnessEvaluation(SetEvaluation):
 
 def _sets(trial: Trial, n: int, layer_of: Tensor) -> ByName:
     """What one trial replaces, by the curve that it is a point of: by order, then by size."""
-    ks = sizes(n)
+    ks = curve_sizes(n)
     signed = list(trial.orders())
     absolute = list(trial.orders(absolute=True))
     shuffles = max(len(trial.values), trial.draws(ORDERS))
@@ -91,7 +92,7 @@ def _sets(trial: Trial, n: int, layer_of: Tensor) -> ByName:
 
 def _curves(measured: ByName, n: int, foils: bool) -> dict[str, Tensor]:
     """The curves of one trial, by name ``[sizes, members]``, and ``full`` and ``empty`` ``[members]``."""
-    ks, points = len(sizes(n)), {"full": 1, "empty": 1}
+    ks, points = len(curve_sizes(n)), {"full": 1, "empty": 1}
     curves = {
         name: part[:, :, Measure.METRIC].unflatten(0, (-1, points.get(name, ks))).mean(0)
         for name, part in measured.items()

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..levels import USUAL_REPLACEMENT, Replacement
 from ..measurements.base import Measurement
 from .base import Evaluation, Job
+from .context import Asked
 
 if TYPE_CHECKING:
     from ..components import Level
@@ -28,19 +28,6 @@ if TYPE_CHECKING:
 
 ByName = dict[str, Tensor]
 """Sets ``[S, n]`` bool, or what was measured of them ``[S, N, 3]`` float32, by what they are for."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Sets of components to be replaced, each on every one of some examples.
-
-    Attributes:
-        masks: ``[S, n]`` bool: the components replaced in each set.
-        members: ``[N]``: the examples, as places in :attr:`attriboard.evaluation.context.Context.both`.
-    """
-
-    masks: Tensor
-    members: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -157,14 +144,6 @@ def _run(question: Question, sets: Mapping[str, list[ByName]]) -> dict[str, list
         name: [dict(zip(by_name, next(results).split([len(m) for m in by_name.values()]))) for by_name in own]
         for name, own in sets.items()
     }
-
-
-def distinct(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """``[D, n]``: each set of ``masks`` ``[S, n]`` bool once; and ``[S]``: which of them each is."""
-    packed = np.packbits(masks.cpu().numpy(), axis=1)
-    rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
-    _, first, place = np.unique(rows, return_index=True, return_inverse=True)
-    return masks[torch.from_numpy(first)], torch.from_numpy(place)
 
 
 DIGITS = 6

@@ -13,7 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from ..stats.intervals import Array
-from . import base, faithfulness
+from ..stats.sets import curve_sizes
+from . import base
 from .base import Measurement, Metric, Statistic
 
 
@@ -22,7 +23,7 @@ def sizes(n: int) -> list[int]:
 
     Where nearly everything is replaced the answer is lost whatever is chosen, which says nothing of the choice.
     """
-    return [k for k in faithfulness.sizes(n) if k <= max(1, n // 10)]
+    return [k for k in curve_sizes(n) if k <= max(1, n // 10)]
 
 
 class Ablation(Measurement):

@@ -16,19 +16,8 @@ from pydantic import Field
 
 from ..stats.clusters import train_share
 from ..stats.intervals import Array, pseudo_values
+from ..stats.sets import FRACTIONS
 from .base import Measurement, Metric, Scalar, Statistic
-
-FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-
-
-def sizes(n: int) -> list[int]:
-    """The distinct sizes of MIB, ``floor(k n)`` for 0.1 ... 100 % of ``n``, at least 1."""
-    return sorted({max(1, k) for k in mib_sizes(n)})
-
-
-def mib_sizes(n: int) -> list[int]:
-    """``floor(k n)`` for MIB's ten fractions (0 for small levels)."""
-    return [int(np.floor(fraction * n + 1e-9)) for fraction in FRACTIONS]
 
 
 class Faithfulness(Measurement):
@@ -293,10 +282,10 @@ def _distance(f: Array) -> Array:
 
 
 def cpr(f: Array) -> Array:
-    """MIB's circuit performance ratio (Mueller et al. 2025) of ``f`` ``[10, ...]`` at :data:`FRACTIONS`."""
+    """MIB's circuit performance ratio (Mueller et al. 2025) of ``f`` ``[10, ...]`` at :data:`.FRACTIONS`."""
     return np.trapezoid(f, np.array(FRACTIONS), axis=0)
 
 
 def cmd(f: Array) -> Array:
-    """MIB's circuit-model distance of ``f`` ``[10, ...]`` at :data:`FRACTIONS`."""
+    """MIB's circuit-model distance of ``f`` ``[10, ...]`` at :data:`.FRACTIONS`."""
     return np.trapezoid(np.abs(1.0 - f), np.array(FRACTIONS), axis=0)

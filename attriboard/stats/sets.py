@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..errors import ConfigurationError
+
+FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""MIB's fractions of a level (Mueller et al. 2025)."""
+
+
+def mib_sizes(n: int) -> list[int]:
+    """``floor(k n)`` for MIB's ten fractions (0 for small levels)."""
+    return [math.floor(fraction * n + 1e-9) for fraction in FRACTIONS]
+
+
+def curve_sizes(n: int) -> list[int]:
+    """The distinct sizes of MIB, ``floor(k n)`` for 0.1 ... 100 % of ``n``, at least 1."""
+    return sorted({max(1, k) for k in mib_sizes(n)})
 
 
 def nearest(fraction: float, n: int) -> int:

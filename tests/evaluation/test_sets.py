@@ -11,10 +11,10 @@ import torch
 from attriboard.components import get_level
 from attriboard.errors import TaskError
 from attriboard.evaluation.ablation import AblationEvaluation
-from attriboard.evaluation.context import Context
+from attriboard.evaluation.context import Asked, Context, distinct
 from attriboard.evaluation.crossfit import Trial
 from attriboard.evaluation.faithfulness import FaithfulnessEvaluation
-from attriboard.evaluation.sets import Asked, ByName, Question, distinct, measure_together
+from attriboard.evaluation.sets import ByName, Question, measure_together
 from attriboard.interventions import Intervention
 from attriboard.loading import load_model
 from attriboard.measurements.ablation import Ablation

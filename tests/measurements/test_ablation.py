@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attriboard.measurements import faithfulness
 from attriboard.measurements.ablation import Ablation, sizes
+from attriboard.stats.sets import curve_sizes
 
 
 def measured() -> Ablation:
@@ -45,5 +45,5 @@ def test_ablation_drop_is_the_gap_between_random_and_top() -> None:
     ],
 )
 def test_sizes_are_those_of_faithfulness_up_to_a_tenth(n: int, expected: list[int]) -> None:
-    assert set(sizes(n)) <= set(faithfulness.sizes(n))
+    assert set(sizes(n)) <= set(curve_sizes(n))
     assert sizes(n) == expected

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attriboard.measurements import faithfulness
+from attriboard.stats.sets import curve_sizes, mib_sizes
 
 MIB_F = np.array(
     [
@@ -29,8 +30,8 @@ def test_cpr_and_cmd_reproduce_the_published_test_vector() -> None:
 
 
 def test_mib_sizes_are_floors_and_the_published_ones_for_32491_edges() -> None:
-    assert faithfulness.mib_sizes(32491) == [32, 64, 162, 324, 649, 1624, 3249, 6498, 16245, 32491]
-    assert faithfulness.mib_sizes(270)[:4] == [0, 0, 1, 2]
+    assert mib_sizes(32491) == [32, 64, 162, 324, 649, 1624, 3249, 6498, 16245, 32491]
+    assert mib_sizes(270)[:4] == [0, 0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,8 @@ def test_mib_sizes_are_floors_and_the_published_ones_for_32491_edges() -> None:
     ],
 )
 def test_sizes_are_the_distinct_ones_of_mib(n: int, expected: list[int]) -> None:
-    assert set(expected) - {1} <= set(faithfulness.mib_sizes(n))
-    assert faithfulness.sizes(n) == expected
+    assert set(expected) - {1} <= set(mib_sizes(n))
+    assert curve_sizes(n) == expected
 
 
 def _curves(f: list[float], sizes: list[int], **others: list[float]) -> faithfulness.Faithfulness:

@@ -88,10 +88,10 @@ def test_what_decides_a_measurement_is_in_and_what_decides_none_is_out() -> None
         assert {f"evaluation/{name}.py", f"measurements/{name}.py"} <= files[name]
         assert ("evaluation/capability.py" in files[name]) == (name in USING_CAPABILITY)
     for name, own in {
-        "ablation": {"evaluation/controls.py", "measurements/faithfulness.py"},
+        "ablation": {"evaluation/controls.py", "stats/sets.py"},
         "bias": {"edits.py", "stats/sets.py"},
         "editing": {"edits.py", "stats/sets.py"},
-        "faithfulness": {"evaluation/controls.py"},
+        "faithfulness": {"evaluation/controls.py", "stats/sets.py"},
         "pruning": {"slicing.py", "evaluation/recovery.py"},
         "reliability": {"stats/ranks.py", "stats/intervals.py", "stats/clusters.py"},
         "sanity": {"edits.py", "stats/ranks.py", "stats/sets.py"},
@@ -119,9 +119,8 @@ CODE = "\nADDED = 1\n"
         ("measurements/base.py", "CORRECT = 2", "CORRECT = 3", {"core"}),
         ("evaluation/ablation.py", "", CODE, {"ablation"}),
         ("measurements/ablation.py", "n // 10", "n // 9", {"ablation"}),
-        ("measurements/faithfulness.py", "(0.001, 0.002", "(0.001, 0.003", {"ablation", "faithfulness"}),
         ("evaluation/controls.py", "", CODE, {"ablation", "concepts", "faithfulness", "pruning"}),
-        ("stats/sets.py", "", CODE, {"bias", "editing", "localization", "sanity"}),
+        ("stats/sets.py", "", CODE, {"ablation", "bias", "editing", "faithfulness", "localization", "sanity"}),
         ("stats/intervals.py", "LEVEL = 0.95", "LEVEL = 0.9", {"statistics", "reliability"}),
         ("stats/clusters.py", "", CODE, {"statistics", "reliability"}),
         ("evaluation/capability.py", "BATCH_TOKENS = 1024", "BATCH_TOKENS = 64", USING_CAPABILITY),
