@@ -706,7 +706,10 @@ def _stands_by(record: Record) -> Options:
 def _judged(record: Record) -> Options:
     """What examples a record's measurements judge, as far as it says so."""
     test = {"items": record.items, "frames": record.frames, "subsets": record.subsets}
-    halves = {name: half.model_dump() for name, half in record.kept.items()} if record.cross_fitted else {}
+    counts = {
+        name: half.model_dump(exclude={"n_eff"}) for name, half in record.kept.items()
+    }  # n_eff differs by rounding
+    halves = counts if record.cross_fitted else {}
     return {"test examples": test, **({"both halves": halves} if halves else {})}
 
 

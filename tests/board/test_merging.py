@@ -213,9 +213,9 @@ def test_examples_of_the_same_number_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_other_halves_of_what_is_cross_fitted_are_other_tables(tmp_path: Path) -> None:
-    def crossed(method: str, kept: int, **changes: Any) -> Record:
+    def crossed(method: str, kept: int, n_eff: float = 3.0, **changes: Any) -> Record:
         one = record(method, drops(0.1), **changes)
-        whole = one.kept["train"].model_copy(update={"kept": kept})
+        whole = one.kept["train"].model_copy(update={"kept": kept, "n_eff": n_eff})
         settings = one.settings.model_copy(update={"folds": 4})
         return one.model_copy(update={"kept": {**one.kept, "train": whole}, "settings": settings})
 
@@ -223,6 +223,10 @@ def test_other_halves_of_what_is_cross_fitted_are_other_tables(tmp_path: Path) -
     gpu = folder(tmp_path / "gpu", [made(crossed("b", N - 1, **ON_GPU), "2", GPU)])
     tables = Board.read([cpu, gpu]).tables
     assert [len(t.records) for t in tables] == [1, 1] and all(t.elsewhere for t in tables)
+    # to how many independent ones they amount is worked out from measured values, which rounding moves
+    rounded = folder(tmp_path / "same", [made(crossed("b", N, n_eff=3.00002, **ON_GPU), "2", GPU)])
+    (table,) = Board.read([cpu, rounded]).tables
+    assert len(table.records) == 2 and not table.elsewhere
 
 
 @pytest.mark.parametrize("lean", [False, True])
