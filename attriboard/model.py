@@ -7,5 +7,6 @@ from .models.cost import Cost
 from .models.hooks import Edit, Run
 from .models.model import Model
 from .models.names import hook_name
+from .models.products import product
 
-__all__ = ["Batch", "Cost", "Edit", "EncodedExample", "Model", "Run", "hook_name"]
+__all__ = ["Batch", "Cost", "Edit", "EncodedExample", "Model", "Run", "hook_name", "product"]
