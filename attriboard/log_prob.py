@@ -411,7 +411,7 @@ def _first_exactly(
         others: what the values of further candidates, without bounds of their own, do not exceed.
 
     Returns:
-        ``[m]``, and whether the best are sure to be among them: where there are others, all that have bounds may not do.
+        ``[m]``, and whether the best are sure to be among them: where there are others, all with bounds may not do.
     """
     largest = float(max(abs(bounds[0]), abs(bounds[-1]))) if largest is None else largest
     slack = 1e-5 * largest + 1e-12  # the rounding of bounds and values
