@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .model import hook_name
+from .models.batch import sent
 from .models.products import factor, product, products
 
 if TYPE_CHECKING:
@@ -286,15 +287,15 @@ class Candidates:
         members: dict[int, list[int]] = {}
         for at in order:
             members.setdefault(chosen[at] // self.per_base, []).append(chosen[at] % self.per_base)
-        groups, counts = list(members), [len(own) for own in members.values()]
+        groups, counts = list(members), torch.tensor([len(own) for own in members.values()])
         device = self.base.device
-        back = torch.tensor(order).argsort().to(device)
-        within = torch.tensor([i for own in members.values() for i in own]).to(device)
-        rows = within if self.row is None else self.row[within]
-        local = torch.arange(len(groups)).repeat_interleave(torch.tensor(counts)).to(device)
-        used = torch.tensor(groups).to(device)
-        vectors = torch.cat([self.weights[g].index_select(0, r) for g, r in zip(groups, rows.split(counts))]).float()
-        coefficient = torch.cat([self.coefficient(g)[:, i] for g, i in zip(groups, within.split(counts))], dim=1)
+        each = [torch.tensor([i for own in members.values() for i in own])]  # on the host
+        each += [torch.arange(len(groups)).repeat_interleave(counts), torch.tensor(order).argsort()]
+        within, local, back = sent(torch.stack(each), device)
+        used, rows = sent(torch.tensor(groups), device), within if self.row is None else self.row[within]
+        by_group = list(zip(groups, rows.split(counts.tolist()), within.split(counts.tolist())))
+        vectors = torch.cat([self.weights[g].index_select(0, r) for g, r, _ in by_group]).float()
+        coefficient = torch.cat([self.coefficient(g)[:, i] for g, _, i in by_group], dim=1)
         projected = None if self.gain is not None else unembedding.project(vectors)
         out = torch.empty(self.base.shape[0], len(chosen), device=device)
         for b in range(self.base.shape[0]):

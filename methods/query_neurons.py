@@ -90,19 +90,18 @@ class QueryNeurons(Method):
         )
         k = min(self.top_k, model.n_layers * math.prod(shape))
         top, increase = top_candidates(candidates, unembedding, batch.answer[b : b + 1], k)
-        found = sorted(zip(*(part.tolist() for part in _unravel(top, (model.n_layers, *shape))), range(k)))
-        at = [layer for layer, *_ in found]  # sorted by layer, so that those which a layer reaches come last
-        position = torch.tensor([t for _, _, t, _, _ in found]).to(model.device)
+        order = top.argsort()  # by layer, so that those which a layer reaches come last
+        gained = increase[order].float()
+        layer, head, position, dimension = _unravel(top[order], (model.n_layers, *shape))
+        at: list[int] = layer.tolist()
         keys, there = [], []
-        for layer in sorted(set(at)):
-            own = [one for one in found if one[0] == layer]
-            h, t, i = (torch.tensor([one[axis] for one in own]).to(model.device) for axis in (1, 2, 3))
-            keys.append(model.ln1_weight(layer) * model.W_V(layer)[h, :, i].float())
-            there.append(run[hook_name("resid_pre", layer)][b, t].float())
+        for reader in sorted(set(at)):
+            own = slice(bisect.bisect_left(at, reader), bisect.bisect_right(at, reader))
+            keys.append(model.ln1_weight(reader) * model.W_V(reader)[head[own], :, dimension[own]].float())
+            there.append(run[hook_name("resid_pre", reader)][b, position[own]].float())
         key = torch.cat(keys)  # [K, d_model]
         activation = (torch.cat(there) * key).sum(-1)
         # a value-neuron that nothing activates adds nothing, and there is nothing to share
-        gained = increase[torch.tensor([place for *_, place in found]).to(model.device)].float()
         share = torch.where(activation == 0, 0.0, gained / activation)
         scores = torch.zeros(model.n_layers, model.d_mlp, device=model.device)
         for source in range(max(at)):

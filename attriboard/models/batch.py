@@ -15,6 +15,11 @@ Past = tuple[tuple[Tensor, Tensor], ...]
 """Per layer the keys and values ``[B, H_kv, P, d_head]`` of positions that have been run already."""
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """What is on the host, on a device; a GPU is not waited for."""
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedExample:
     """An example in one model's tokens; ``counterfactual`` has the length of ``tokens``.
@@ -87,7 +92,7 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """The batch made of the given rows, which may repeat."""
-        chosen, index = index.tolist(), index.to(self.tokens.device)
+        chosen, index = index.tolist(), sent(index, self.tokens.device)
         return Batch(
             tokens=self.tokens[index],
             mask=self.mask[index],
@@ -148,17 +153,17 @@ def pad_rows(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ends = tuple(width - 1 if left else len(row) - 1 for row in rows)
     return Batch(
-        tokens=tokens.to(device),
-        mask=mask.to(device),
-        positions=positions.to(device),
-        image_mask=image_mask.to(device),
-        last=torch.tensor(ends).to(device),
+        tokens=sent(tokens, device),
+        mask=sent(mask, device),
+        positions=sent(positions, device),
+        image_mask=sent(image_mask, device),
+        last=sent(torch.tensor(ends), device),
         ends=ends,
-        answer=torch.tensor([e.answer for e in examples]).to(device),
-        foil=torch.tensor([-1 if e.foil is None else e.foil for e in examples]).to(device),
+        answer=sent(torch.tensor([e.answer for e in examples]), device),
+        foil=sent(torch.tensor([-1 if e.foil is None else e.foil for e in examples]), device),
         examples=tuple(examples),
-        images=torch.stack(features).to(device) if features else None,
-        axes=_three_axes(positions, image_mask, grid).to(device) if features and grid else None,
+        images=sent(torch.stack(features), device) if features else None,
+        axes=sent(_three_axes(positions, image_mask, grid), device) if features and grid else None,
         spans=tuple((len(row), 0) for row in rows),
         looked=tuple(features),
     )

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from .attention import Between, put, put_between, watch_inline, write_out
-from .batch import Batch, Past
+from .batch import Batch, Past, sent
 from .cost import Cost
 from .names import EMBED, hook_name, site_and_layer
 from .weights import Weights
@@ -123,8 +123,8 @@ def _last_logits(weights: Weights, batch: Batch, inputs: dict[str, Any]) -> Tens
         found: Tensor = weights.hf(**inputs, logits_to_keep=1).logits[:, 0]
         return found
     kept, at = torch.tensor(ends), torch.tensor([ends.index(end) for end in batch.ends])
-    found = weights.hf(**inputs, logits_to_keep=kept.to(rows.device)).logits
-    return found[rows, at.to(rows.device)]
+    found = weights.hf(**inputs, logits_to_keep=sent(kept, rows.device)).logits
+    return found[rows, sent(at, rows.device)]
 
 
 def keys_and_values(weights: Weights, batch: Batch, logits: bool) -> tuple[Past, Tensor]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .batch import Batch, Past, columns_behind
+from .batch import Batch, Past, columns_behind, sent
 
 if TYPE_CHECKING:
     from .model import Model
@@ -84,7 +84,7 @@ class CleanPass:
         return n
 
     def _cut(self, batch: Batch, rows: Tensor, n: int) -> Batch:
-        index = rows.to(batch.tokens.device)
+        index = sent(rows, batch.tokens.device)
         past: Past = tuple((keys[:, :, :n][index], values[:, :, :n][index]) for keys, values in self._past)
         behind = columns_behind(batch, n, past)
         before = self._image[rows, :n].sum(1).tolist()
@@ -93,4 +93,4 @@ class CleanPass:
         # the features of the rows, one after the other, without those that stand before the cut
         each = behind.images.shape[1]
         kept = [row * each + i for row, gone in enumerate(before) for i in range(gone, each)]
-        return replace(behind, images=behind.images.flatten(0, 1)[torch.tensor(kept).to(index.device)])
+        return replace(behind, images=behind.images.flatten(0, 1)[sent(torch.tensor(kept), index.device)])

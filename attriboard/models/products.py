@@ -50,7 +50,7 @@ def parts(x: Tensor) -> Tensor:
 
 
 def _takes_parts(weight: Tensor) -> bool:
-    return _SUMS_IN_FLOAT32 and weight.is_cuda and weight.dtype == torch.bfloat16
+    return _SUMS_IN_FLOAT32 and torch.version.hip is None and weight.is_cuda and weight.dtype == torch.bfloat16
 
 
 def _sums_in_float32(x: Tensor, weight: Tensor) -> Tensor:
