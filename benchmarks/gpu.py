@@ -103,15 +103,14 @@ def extra_memory(action: Callable[[], Any], device: torch.device) -> float | Non
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def rates(device: torch.device, small: bool) -> dict[str, Any]:
+def rates(device: torch.device, side: int) -> dict[str, Any]:
     """Products of square matrices in operations a second, and bytes copied (read and written) a second."""
-    side = 256 if small else 8192
     found: dict[str, Any] = {"side": side}
     for dtype in (torch.bfloat16, torch.float32):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         best = min(seconds(lambda: a @ b, device, 5, warm=2))  # noqa: B023
         found[f"{str(dtype).removeprefix('torch.')}_flops_per_second"] = 2 * side**3 / best
-    source = torch.empty(2**20 if small else 2**30, dtype=torch.uint8, device=device)
+    source = torch.empty(16 * side**2, dtype=torch.uint8, device=device)  # 1 GiB of a side of 8192
     target = torch.empty_like(source)
     found["copied_bytes_per_second"] = 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device, 5, warm=2))
     return found
@@ -226,7 +225,7 @@ def items(options: argparse.Namespace, done: dict[str, Any]) -> Iterator[Item]:
         found = done.get("rates", {}).get("float32_flops_per_second" if options.small else "bfloat16_flops_per_second")
         return float(found) if found else None
 
-    yield "rates", 5, lambda: rates(device, options.small)
+    yield "rates", 5, lambda: rates(device, 512 if options.small else 8192)
     yield "capturing, 7B", 25, lambda: capturing(*of(large))
     yield "log-probability increase, 7B", 15, lambda: increase(*of(large))
     yield "query neurons, 7B, short", 3, lambda: query_neurons(of(large)[0], 16)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from attriboard.measurements.registry import METRICS
 from attriboard.method import methods
@@ -72,6 +73,33 @@ def test_what_does_not_fit_into_the_time_is_said(tmp_path: Path, monkeypatch: py
     found = json.loads(out.read_text())["items"]
     assert len(found) == 10
     assert all("0 of 0 s are left" in item["skipped"] for item in found.values())
+
+
+def test_peers_are_held_against_ours_and_what_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, threads = tmp_path / "peers.json", torch.get_num_threads()
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["peers.py", *arguments])
+        capsys.readouterr()
+        runpy.run_path(str(BENCHMARKS / "peers.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    try:
+        run("--model", "tiny-shape", "--clones", str(tmp_path / "none"), "--repeats", "1", "--out", str(out))
+    finally:
+        torch.set_num_threads(threads)
+    peers = json.loads(out.read_text())["peers"]
+    assert not [row for row in peers.values() if "failed" in row]
+    for name in ("captum: FeatureAblation of tokens", "captum: IntegratedGradients of tokens"):
+        assert peers[name]["largest_difference"] < 1e-4
+        assert peers[name]["floor_of_flops_seconds"] > 0
+    for name in ("EAP-IG: attribute_node (EAP)", "Wanda: neurons"):
+        assert "there is no clone of https://github.com/" in peers[name]["skipped"]
+    page = run("--page", str(out))
+    assert page.count("\n| captum: ") == 2
+    assert all(f"*{name}*" in page for name in peers)
 
 
 RULES = {"first_layers", "last_layers", "difference_norm"}
