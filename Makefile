@@ -104,4 +104,4 @@ records-50k: install
 	$(BIN)/python -m fuzz.page > docs/reliability.md
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -9,6 +9,7 @@ levels that take it, and write what it does in :mod:`attriboard.interventions`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -86,7 +87,24 @@ class LevelFacts:
         """
         if self.naming is None:
             raise TypeError(f"{self.name} have no names without an example.")
-        return [name for layer in range(model.n_layers) for name in self.naming(model, layer)]
+        d_mlp = model.d_mlp if self.hidden_units else 0
+        return list(_names(self.naming, _Counts(model.n_layers, model.n_heads, model.d_head, d_mlp)))
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """The numbers of a model by which its components are named."""
+
+    n_layers: int
+    n_heads: int
+    d_head: int
+    d_mlp: int
+
+
+@functools.lru_cache(maxsize=16)
+def _names(naming: Callable[[Sizes, int], list[str]], counts: _Counts) -> tuple[str, ...]:
+    """A 7B model has 352,256 neurons, whose names take longer to write than many a method to score them."""
+    return tuple(name for layer in range(counts.n_layers) for name in naming(counts, layer))
 
 
 def _heads(model: Sizes, layer: int) -> list[str]:

@@ -11,13 +11,15 @@ from attriboard.components import InputLevel, Level
 from attriboard.errors import SkipCell
 from attriboard.interventions import Replacement, input_replacement, replacing
 from attriboard.method import ReplacingMethod, positive
-from attriboard.model import Batch, Model
+from attriboard.model import Batch, CleanPass, Model, in_parts
 from attriboard.shape import Shape
 
 
 @dataclass
 class Occlusion(ReplacingMethod):
     """Metric on the clean input minus the metric with the position's embedding replaced.
+
+    Positions before the first one replaced are not run again (see :class:`attriboard.models.prefix.CleanPass`).
 
     With a window, every square of ``window`` by ``window`` patches inside the grid (every ``window`` consecutive text
     tokens) is replaced in turn, and a position's score is the mean drop of the windows that cover it. Exact; one row
@@ -48,26 +50,32 @@ class Occlusion(ReplacingMethod):
     def passes(self, shape: Shape, level: Level) -> float:
         side = shape.inputs**0.5 if level.image else shape.inputs
         windows = max(1, side - self.window + 1) ** (2 if level.image else 1)
-        return (1 + windows) * shape.forward() + shape.look * (2 if self.paired else 1)
+        # each window is run from its first position on: half of the positions, on average
+        return (1 + 0.5 * windows) * shape.forward() + shape.look * (2 if self.paired else 1)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
+        return torch.cat([self._scores(model, part, level) for part in in_parts(model, batch)])
+
+    def _scores(self, model: Model, batch: Batch, level: Level) -> Tensor:
         assert isinstance(level, InputLevel)
-        values = {"hook_embed": input_replacement(model, batch, level, self.replacement)}
+        value = input_replacement(model, batch, level, self.replacement)
         windows = [self._windows(level.example_shape(model, encoded)) for encoded in batch.examples]
         rows = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(w) for w in windows]))
         first, positions = model.first_position(batch).tolist(), [level.positions(model, e) for e in batch.examples]
         columns = [torch.tensor(p)[w] + start for p, w, start in zip(positions, windows, first)]
         masks = torch.zeros(len(rows), batch.tokens.shape[1], dtype=torch.bool)
         masks[torch.arange(len(rows))[:, None], torch.cat(columns)] = True
-        masks = masks.to(model.device)
-        clean = model.metric(model.run(batch).logits, batch)
+        unchanged = CleanPass(model, batch)
+        clean = model.metric(unchanged.logits, batch)
         drops = torch.zeros(len(rows), device=model.device)
-        for part in torch.arange(len(rows)).split(model.batch_size):
-            example = rows[part]
-            occluded = batch.rows(example)
-            edits = replacing(values, {"hook_embed": masks[part][..., None]}, example)
-            drops[part] = clean[example] - model.metric(model.run(occluded, edits=edits).logits, occluded)
-        covered = masks.float()
+        for part, occluded, n in unchanged.behind(rows, masks):
+            example, mask = rows[part].to(model.device), masks[part, n:, None].to(model.device)
+            edits = replacing(
+                {"hook_embed": value[:, n:] if value.shape[1] > 1 else value}, {"hook_embed": mask}, example
+            )
+            left = model.metric(model.run(occluded, edits=edits).logits, occluded)
+            drops[part.to(model.device)] = clean[example] - left
+        covered = masks.to(model.device).float()
         total = torch.zeros(batch.tokens.shape, device=model.device)
         count = torch.zeros_like(total)
         total.index_add_(0, rows.to(model.device), covered * drops[:, None])

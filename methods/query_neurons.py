@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import bisect
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.log_prob import Candidates, FrozenUnembedding, exact_top
+from attriboard.interventions import watched
+from attriboard.log_prob import Candidates, FrozenUnembedding, top_candidates
 from attriboard.method import Method, positive
-from attriboard.model import Batch, Model, Run, hook_name
+from attriboard.model import Batch, Model, Run, hook_name, product
 from attriboard.shape import Shape
+
+_BYTES = 2**29
+"""The most activations held at a time; a single long prompt may need more."""
 
 
 @dataclass
@@ -49,59 +56,70 @@ class QueryNeurons(Method):
         return super().passes(shape, level) + tangents + values + shape.exactly(self.top_k, 1)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
-        sites = ("resid_pre", "pattern", "v", "z", "post")
+        per_position = model.n_layers * (model.d_model + model.d_mlp + model.n_heads * model.d_head)  # of what is kept
+        per_row = per_position * batch.tokens.shape[1] * model.dtype.itemsize
+        parts = torch.arange(len(batch)).split(max(1, _BYTES // per_row))
+        return torch.cat([self._scores(model, batch.rows(part)) for part in parts])
+
+    def _scores(self, model: Model, batch: Batch) -> Tensor:
         last_resid = hook_name("resid_post", model.n_layers - 1)
-        layers = range(model.n_layers)
-        run = model.run(batch, [*(hook_name(site, layer) for site in sites for layer in layers), last_resid])
+        names = [hook_name(site, layer) for site in ("resid_pre", "v", "post") for layer in range(model.n_layers)]
         rows = torch.arange(len(batch), device=model.device)
+        read: dict[str, Tensor] = {}  # only what the last token reads and writes
+        edits = {}
+        for layer in range(model.n_layers):
+            pattern, z = hook_name("pattern", layer), hook_name("z", layer)
+            edits[pattern] = watched(read, pattern, lambda x: x[rows, :, batch.last])
+            edits[z] = watched(read, z, lambda x: x[rows, batch.last])
+        run = model.run(batch, [*names, last_resid], edits)
         unembedding = FrozenUnembedding(model, run[last_resid][rows, batch.last])
-        return torch.stack([self._example(model, run, batch, b, unembedding.row(b)) for b in range(len(batch))])
+        return torch.stack([self._example(model, run, batch, b, read, unembedding.row(b)) for b in range(len(batch))])
 
-    def _example(self, model: Model, run: Run, batch: Batch, b: int, unembedding: FrozenUnembedding) -> Tensor:
-        layers = range(model.n_layers)
-        q = int(batch.last[b])
-        resid = torch.stack([run[hook_name("resid_pre", layer)][b].float() for layer in layers])  # [L, T, d_model]
-        weighted = torch.stack(
-            [
-                run[hook_name("pattern", layer)][b, :, q, :, None].float() * run[hook_name("v", layer)][b].float()
-                for layer in layers
-            ]
-        )  # [L, H, T, d_head]: attention weight times value
-        shape = weighted.shape
-        gains = [model.attn_gain(layer, run[hook_name("z", layer)][b, q]) for layer in layers]
+    def _example(
+        self, model: Model, run: Run, batch: Batch, b: int, read: dict[str, Tensor], unembedding: FrozenUnembedding
+    ) -> Tensor:
+        layers, last = range(model.n_layers), batch.last[b]
+        gains = [model.attn_gain(layer, read[hook_name("z", layer)][b]) for layer in layers]
+        shape = run[hook_name("v", 0)].shape[1:]  # [H, T, d_head] in every layer
 
-        def unravel(index: Tensor) -> tuple[Tensor, ...]:
-            return torch.unravel_index(index, shape)
+        def weighted(layer: int) -> Tensor:
+            """``[1, H * T * d_head]``: attention weight times value."""
+            pattern, value = read[hook_name("pattern", layer)][b], run[hook_name("v", layer)][b]
+            return (pattern[..., None].float() * value.float()).reshape(1, -1)
 
-        index = torch.arange(weighted.numel(), device=model.device)
-        layer, head, _, dimension = unravel(index)
+        head, _, dimension = _unravel(torch.arange(math.prod(shape), device=model.device), shape)
         candidates = Candidates(
-            base=resid[None, :, q],
+            base=torch.stack([run[hook_name("resid_pre", layer)][b, last].float() for layer in layers])[None],
             weights=[model.W_O(at).flatten(0, 1) for at in layers],
-            group=layer,
-            coefficient=weighted.reshape(1, -1),
+            coefficient=weighted,
             row=head * model.d_head + dimension,
             gain=None if gains[0] is None else torch.stack([g for g in gains if g is not None])[None],
         )
-        increase, exact = exact_top(candidates, unembedding, batch.answer[b : b + 1], self.top_k)
-        top = torch.argsort(torch.where(exact, increase, -torch.inf), descending=True)[: self.top_k]
-        layer, head, position, dimension = unravel(top)
-        keys = torch.stack(
-            [
-                model.ln1_weight(at) * model.W_V(at)[h, :, i].float()
-                for at, h, i in zip(layer.tolist(), head.tolist(), dimension.tolist())
-            ]
-        )  # [K, d_model]
-        activation = (resid[layer, position] * keys).sum(-1)
+        k = min(self.top_k, model.n_layers * math.prod(shape))
+        top, increase = top_candidates(candidates, unembedding, batch.answer[b : b + 1], k)
+        order = top.argsort()  # by layer, so that those which a layer reaches come last
+        gained = increase[order].float()
+        layer, head, position, dimension = _unravel(top[order], (model.n_layers, *shape))
+        at: list[int] = layer.tolist()
+        keys, there = [], []
+        for reader in sorted(set(at)):
+            own = slice(bisect.bisect_left(at, reader), bisect.bisect_right(at, reader))
+            keys.append(model.ln1_weight(reader) * model.W_V(reader)[head[own], :, dimension[own]].float())
+            there.append(run[hook_name("resid_pre", reader)][b, position[own]].float())
+        key = torch.cat(keys)  # [K, d_model]
+        activation = (torch.cat(there) * key).sum(-1)
         # a value-neuron that nothing activates adds nothing, and there is nothing to share
-        share = torch.where(activation == 0, 0.0, increase[top].float() / activation)
+        share = torch.where(activation == 0, 0.0, gained / activation)
         scores = torch.zeros(model.n_layers, model.d_mlp, device=model.device)
-        for source in layers:
-            reached = layer > source
-            if not bool(reached.any()):
-                continue
+        for source in range(max(at)):
+            reached = slice(bisect.bisect_right(at, source), None)
             post = run[hook_name("post", source)][b, position[reached]]
             gain = model.mlp_gain(source, post)
-            towards = keys[reached] if gain is None else keys[reached] * gain
-            scores[source] = (post.float() * (towards @ model.W_out(source).float().T) * share[reached, None]).sum(0)
+            towards = key[reached] if gain is None else key[reached] * gain
+            along = product(towards, model.W_out(source).T)
+            scores[source] = (post.float() * along * share[reached, None]).sum(0)
         return scores
+
+
+def _unravel(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    return torch.unravel_index(index, tuple(shape))

@@ -57,6 +57,35 @@ def test_cells_of_one_worker_and_of_two_are_timed_and_compared(tmp_path: Path) -
     assert stored["times_faster"] == {name: each / together for name, each in seconds.items()}
 
 
+def test_what_a_gpu_is_measured_by_runs_on_a_cpu_and_both_sides_agree(tmp_path: Path) -> None:
+    program, out = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--small"], tmp_path / "gpu.json"
+    subprocess.run([*program, "--out", str(out)], check=True, capture_output=True)
+    found = json.loads(out.read_text())["items"]
+    assert len(found) == 10
+    assert not [item for item in found.values() if "failed" in item or "skipped" in item]
+    assert found["rates"]["float32_flops_per_second"] > 0
+    for shape in ("7B", "135M"):
+        increase = found[f"log-probability increase, {shape}"]
+        assert increase["same_of_top_100"] >= 98, "but for ties within rounding"
+        assert increase["largest_difference_in_top_100"] < 1e-5
+    occlusion = found["occlusion, 7B"]
+    assert occlusion["largest_difference"] < 1e-4
+    # each of 24 positions is the first that is run, 24 to 1 of them
+    assert occlusion["whole_forward_equivalents"] == pytest.approx(25)
+    assert 1 + 0.5 * 24 < occlusion["behind_prefixes_forward_equivalents"] < 1 + 0.6 * 24
+    assert found["head ablation, 7B"]["share_of_matrix_rate"] > 0
+
+
+def test_what_does_not_fit_into_the_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--small", "--out", str(out), "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+    runpy.run_path(str(BENCHMARKS / "gpu.py"), run_name="__main__")
+    found = json.loads(out.read_text())["items"]
+    assert len(found) == 10
+    assert all("0 of 0 s are left" in item["skipped"] for item in found.values())
+
+
 RULES = {"first_layers", "last_layers", "difference_norm"}
 """What anyone could write down without attribution, and a method must be better than."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from attriboard import log_prob
 from attriboard.components import LEVELS
-from attriboard.log_prob import Candidates, FrozenUnembedding, exact_top, last_token, level_candidates
+from attriboard.log_prob import Candidates, FrozenUnembedding, exact_top, last_token, level_candidates, top_candidates
 from attriboard.model import Model, hook_name
 from tests.bench.models import EXAMPLES, FAMILIES, FOUR, LAYERS, Literal, close, get, hooked, literal_outputs, plain_run
 from tests.bench.rounding import same_order, within_rounding
@@ -183,7 +184,7 @@ def test_the_exact_top_is_exact_even_where_the_bounds_mislead() -> None:
             return index.float().expand(2, -1) / 100
 
     zero = torch.zeros(0)
-    values, exact = exact_top(Misleading(zero, [], zero, zero, zero), None, zero, 3, chunk=4)  # type: ignore[arg-type]
+    values, exact = exact_top(Misleading(zero, [], lambda g: zero), None, zero, 3, chunk=4)  # type: ignore[arg-type]
     assert values.argsort(descending=True)[:3].tolist() == [99, 98, 97]
     assert bool(exact.all())
 
@@ -200,3 +201,82 @@ def test_last_token_activations_are_those_of_the_last_real_token() -> None:
             assert close(last[b], seen["resid_post", 2][-1])
     edited, _ = last_token(model, model.batch(EXAMPLES), ("post",), {hook_name("z", 0): torch.zeros_like})
     assert not close(edited["post"], found["post"], 1e-3)
+
+
+class Tied(Candidates):
+    """Bounds and exact values as given, the same in both of two examples; counts what is evaluated."""
+
+    def __init__(self, bounds: Tensor, values: Tensor, n_bases: int = 1) -> None:
+        super().__init__(torch.zeros(2, n_bases, 1), [torch.zeros(len(bounds) // n_bases, 1)] * n_bases, lambda g: zero)
+        self.given, self.values, self.calls = bounds, values, []  # type: ignore[var-annotated]
+
+    def _bounds(self, unembedding: FrozenUnembedding, target: Tensor) -> Iterator[Tensor]:
+        yield from self.given.expand(2, -1).chunk(self.base.shape[1], dim=1)
+
+    def increases(self, unembedding: FrozenUnembedding, target: Tensor, index: Tensor) -> Tensor:
+        self.calls.append(index.tolist())
+        return self.values[index].expand(2, -1)
+
+
+zero = torch.zeros(0)
+
+
+def adversarial() -> dict[str, tuple[Tensor, Tensor]]:
+    """Bounds and truths of 400 candidates, of which many tie at the border of the top ten, by name."""
+    random = torch.Generator().manual_seed(0)
+    truth = torch.rand(400, generator=random)
+    truth[100:] = 0.5
+    steps = (truth * 8).floor() / 8
+    reversed_bounds = 2 - truth
+    return {
+        "all the same": (torch.ones(400), torch.ones(400)),
+        "300 the same, and tight": (truth, truth),
+        "eight steps behind one bound": (torch.ones(400), steps),
+        "eight steps, and tight": (steps, steps),
+        "the worst bounds first": (reversed_bounds, truth.minimum(reversed_bounds)),
+        "apart by less than rounding": (1 + truth * 1e-7, 1 + truth * 1e-7),
+        "negative": (-truth, -truth - 0.25),
+    }
+
+
+@pytest.mark.parametrize("k", [1, 10, 100, 399, 400])
+@pytest.mark.parametrize("name", adversarial())
+def test_ties_at_the_border_never_cost_a_candidate_its_place(name: str, k: int) -> None:
+    bounds, truth = adversarial()[name]
+    best = truth.sort(descending=True).values[:k]
+    one = Tied(bounds, truth)
+    values, exact = exact_top(one, None, zero, k, chunk=16)  # type: ignore[arg-type]
+    assert torch.equal(values.sort(descending=True).values[:k], best.double())
+    assert bool(exact[values.argsort(descending=True)[:k]].all())
+    border = best[-1] - 1e-5
+    assert bool(exact[bounds >= border].all()), "what is left out has a bound below the border"
+    seen = [i for call in one.calls for i in call]
+    assert len(seen) == len(set(seen)), "nothing is evaluated twice"
+    for keep in (1, 3, 400):
+        index, increase = top_candidates(Tied(bounds, truth, 4), None, zero, k, keep=keep)  # type: ignore[arg-type]
+        assert torch.equal(increase, best.double())
+        assert torch.equal(truth[index].double(), increase)
+        assert len(index.unique()) == k
+
+
+def test_what_is_evaluated_does_not_depend_on_how_many_are_evaluated_at_a_time() -> None:
+    """The candidates that count as exact are those of asking after every step, one step at a time."""
+    bounds = torch.linspace(2, 1, 400)
+    truth = bounds - torch.rand(400, generator=torch.Generator().manual_seed(1)) * 0.3
+    for k, chunk in ((10, 16), (40, 128), (100, 16)):
+        _, exact = exact_top(Tied(bounds, truth), None, zero, k, chunk)  # type: ignore[arg-type]
+        done = min(k, chunk)
+        while len(truth[:done]) < k or bounds[done] + 2e-5 >= truth[:done].sort(descending=True).values[k - 1]:
+            done += min(chunk, max(8, k // 8))
+        assert int(exact.sum()) == done < 400
+        assert bool(exact[:done].all())
+
+
+def test_the_device_is_waited_for_a_few_times_and_not_once_per_base() -> None:
+    bounds = torch.linspace(2, 1, 4000)
+    truth = bounds - torch.rand(4000, generator=torch.Generator().manual_seed(1)) * 0.3
+    one = Tied(bounds, truth)
+    _, exact = exact_top(one, None, zero, 100)  # type: ignore[arg-type]
+    assert int(exact.sum()) > 500
+    assert len(one.calls) < 12
+    assert sum(map(len, one.calls)) < 2 * int(exact.sum())

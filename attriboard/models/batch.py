@@ -15,6 +15,11 @@ Past = tuple[tuple[Tensor, Tensor], ...]
 """Per layer the keys and values ``[B, H_kv, P, d_head]`` of positions that have been run already."""
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """What is on the host, on a device; a GPU is not waited for."""
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedExample:
     """An example in one model's tokens; ``counterfactual`` has the length of ``tokens``.
@@ -42,11 +47,13 @@ class Batch:
         positions: ``[B, T]`` position ids.
         image_mask: ``[B, T]`` bool, True where an image feature stands.
         last: ``[B]`` index into ``T`` of the last real token, the one that predicts the answer.
+        ends: the same on the host, so that no device need be waited for.
         answer, foil: ``[B]`` token ids; ``foil`` is -1 where there is none.
         examples: the encoded examples behind the rows.
         counterfactual: the paired prompts as a batch of the same shape, if every row has one.
         past: keys and values of the shared prefix, if there is one.
-        images: ``[B, n_patches, d_model]`` the image features; None where no image stands in ``tokens``.
+        images: ``[B, n_patches, d_model]`` the image features; None where no image stands in ``tokens``. Of rows that
+            begin inside their images, those that are left, ``[n, d_model]``.
         axes: ``[B, T, 3]`` position ids in time, height and width, of a model that turns them separately (M-RoPE);
             None where ``positions`` are all.
         spans: by row how many positions a pass runs, and how many stand before them whose keys and values are known:
@@ -59,6 +66,7 @@ class Batch:
     positions: Tensor
     image_mask: Tensor
     last: Tensor
+    ends: tuple[int, ...]
     answer: Tensor
     foil: Tensor
     examples: tuple[EncodedExample, ...]
@@ -84,14 +92,14 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """The batch made of the given rows, which may repeat."""
-        chosen = index.tolist()
-        index = index.to(self.tokens.device)
+        chosen, index = index.tolist(), sent(index, self.tokens.device)
         return Batch(
             tokens=self.tokens[index],
             mask=self.mask[index],
             positions=self.positions[index],
             image_mask=self.image_mask[index],
             last=self.last[index],
+            ends=tuple(self.ends[i] for i in chosen),
             answer=self.answer[index],
             foil=self.foil[index],
             examples=tuple(self.examples[i] for i in chosen),
@@ -143,17 +151,19 @@ def pad_rows(
         raise ExampleError("a batch mixes examples with and without an image; put them into batches of their own.")
     image_mask = (tokens == (placeholder if features else -1)) & mask.bool()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
+    ends = tuple(width - 1 if left else len(row) - 1 for row in rows)
     return Batch(
-        tokens=tokens.to(device),
-        mask=mask.to(device),
-        positions=positions.to(device),
-        image_mask=image_mask.to(device),
-        last=torch.tensor([width - 1 if left else len(r) - 1 for r in rows]).to(device),
-        answer=torch.tensor([e.answer for e in examples]).to(device),
-        foil=torch.tensor([-1 if e.foil is None else e.foil for e in examples]).to(device),
+        tokens=sent(tokens, device),
+        mask=sent(mask, device),
+        positions=sent(positions, device),
+        image_mask=sent(image_mask, device),
+        last=sent(torch.tensor(ends), device),
+        ends=ends,
+        answer=sent(torch.tensor([e.answer for e in examples]), device),
+        foil=sent(torch.tensor([-1 if e.foil is None else e.foil for e in examples]), device),
         examples=tuple(examples),
-        images=torch.stack(features).to(device) if features else None,
-        axes=_three_axes(positions, image_mask, grid).to(device) if features and grid else None,
+        images=sent(torch.stack(features), device) if features else None,
+        axes=sent(_three_axes(positions, image_mask, grid), device) if features and grid else None,
         spans=tuple((len(row), 0) for row in rows),
         looked=tuple(features),
     )
@@ -240,6 +250,7 @@ def columns_behind(batch: Batch, n: int, past: Past) -> Batch:
         image_mask=image_mask,
         images=batch.images if bool(image_mask.any()) else None,
         last=batch.last - n,
+        ends=tuple(end - n for end in batch.ends),
         past=past,
     )
 
@@ -259,6 +270,7 @@ def path_behind(batch: Batch, path: Sequence[int], past: Past) -> Batch:
         looked=(),
         image_mask=torch.zeros_like(tokens, dtype=torch.bool),
         last=torch.full_like(batch.last, len(path) - 1),
+        ends=(len(path) - 1,) * len(batch),
         counterfactual=None,
         past=past,
         images=None,

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from .attention import Between, put, put_between, watch_inline, write_out
-from .batch import Batch, Past
+from .batch import Batch, Past, sent
 from .cost import Cost
 from .names import EMBED, hook_name, site_and_layer
 from .weights import Weights
@@ -27,12 +28,22 @@ Edit = Callable[[Tensor], Tensor]
 
 
 class Run:
-    """One forward pass: the logits ``[B, V]`` at each row's last token, and the captured activations by name."""
+    """One forward pass: the logits ``[B, V]`` at each row's last token, and the captured activations by name.
+
+    ``past`` are the keys and values of every position, if they were to be remembered.
+    """
 
     def __init__(
-        self, weights: Weights, batch: Batch, logits: Tensor, raw: Mapping[str, Tensor], cost: Cost, flops: int
+        self,
+        weights: Weights,
+        batch: Batch,
+        logits: Tensor,
+        raw: Mapping[str, Tensor],
+        cost: Cost,
+        flops: int,
+        past: Past = (),
     ) -> None:
-        self.logits = logits
+        self.logits, self.past = logits, past
         self._weights, self._batch, self._raw, self._cost, self._flops = weights, batch, raw, cost, flops
 
     def __getitem__(self, name: str) -> Tensor:
@@ -70,6 +81,7 @@ def forward(
     start: tuple[int, Tensor] | None = None,
     gradients: bool = False,
     needed: Sequence[int] | None = None,
+    remember: bool = False,
 ) -> Run:
     """One forward pass, counted in ``cost``; the other arguments are those of :meth:`attriboard.model.Model.run`.
 
@@ -87,21 +99,32 @@ def forward(
         taps.install()
         if start is not None:
             stack.enter_context(_restart(weights, *start, gradients, tuples))
-        inputs: dict[str, Any] = dict(model_inputs(weights, batch), use_cache=False)
-        if batch.past:
-            cache = DynamicCache()
+        inputs: dict[str, Any] = dict(model_inputs(weights, batch), use_cache=remember)
+        cache = DynamicCache()
+        if batch.past or remember:
             for layer, (key, value) in enumerate(batch.past):
                 cache.update(key, value, layer)
             inputs[_cache_argument(weights)] = cache
-        rows = torch.arange(len(batch), device=batch.last.device)
-        if weights.low_precision:
-            resid = _last_residual(weights, inputs)
-            logits = weights.logits(resid[rows, batch.last])
-        else:
-            ends, at = batch.last.unique(return_inverse=True)
-            logits = weights.hf(**inputs, logits_to_keep=ends).logits[rows, at]
+        logits = _last_logits(weights, batch, inputs)
     cost.forward += flops
-    return Run(weights, batch, logits, taps.seen, cost, flops)
+    past = tuple((layer.keys, layer.values) for layer in cache.layers) if remember else ()
+    return Run(weights, batch, logits, taps.seen, cost, flops, past)
+
+
+def _last_logits(weights: Weights, batch: Batch, inputs: dict[str, Any]) -> Tensor:
+    """``[B, V]`` at each row's last token; which those are is known on the host, so that no device is waited for."""
+    ends = sorted(set(batch.ends))
+    at_the_end = ends == [batch.tokens.shape[1] - 1]
+    rows = torch.arange(len(batch), device=batch.last.device)
+    if weights.low_precision:
+        resid = _last_residual(weights, inputs)
+        return weights.logits(resid[:, -1] if at_the_end else resid[rows, batch.last])
+    if at_the_end:
+        found: Tensor = weights.hf(**inputs, logits_to_keep=1).logits[:, 0]
+        return found
+    kept, at = torch.tensor(ends), torch.tensor([ends.index(end) for end in batch.ends])
+    found = weights.hf(**inputs, logits_to_keep=sent(kept, rows.device)).logits
+    return found[rows, sent(at, rows.device)]
 
 
 def keys_and_values(weights: Weights, batch: Batch, logits: bool) -> tuple[Past, Tensor]:
@@ -245,9 +268,11 @@ class _Taps:
         self.weights, self.batch, self.stack = weights, batch, stack
         self.capture, self.edits = set(capture), edits
         self.seen: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
         """Registers the hooks that the pass needs."""
+        self.stack.callback(self._remove)
         wanted = {*self.capture, *self.edits}
         by_layer: dict[int, set[str]] = {}
         for name in wanted:
@@ -290,6 +315,10 @@ class _Taps:
         if "resid_post" in sites:
             self._on_output(parts.blocks[layer], hook_name("resid_post", layer))
 
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
     def _pass_through(self, name: str, x: Tensor) -> Tensor:
         """An activation after its edit, kept if it is to be captured."""
         if name in self.edits:
@@ -300,18 +329,23 @@ class _Taps:
         return x
 
     def _before(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        self.stack.callback(module.register_forward_pre_hook(function, with_kwargs=True).remove)
+        self._handles.append(module.register_forward_pre_hook(function, with_kwargs=True))
 
     def _after(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        self.stack.callback(module.register_forward_hook(function).remove)
+        self._handles.append(module.register_forward_hook(function))
 
     def _on_input(self, module: nn.Module, name: str) -> None:
+        seen = self.seen
+
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen[name] = args[0] if args else kwargs["hidden_states"]
+
         def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
                 return (self._pass_through(name, args[0]), *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": self._pass_through(name, kwargs["hidden_states"])}
 
-        self._before(module, pre_hook)
+        self._before(module, pre_hook if name in self.edits else look)
 
     def _on_output(self, module: nn.Module, name: str, scale: float = 1.0) -> None:
         """What a module returns, times ``scale`` where the model multiplies by it only later."""
@@ -329,7 +363,12 @@ class _Taps:
                 return (through(output[0]), *output[1:])
             return through(output)
 
-        self._after(module, post_hook)
+        seen, only_seen = self.seen, scale == 1 and not self.weights.architecture.adds_in_place
+
+        def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+
+        self._after(module, look if only_seen and name not in self.edits else post_hook)
 
     def _on_sum(self, block: nn.Module, attn_end: nn.Module, name: str, scale: float) -> None:
         """The residual after attention, which is no module's output: what enters the block and what attention adds.

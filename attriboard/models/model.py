@@ -198,6 +198,7 @@ class Model(Weights):
         start: tuple[int, Tensor] | None = None,
         gradients: bool = False,
         needed: Sequence[int] | None = None,
+        remember: bool = False,
     ) -> Run:
         """One forward pass.
 
@@ -210,15 +211,16 @@ class Model(Weights):
             gradients: build the graph, so that :meth:`Run.gradients` works (parameters get none).
             needed: by row, the first layer that it would have to run by itself, where rows that need fewer layers run
                 beside others; work is counted from there. All need ``start`` if it is None.
+            remember: keep the keys and values of every position (see :class:`.CleanPass`).
 
         Returns:
-            logits ``[B, V]`` at each row's last token, and the captured activations.
+            logits ``[B, V]`` at each row's last token, the captured activations, and keys and values if remembered.
 
         Raises:
             KeyError: an activation name that does not exist, or an edit of one that can only be read.
         """
         self._look(batch)
-        return forward(self, batch, self.cost, capture, edits, start, gradients, needed)
+        return forward(self, batch, self.cost, capture, edits, start, gradients, needed, remember)
 
     def embeddings(self, batch: Batch) -> Tensor:
         """``[B, T, d_model]``: ``hook_embed`` of a batch, without running the model."""

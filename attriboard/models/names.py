@@ -26,6 +26,8 @@ neither ``hook_act`` nor ``hook_post``.
 
 from __future__ import annotations
 
+import functools
+
 EMBED = "hook_embed"
 """The one activation that belongs to no layer."""
 
@@ -49,6 +51,7 @@ def hook_name(site: str, layer: int) -> str:
     return f"blocks.{layer}.{_SITES[site]}"
 
 
+@functools.cache
 def site_and_layer(name: str) -> tuple[str, int]:
     """Undoes :func:`hook_name`: ``site_and_layer("blocks.3.attn.hook_z") == ("z", 3)``.
 

@@ -18,6 +18,7 @@ from ..errors import ModelError, SkipCell
 from .architectures import Architecture, architecture_of
 from .cost import Sizes, sizes_of
 from .parts import Parts, find_parts, in_out, submodule
+from .products import product
 
 UNBOUNDED = 10**9
 """Longer than any prompt."""
@@ -332,7 +333,7 @@ class Weights:
             x = x - x.mean(-1, keepdim=True)
         x = x / self.final_norm_scale(resid) * self.final_norm_weight
         x = x if self.final_norm_bias is None else x + self.final_norm_bias.float()
-        logits = x @ self.W_U.float().T
+        logits = product(x, self.W_U.T)
         return logits if self.b_U is None else logits + self.b_U.float()
 
     def logits(self, resid: Tensor) -> Tensor:

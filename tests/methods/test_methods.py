@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from captum.attr import IntegratedGradients as Captum
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from attriboard.components import LEVELS, Level, get_level
 from attriboard.errors import AttriboardError, ConfigurationError, MethodError, SkipCell, UnknownNameError
@@ -24,6 +26,8 @@ from attriboard.interventions import REPLACEMENTS
 from attriboard.method import Method, ReplacingMethod, checked, methods
 from attriboard.model import Batch, EncodedExample, Model
 from attriboard.scores import Scores
+from attriboard.task import Example
+from tests.bench.memory import LivingTensors
 from tests.bench.models import (
     EXAMPLES,
     FOUR,
@@ -529,6 +533,34 @@ def test_query_neurons_are_their_definition_written_out_neuron_by_neuron(family:
     # shares are divided by sums that can be small, which magnifies rounding
     assert close(found, expected, 2e-3)
     assert float(found[LAYERS - 1].abs().max()) == 0, "no layer reads the last one"
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_query_neurons_of_long_prompts_hold_little_but_the_activations_they_read(rows: int) -> None:
+    """No attention pattern but what the last token reads, and never every candidate of every layer at once.
+
+    A candidate for each layer, head, position and dimension would take 8 bytes more for each of its four coordinates.
+    """
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4}
+    model = Model(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=97)), name="eight layers")
+    examples = [EncodedExample(Example("", ""), tuple(range(3, 60)) * 4, 1, 2, None) for _ in range(rows)]
+    kept = 4 * 8 * 228 * (64 + 64 + 96)  # layer inputs, values and neurons of one prompt
+    with LivingTensors(model.hf.parameters()) as bare:
+        model.run(model.batch(examples))
+    with LivingTensors(model.hf.parameters()) as memory:
+        methods.make("query_neurons").attribute(model, examples, LEVELS["neurons"])
+    pattern, candidates = 4 * 4 * 228 * 228, 8 * 64 * 228
+    assert memory.peak < bare.peak + rows * (kept + 3 * pattern) + 6 * candidates
+
+
+def test_long_prompts_are_read_by_query_neurons_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = scores_of(hooked("llama"), "query_neurons", "neurons")
+    ran: list[int] = []
+    run = Model.run
+    monkeypatch.setattr(sys.modules[methods.get("query_neurons").__module__], "_BYTES", 1)
+    monkeypatch.setattr(Model, "run", lambda self, batch, *rest: (ran.append(len(batch)), run(self, batch, *rest))[1])
+    assert close(scores_of(hooked("llama"), "query_neurons", "neurons"), together, 1e-3)
+    assert ran == [1] * len(EXAMPLES)
 
 
 @pytest.mark.parametrize("family", FOUR)
