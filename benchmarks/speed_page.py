@@ -21,6 +21,23 @@ COLUMNS = """\
 - **floor**: what our products take at least, each at the rate of a large product ({flops:.3g} GFLOP/s) or at that of
   reading its weights from memory ({bytes:.3g} GB/s), whichever is slower; both rates were measured in the same run.
 """
+TIME = {
+    "EAP-IG": (
+        "its code also takes the gradients of all weights, as in its notebooks, gives every head its own copy of what "
+        "it reads, and holds the difference of every node's output at every position. Ours takes gradients of "
+        "activations alone, and runs what both prompts share once."
+    ),
+    "TransformerLens": (
+        "one pass of the whole model for each patched head, where ours starts at the head's layer, behind what both "
+        "prompts share, with many heads in a batch; and for direct logit attribution, a cache of every activation."
+    ),
+    "captum": (
+        "the same passes of the same Hugging Face model as ours; `shap` is captum's own sampler of orders around our "
+        "passes."
+    ),
+    "wanda": "the same single pass.",
+}
+"""What each peer's code does that ours need not."""
 SHORTCUTS = """\
 Each pair computes the same numbers in two ways. In the first row the fast side is the plain Hugging Face pass, and the
 ratio is what capturing every head, neuron and residual costs; in the others the slow side is the procedure that the
@@ -54,7 +71,7 @@ def row(found: Mapping[str, Any]) -> list[str]:
         found["peer"],
         str(found["prompts"]),
         parts(agreement, "largest_difference", ".1e"),
-        parts(agreement, "rank_correlation", ".4f"),
+        parts(agreement, "rank_correlation", ".4f").replace("-", "−"),
     ]
     if "seconds" not in found:
         return [*cells, *[""] * 6]
@@ -115,6 +132,9 @@ def page(peers: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
         "",
         COLUMNS.format(pairs=peers["pairs"], **rates),
     ]
+    lines += ["### Where the time goes\n"]
+    lines += [f"- {peer}: {text}" for peer, text in TIME.items() if any(found["peer"] == peer for found in compared)]
+    lines += [""]
     unequal = [found for found in compared if not found["should_be_equal"]]
     if unequal:
         lines += ["### What is not equal, and why\n", *map(bullet, unequal), ""]
