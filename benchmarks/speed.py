@@ -2,7 +2,8 @@
 
 Three pairs, each measured in turn in one run: a forward pass that captures every activation against a bare one; all
 heads knocked out as batched rows against a deep copy of the model per head; the neurons' log-probability increase with
-a provably exact top 100 against every neuron evaluated. Both sides of a pair must give the same numbers.
+a provably exact top 100 against every neuron evaluated. Both sides of a pair must give the same numbers. Beside each
+stands the least time that the fast side's matrix products can take, at rates measured in the same run (``floor.py``).
 
     python benchmarks/speed.py --out results/speed.json
     python benchmarks/speed.py --model llama-7b-shape --device cuda --dtype bfloat16 --out results/speed-7b.json
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import runpy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +37,7 @@ from attriboard.task import Example
 PROMPT = "The dog is red. The cat is blue. The color of the dog is"
 COUNTERFACTUAL = "The dog is green. The cat is blue. The color of the dog is"
 EXACT = 100
+FLOOR = runpy.run_path(str(Path(__file__).with_name("floor.py")))
 
 
 SHAPES = {
@@ -97,10 +100,18 @@ def clock(action: Callable[[], Any], device: torch.device) -> tuple[float, float
 
 
 def pair(
-    name: str, fast: Callable[[], Any], slow: Callable[[], Any], repeats: int, device: torch.device, scale: float = 1.0
+    name: str,
+    fast: Callable[[], Any],
+    slow: Callable[[], Any],
+    repeats: int,
+    model: Model,
+    rates: Any,
+    scale: float = 1.0,
 ) -> dict[str, Any]:
     """Times both sides in turn; ``scale`` is what the slow side's time must be multiplied by to do the whole work."""
-    fast()  # warm
+    device = model.device
+    with FLOOR["Products"]([model.hf]) as products:
+        fast()  # warm
     rows: list[dict[str, Any]] = []
     for _ in range(repeats):
         fast_seconds, fast_mib, _ = clock(fast, device)
@@ -109,7 +120,14 @@ def pair(
     median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     ratio = statistics.median(row["slow"] / row["fast"] for row in rows)
     print(f"{name}: {median['fast']:.4f} s against {median['slow']:.4f} s, ratio {ratio:.3f}", flush=True)
-    return {"name": name, "median": median, "ratio_slow_to_fast": ratio, "slow_side_scaled_by": scale, "repeats": rows}
+    return {
+        "name": name,
+        "median": median,
+        "ratio_slow_to_fast": ratio,
+        "slow_side_scaled_by": scale,
+        "floor": products.json(rates),
+        "repeats": rows,
+    }
 
 
 def passes(model: Model, example: EncodedExample, rows: int = 16) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -131,14 +149,14 @@ def passes(model: Model, example: EncodedExample, rows: int = 16) -> tuple[Calla
     return bare, lambda: model.run(batch, names)
 
 
-def capturing(model: Model, example: EncodedExample, repeats: int) -> dict[str, Any]:
+def capturing(model: Model, example: EncodedExample, repeats: int, rates: Any) -> dict[str, Any]:
     """A pass that keeps activations against one that does not."""
     bare, captured = passes(model, example)
-    timed = pair("capturing forward / bare forward", bare, captured, repeats, model.device)
+    timed = pair("capturing forward / bare forward", bare, captured, repeats, model, rates)
     return {**timed, "note": "here fast is the bare pass; the ratio is what capturing costs"}
 
 
-def head_sweep(model: Model, example: EncodedExample, repeats: int, copies: int) -> dict[str, Any]:
+def head_sweep(model: Model, example: EncodedExample, repeats: int, rates: Any, copies: int) -> dict[str, Any]:
     """All heads as rows of batches against a deep copy of the model with zeroed weights for each head."""
     level = get_level("heads")
     heads = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
@@ -162,7 +180,7 @@ def head_sweep(model: Model, example: EncodedExample, repeats: int, copies: int)
 
     ours = torch.tensor([float(batched()[layer, head]) for layer, head in sample])
     worst = float((ours - torch.tensor(copied())).abs().max())
-    timed = pair("all heads knocked out", batched, copied, repeats, model.device, scale=len(heads) / len(sample))
+    timed = pair("all heads knocked out", batched, copied, repeats, model, rates, scale=len(heads) / len(sample))
     return {**timed, "heads": len(heads), "copies_measured": len(sample), "largest_difference": worst}
 
 
@@ -208,7 +226,7 @@ def agreement(fast: Tensor, slow: Tensor) -> dict[str, Any]:
     }
 
 
-def neuron_increase(model: Model, example: EncodedExample, repeats: int) -> dict[str, Any]:
+def neuron_increase(model: Model, example: EncodedExample, repeats: int, rates: Any) -> dict[str, Any]:
     """The exact top 100 neurons behind the tangent bound against every neuron's increase."""
 
     def bounded() -> Tensor:
@@ -218,7 +236,7 @@ def neuron_increase(model: Model, example: EncodedExample, repeats: int) -> dict
         return naive_increase(model, example, range(model.n_layers))
 
     agreed = agreement(bounded(), naive())
-    timed = pair("log-probability increase of all neurons", bounded, naive, repeats, model.device)
+    timed = pair("log-probability increase of all neurons", bounded, naive, repeats, model, rates)
     return {**timed, **agreed}
 
 
@@ -232,16 +250,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     model, example = model_and_example(options.model, options.device, options.dtype)
+    rates = FLOOR["Rates"].measured(model.device, model.dtype)
     result = {
         "model": options.model,
         "dtype": options.dtype,
         "weights_sha256": model.weights_sha256,
         "prompt_tokens": len(example.tokens),
         "provenance": provenance(model.device).model_dump(),
+        "rates": rates.json(),
         "pairs": [
-            capturing(model, example, 5 * options.repeats),
-            head_sweep(model, example, options.repeats, options.copies),
-            neuron_increase(model, example, options.repeats),
+            capturing(model, example, 5 * options.repeats, rates),
+            head_sweep(model, example, options.repeats, rates, options.copies),
+            neuron_increase(model, example, options.repeats, rates),
         ],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

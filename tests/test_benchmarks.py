@@ -13,12 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from attriboard.measurements.registry import METRICS
 from attriboard.method import methods
 from attriboard.records.record import Aggregate, Record
 from attriboard.run.suite import Suite, suites
 from tests.bench.boards import record
+from tests.bench.models import example, hooked
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -313,3 +315,147 @@ def test_what_is_known_of_planted_models_is_one_table_for_each_level() -> None:
         "| a | 0.60 (0.50 to 0.70) |",
         "| *c* | 0.10 |",
     ]
+
+
+# --- other people's code beside ours ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def peers() -> dict[str, Any]:
+    """What ``benchmarks/peers.py`` defines."""
+    return runpy.run_path(str(BENCHMARKS / "peers.py"))
+
+
+def bench(peers: dict[str, Any], **changes: Any) -> Any:
+    """A tiny model of Llama's family, with two prompts of one length."""
+    model = hooked("llama", batch_size=4)
+    prompts = [example(a, counterfactual=b) for a, b in (((3, 5, 7, 9), (3, 6, 7, 9)), ((4, 5, 7, 8), (4, 6, 7, 8)))]
+    return peers["Bench"](model, prompts, prompts[0], **changes)
+
+
+def compared(peers: dict[str, Any], theirs: torch.Tensor, **changes: Any) -> Any:
+    """A comparison with a peer that returns these values; ours are 1, -2, 3 and 4."""
+    ours = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
+    weight = torch.nn.Linear(2, 2, bias=False)
+    given = {"equal": True, "difference": "Equal.", "modules": (weight,)} | changes
+    return peers["Comparison"]("captum", "four numbers", 1, lambda: weight(ours) * 0 + ours, lambda: theirs, **given)
+
+
+RATES = SimpleNamespace(flops=8.0, bytes=4.0)
+"""Floating-point operations and bytes in a second."""
+
+
+def test_values_and_times_of_a_peer_are_those_of_its_own_code(peers: dict[str, Any]) -> None:
+    theirs = torch.tensor([[1.0, -2.0], [3.0, 4.00001]])
+    found = peers["measured"](compared(peers, theirs), pairs=3, rates=RATES)
+    assert found["agreement"]["all"]["values"] == 4 and found["agreement"]["all"]["rank_correlation"] == 1
+    assert found["agreement"]["all"]["largest_difference"] == pytest.approx(0.00001 / 4, rel=0.05)
+    ratios = sorted(b / a for a, b in zip(found["seconds"]["ours"], found["seconds"]["theirs"], strict=True))
+    assert len(ratios) == 3
+    assert found["times_faster"] == {"smallest": ratios[0], "median": ratios[1], "largest": ratios[2]}
+    # a product of 2 by 2 by 2 has 16 operations, and reads 4 weights of 4 bytes: 2 seconds and 4 seconds
+    assert found["floor"]["ours"] == {"seconds": 4, "flops": 16, "weight_bytes": 16}
+    assert found["floor"]["theirs"] == {"seconds": 0, "flops": 0, "weight_bytes": 0}
+
+
+def test_both_sides_are_run_in_turn(peers: dict[str, Any]) -> None:
+    order: list[str] = []
+    peers["in_turn"](lambda: order.append("ours"), lambda: order.append("theirs"), 2)
+    assert order == ["ours", "theirs"] * 2
+
+
+def test_parts_are_compared_by_themselves_and_only_what_should_be_equal_must_be(peers: dict[str, Any]) -> None:
+    theirs = torch.tensor([[1.0, -2.0], [4.0, 3.0]])
+    rows = {"parts": lambda values: {"first": values[0], "second": values[1]}}
+    with pytest.raises(peers["Disagreement"], match=r"four numbers, second: .* differ by 0\.25 of the largest"):
+        peers["measured"](compared(peers, theirs, **rows), pairs=1, rates=RATES)
+    found = peers["measured"](compared(peers, theirs, equal=False, timed=False, **rows), pairs=1, rates=RATES)
+    assert found["agreement"]["first"]["largest_difference"] == 0
+    second = found["agreement"]["second"]
+    assert (second["largest_difference"], second["rank_correlation"]) == (0.25, pytest.approx(-1))
+    assert "seconds" not in found
+    with pytest.raises(ValueError, match=r"ours has shape \(2, 2\), theirs \(2,\)"):
+        peers["agreement"](torch.ones(2, 2), torch.ones(2))
+    with pytest.raises(ValueError, match="not finite"):
+        peers["agreement"](torch.ones(2), torch.tensor([1.0, float("nan")]))
+
+
+@pytest.mark.parametrize("name", ["integrated_gradients", "occlusion"])
+def test_on_a_tiny_model_captum_gives_what_our_methods_give(peers: dict[str, Any], name: str) -> None:
+    found = peers["measured"](peers[name](bench(peers)), pairs=1, rates=RATES)
+    assert found["agreement"]["all"]["values"] == 2 * 4
+    assert found["agreement"]["all"]["largest_difference"] < peers["ROUNDING"]
+
+
+def test_kernel_shap_estimates_what_sampled_orders_estimate(peers: dict[str, Any]) -> None:
+    comparison = peers["kernel_shap"](bench(peers))
+    ours, theirs = comparison.ours(), comparison.theirs()
+    # both divide the same difference among the tokens, each with passes of its own
+    assert float(theirs.sum()) == pytest.approx(float(ours.sum()), rel=1e-3)
+    assert not torch.equal(ours, theirs)
+
+
+def test_norms_of_a_clone_are_read_from_its_file(peers: dict[str, Any], tmp_path: Path) -> None:
+    code = tmp_path / "wanda" / "lib" / "layerwrapper.py"
+    code.parent.mkdir(parents=True)
+    # what the published class keeps, written anew: squares summed over tokens, averaged over sequences
+    code.write_text(
+        "class WrappedGPT:\n"
+        "    def __init__(self, layer):\n"
+        "        self.layer = layer\n"
+        "    def add_batch(self, inp, out):\n"
+        "        self.scaler_row = inp.float().square().sum((0, 1)) / len(inp)\n"
+    )
+    comparison = peers["wanda"](bench(peers, clones=tmp_path))
+    assert peers["agreement"](comparison.ours(), comparison.theirs())["largest_difference"] < peers["ROUNDING"]
+
+
+def test_a_peer_that_is_not_there_is_left_out_with_a_sentence(peers: dict[str, Any], tmp_path: Path) -> None:
+    def there(bench: Any) -> Any:
+        return compared(peers, torch.tensor([[1.0, -2.0], [3.0, 4.0]]), timed=False)
+
+    def absent(bench: Any) -> Any:
+        return peers["package"]("TransformerLens", "a_package_that_nobody_has")
+
+    *_, stored = peers["run"](bench(peers), 1, (peers["wanda"], absent, there))
+    assert [found["compared"] for found in stored["comparisons"]] == ["four numbers"]
+    assert stored["skipped"] == [
+        "wanda needs a clone of https://github.com/locuslab/wanda as DIR/wanda (--peers DIR); no folder of clones was "
+        "given.",
+        "TransformerLens needs transformer-lens from PyPI (`make peers` installs it); No module named "
+        "'a_package_that_nobody_has'.",
+    ]
+    with pytest.raises(peers["MissingPeer"], match=r"layerwrapper\.py does not exist"):
+        peers["wanda"](bench(peers, clones=tmp_path))
+
+
+def test_products_of_attention_and_of_backward_passes_are_counted() -> None:
+    floor = runpy.run_path(str(BENCHMARKS / "floor.py"))
+    layer, x = torch.nn.Linear(8, 16, bias=False), torch.randn(4, 8, requires_grad=True)
+    with floor["Products"]([layer]) as products:
+        layer(x).sum().backward()
+    assert products.flops == 3 * 2 * 4 * 8 * 16  # forward, and a product for each factor's gradient
+    assert products.bytes == 2 * 8 * 16 * 4  # the gradient of the weights reads none
+    with torch.inference_mode(), floor["Products"]([layer]) as products:
+        layer(x)
+    assert (products.flops, products.bytes) == (2 * 4 * 8 * 16, 8 * 16 * 4)
+    q = torch.randn(2, 3, 5, 8)
+    with floor["Products"]([layer]) as products:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+    assert (products.flops, products.bytes) == (2 * 2 * 2 * 3 * 5 * 5 * 8, 0)
+
+
+def test_the_page_of_what_it_costs_is_that_of_the_stored_runs() -> None:
+    page = runpy.run_path(str(BENCHMARKS / "speed_page.py"))["page"]
+    root = BENCHMARKS.parent
+    peers, speed = (json.loads((root / "results" / name).read_text()) for name in ("peers.json", "speed.json"))
+    text = (root / "docs" / "speed.md").read_text()
+    assert text == page(peers, speed)
+    for found in peers["comparisons"]:
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {found['compared']} |"))
+        assert "seconds" not in found or f"{found['times_faster']['median']:.3g} (" in row
+        assert f"- {found['compared']}: " in text
+    for pair in speed["pairs"]:
+        assert f"| {pair['name']} | {pair['median']['fast']:.3g} |" in text
+    left_out = peers | {"comparisons": [], "skipped": ["captum needs a hat."]}
+    assert "- captum needs a hat." in page(left_out, speed)
