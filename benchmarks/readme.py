@@ -138,7 +138,7 @@ def caveat(board: str) -> str:
     suite = re.search(r"^Suite `([^`]+)`", board, flags=re.MULTILINE)
     if suite is None or suite[1] == "quick":
         return (
-            "The quick suite has few examples and is a smoke test with numbers; `benchmarks/full.toml` gives a verdict."
+            "The quick suite has few examples and is a smoke test with numbers; the suite `standard` gives a verdict."
         )
     return f"What all tables of the suite `{suite[1]}` say together stands at the top of the board."
 
