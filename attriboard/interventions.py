@@ -54,6 +54,19 @@ def component_means(model: Model, examples: Sequence[EncodedExample], level: Lev
     return {name: (total / count).to(model.dtype) for name, total in sums.items()}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Sets of components to be replaced, each on every one of some examples.
+
+    Attributes:
+        masks: ``[S, n]`` bool: the components replaced in each set.
+        members: ``[N]``: the examples, as places in a list of them.
+    """
+
+    masks: Tensor
+    members: Sequence[int]
+
+
 Rows = dict[tuple[str, int], Tensor]
 """One prompt's activations ``[T, width]`` by site and layer."""
 Fill = Callable[[Tensor], tuple[Tensor, Tensor]]

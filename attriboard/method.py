@@ -164,7 +164,7 @@ class Method:
         overrides this; work that is done once for all examples is divided by :attr:`Shape.examples`. No score may
         depend on it, so it is no part of what identifies a method's results.
         """
-        return shape.usual(self.needs, counterfactual="counterfactual" in self.needs)
+        return shape.usual(self.needs, counterfactual=not self.needs.isdisjoint(("counterfactual",)))
 
     def check_level(self, level: Level) -> None:
         if level.name not in self.levels:

@@ -79,7 +79,9 @@ def some(measured: Faithfulness, index: Index) -> Faithfulness:
     """The measurements of some examples; each example is one row."""
     rows = {name: [[row[i] for i in index] for row in getattr(measured, name)] for name in CURVES}
     columns = {name: [getattr(measured, name)[i] for i in index] for name in ("full", "empty", "base_items")}
-    return measured.model_copy(update={**rows, **columns, "examples": list(range(len(index)))})
+    # of curves of MIB's own sizes, MIB's points are theirs
+    points = {"mib_signed": [], "mib_absolute": [], "mib_sizes": [0] * len(measured.mib_sizes)}
+    return measured.model_copy(update={**rows, **columns, **points, "examples": list(range(len(index)))})
 
 
 def exchanged(a: Faithfulness, b: Faithfulness, swap: NDArray[np.bool_]) -> Faithfulness:

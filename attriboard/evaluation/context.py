@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..components import Level
 from ..errors import TaskError
-from ..interventions import Intervention, component_means, measure_all, replacement_kind
+from ..interventions import Asked, Intervention, component_means, measure_all, replacement_kind
 from ..levels import Replacement
 from ..measurements.base import Kept, Measure
 from ..model import EncodedExample, Model
@@ -30,19 +29,6 @@ MIN_TURNED = 0.5
 """Nor is one of which a smaller share of the examples answered passes."""
 MOST_TOGETHER = 16
 """The most examples that stand in one batch when sets of components are replaced on them."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Sets of components to be replaced, each on every one of some examples.
-
-    Attributes:
-        masks: ``[S, n]`` bool: the components replaced in each set.
-        members: ``[N]``: the examples, as places in :attr:`Context.both`.
-    """
-
-    masks: Tensor
-    members: Sequence[int]
 
 
 class Context:

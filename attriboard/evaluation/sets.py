@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ..interventions import Asked
 from ..levels import USUAL_REPLACEMENT, Replacement
 from ..measurements.base import Measurement
 from .base import Evaluation, Job
-from .context import Asked
 
 if TYPE_CHECKING:
     from ..components import Level

@@ -42,7 +42,7 @@ from attriboard.records.aggregate import aggregates
 from attriboard.records.record import Cell, Planned, Record
 from attriboard.records.settings import Settings
 from attriboard.records.store import Folder
-from attriboard.run import ray
+from attriboard.run import ray, remote
 from attriboard.run.identity import record_identity, scoring_identity, wanted_stages
 from attriboard.run.runner import Outcome, run_cells
 from attriboard.run.suite import Suite
@@ -423,7 +423,7 @@ def test_numbers_that_are_none_come_back_from_another_process(
     sent = record.model_copy(update={"measurements": {**record.measurements, "bias": broken}})
     monkeypatch.setattr(Worker, "execute", lambda self, suite, planned, earlier: (sent, b"scores"))
     monkeypatch.setattr(ray, "_WORKERS", [])
-    work = ray._as_json(Planned(record.cell, record.settings), Earlier(sent, sent, b"stored"))
+    work = remote.packed(Planned(record.cell, record.settings), Earlier(sent, sent, b"stored"))
     ((text, scores),) = ray._pair("downstream", [work], 1, [])
     assert Record.model_validate_json(text) == sent and scores == b"scores"
 
