@@ -155,7 +155,11 @@ def page(peers: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
 
 
 def bullet(found: Mapping[str, Any]) -> str:
-    return f"- {found['compared']}: {found['difference'][0].lower()}{found['difference'][1:]}"
+    """How a comparison's values should differ; where float32 hides it, what was found in float64."""
+    text = f"- {found['compared']}: {found['difference'][0].lower()}{found['difference'][1:]}"
+    if "agreement_float64" in found:
+        text += f" In float64 the values differ by {parts(found['agreement_float64'], 'largest_difference', '.1e')}."
+    return text
 
 
 def shortcuts(speed: Mapping[str, Any]) -> list[str]:
