@@ -682,6 +682,7 @@ def run(
         "peers": sources(bench.clones),
         "rates": rates.json(),
         "provenance": provenance(device, batch_size=bench.model.batch_size).model_dump(mode="json"),
+        "earlier": [],
         "comparisons": [],
         "skipped": [],
     }
@@ -691,6 +692,7 @@ def run(
         if mixed:
             raise MixedRuns(f"the earlier result has another {', another '.join(mixed)}; start anew, without --resume.")
         result["comparisons"] += before["comparisons"]
+        result["earlier"] = [*before["earlier"], before["provenance"]]
     done = {found["compared"] for found in result["comparisons"]}
     for function in chosen:
         start = time.perf_counter()

@@ -439,6 +439,9 @@ def test_a_run_that_was_cut_short_goes_on_only_with_its_own_kind(peers: dict[str
     here = bench(peers)
     (first,) = peers["run"](here, 1, (lambda _: compared(peers, torch.tensor([[1.0, -2.0], [3.0, 4.0]])),))
     assert list(peers["run"](here, 1, (again,), first)) == []
+    (resumed,) = peers["run"](here, 1, (lambda _: peers["package"]("captum", "absent"),), first)
+    assert resumed["earlier"] == [first["provenance"]] and resumed["comparisons"] == first["comparisons"]
+    assert resumed["rates"] == first["rates"]
     with pytest.raises(peers["MixedRuns"], match="has another pairs; start anew"):
         list(peers["run"](here, 2, (again,), first))
     with pytest.raises(peers["Disagreement"]):
