@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib
 import importlib.metadata
 import importlib.util
@@ -58,6 +59,9 @@ PACKAGES = {"TransformerLens": "transformer-lens", "captum": "captum"}
 """Of TransformerLens a version before 4, which took HookedTransformer out; EAP-IG is written for it."""
 ROUNDING = 1e-5
 """Values that should be equal differ by at most this share of the largest: float32, summed in another order."""
+SAME = ("model", "weights_sha256", "prompt_tokens", "sentence_tokens", "pairs", "peers")
+SAME_MACHINE = ("python", "torch", "transformers", "platform", "device", "threads", "batch_size")
+"""What must be the same in a run that goes on with an earlier one; the second in its provenance."""
 STEPS = 3
 """Gradients along a path."""
 ORDERS = 10
@@ -68,6 +72,10 @@ SENTENCE = Example("The dog is red. The cat is blue. The color of the dog is", "
 
 class MissingPeer(Exception):
     """What a peer needs, as a sentence."""
+
+
+class MixedRuns(Exception):
+    """Why an earlier result cannot be gone on with, as a sentence."""
 
 
 class Disagreement(Exception):
@@ -88,6 +96,7 @@ class Comparison:
         parts: the values cut into named parts, each compared by itself.
         modules: whose parameters are weights that both sides must read.
         timed: False where another comparison does the same work.
+        exact: the same comparison in float64, by which equality is judged where float32 rounds much.
     """
 
     peer: str
@@ -100,6 +109,7 @@ class Comparison:
     parts: Callable[[Tensor], Mapping[str, Tensor]] = lambda values: {"all": values}
     modules: Sequence[nn.Module] = ()
     timed: bool = True
+    exact: Callable[[], Comparison] | None = None
 
 
 @dataclass
@@ -154,6 +164,12 @@ class Bench:
         weights = convert(self.model.hf, config)
         hooked.load_and_process_state_dict(weights, fold_ln=True, center_writing_weights=False, center_unembed=False)
         return hooked.eval()
+
+    def in_double(self) -> Bench:
+        """The same prompts for the same weights in float64."""
+        model = Model(copy.deepcopy(self.model.hf).double(), self.model.tokenizer, self.model.name)
+        model.batch_size = self.model.batch_size
+        return Bench(model, self.prompts, self.sentence, self.clones)
 
     def clone(self, name: str, path: str = ".") -> Path:
         """A folder or file in one of the clones."""
@@ -401,8 +417,12 @@ def integrated_gradients(bench: Bench) -> Comparison:
         lambda: bench.each("integrated_gradients", bench.prompts, steps=STEPS, replacement="zero"),
         theirs,
         equal=True,
-        difference="Equal where captum is asked for midpoints; its default is another quadrature of the same integral.",
+        difference=(
+            "Equal where captum is asked for midpoints (its default is another quadrature of the same integral), "
+            "but for rounding: near a baseline of zero, gradients are large."
+        ),
         modules=(model.hf,),
+        exact=None if model.dtype == torch.float64 else lambda: integrated_gradients(bench.in_double()),
     )
 
 
@@ -559,6 +579,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "smallest": min(values), "largest": max(values)}
 
 
+def agreements(comparison: Comparison) -> dict[str, dict[str, float]]:
+    """The :func:`agreement` of every part, from a run of each side."""
+    ours, theirs = (comparison.parts(work().detach()) for work in (comparison.ours, comparison.theirs))
+    return {part: agreement(ours[part], theirs[part]) for part in ours}
+
+
 def measured(comparison: Comparison, pairs: int, rates: Any) -> dict[str, Any]:
     """Values, work, memory and times of both sides; the first run of each warms up and gives the values.
 
@@ -566,28 +592,27 @@ def measured(comparison: Comparison, pairs: int, rates: Any) -> dict[str, Any]:
         Disagreement: values that should be equal are not.
         ValueError: as :func:`agreement`.
     """
-    sides = {"ours": comparison.ours, "theirs": comparison.theirs}
-    values = {side: work().detach() for side, work in sides.items()}
-    ours, theirs = (comparison.parts(values[side]) for side in sides)
-    agreed = {part: agreement(ours[part], theirs[part]) for part in ours}
-    for part, agreement_of_part in agreed.items():
-        worst = agreement_of_part["largest_difference"]
-        if comparison.equal and worst > ROUNDING:
-            raise Disagreement(
-                f"{comparison.compared}, {part}: values that should be equal differ by {worst:.2g} of the largest."
-            )
-    found = {
+    found: dict[str, Any] = {
         "peer": comparison.peer,
         "compared": comparison.compared,
         "prompts": comparison.prompts,
         "should_be_equal": comparison.equal,
         "difference": comparison.difference,
-        "agreement": agreed,
+        "agreement": agreements(comparison),
     }
+    judged = found["agreement"]
+    if comparison.exact is not None:
+        judged = found["agreement_float64"] = agreements(comparison.exact())
+    for part, values in judged.items():
+        if comparison.equal and values["largest_difference"] > ROUNDING:
+            raise Disagreement(
+                f"{comparison.compared}, {part}: values that should be equal differ by "
+                f"{values['largest_difference']:.2g} of the largest."
+            )
     if not comparison.timed:
         return found
     memory, floors = {}, {}
-    for side, work in sides.items():
+    for side, work in (("ours", comparison.ours), ("theirs", comparison.theirs)):
         with PeakMemory(torch.device("cpu")) as peak, FLOOR["Products"](comparison.modules) as products:
             work()
         memory[side], floors[side] = peak.mib, products.json(rates)
@@ -627,11 +652,27 @@ def of_one_length(model: Model, task: str, n: int) -> list[EncodedExample]:
 
 
 def run(
-    bench: Bench, pairs: int, chosen: Sequence[Callable[[Bench], Comparison]] = COMPARISONS
+    bench: Bench,
+    pairs: int,
+    chosen: Sequence[Callable[[Bench], Comparison]] = COMPARISONS,
+    before: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What has been compared so far, after each comparison, and why the rest cannot be."""
+    """What has been compared so far, after each comparison, and why the rest cannot be.
+
+    Args:
+        bench: what the comparisons share.
+        pairs: how often both sides are timed.
+        chosen: the comparisons.
+        before: an earlier result, whose comparisons are not made again and whose rates are kept.
+
+    Raises:
+        MixedRuns: the earlier result is of something else.
+    """
     device = torch.device("cpu")
-    rates = FLOOR["Rates"].measured(device, bench.model.dtype)
+    if before is None:
+        rates = FLOOR["Rates"].measured(device, bench.model.dtype)
+    else:
+        rates = FLOOR["Rates"](before["rates"]["flops_per_second"], before["rates"]["bytes_per_second"])
     result: dict[str, Any] = {
         "model": bench.model.name,
         "weights_sha256": bench.model.weights_sha256,
@@ -641,9 +682,18 @@ def run(
         "peers": sources(bench.clones),
         "rates": rates.json(),
         "provenance": provenance(device, batch_size=bench.model.batch_size).model_dump(mode="json"),
+        "earlier": [],
         "comparisons": [],
         "skipped": [],
     }
+    if before is not None:
+        mixed = [name for name in SAME if before[name] != result[name]]
+        mixed += [name for name in SAME_MACHINE if before["provenance"][name] != result["provenance"][name]]
+        if mixed:
+            raise MixedRuns(f"the earlier result has another {', another '.join(mixed)}; start anew, without --resume.")
+        result["comparisons"] += before["comparisons"]
+        result["earlier"] = [*before["earlier"], before["provenance"]]
+    done = {found["compared"] for found in result["comparisons"]}
     for function in chosen:
         start = time.perf_counter()
         try:
@@ -653,6 +703,8 @@ def run(
                 result["skipped"].append(str(missing))
                 print(f"left out: {missing}", flush=True)
             yield result
+            continue
+        if comparison.compared in done:
             continue
         found = measured(comparison, pairs, rates)
         result["comparisons"].append(found)
@@ -671,6 +723,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=[f.__name__ for f in COMPARISONS], help="for a trial")
     parser.add_argument("--peers", type=Path, help="a folder with clones EAP-IG and wanda")
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
+    parser.add_argument("--resume", action="store_true", help="go on with what --out holds, on the same machine")
     parser.add_argument("--page", action="store_true", help="only print docs/speed.md, from results/")
     given = parser.parse_args()
     if given.pairs < 1 or given.prompts < 1:
@@ -687,9 +740,12 @@ def main() -> None:
     bench = Bench(model, of_one_length(model, given.task, given.prompts), model.encode(SENTENCE), given.peers)
     chosen = [f for f in COMPARISONS if not given.only or f.__name__ in given.only]
     given.out.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(given.out.read_text(encoding="utf-8")) if given.resume and given.out.exists() else None
     try:
-        for result in run(bench, given.pairs, chosen):
+        for result in run(bench, given.pairs, chosen, before):
             given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except MixedRuns as error:
+        parser.error(f"{given.out}: {error}")
     except Disagreement as error:
         sys.exit(f"{error} What was compared before stands in {given.out}.")
     print(f"wrote {given.out}")

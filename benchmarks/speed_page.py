@@ -19,7 +19,7 @@ COLUMNS = """\
   median of the ratios of the pairs, with the smallest and the largest.
 - **GFLOP**: matrix products that each side runs, backward passes included. **MiB**: most memory held above the start.
 - **floor**: what our products take at least, each at the rate of a large product ({flops:.3g} GFLOP/s) or at that of
-  reading its weights from memory ({bytes:.3g} GB/s), whichever is slower; both rates were measured in the same run.
+  reading its weights from memory ({bytes:.3g} GB/s), whichever is slower; both rates were measured when the run began.
 """
 TIME = {
     "EAP-IG": (
@@ -102,6 +102,8 @@ def circumstances(stored: Mapping[str, Any]) -> str:
         f"transformers {made['transformers']}; {sources(stored['peers'])}. Prompts of {stored['prompt_tokens']} tokens "
         f"({stored['sentence_tokens']} for Shapley values), at most {made['batch_size']} rows in a pass of ours."
     )
+    if stored["earlier"]:
+        text += f" The run was made in {len(stored['earlier']) + 1} sittings."
     if loads:
         text += (
             f" The load average was {min(loads):.1f} to {max(loads):.1f}, so read the ratios, which are taken in turn, "
@@ -155,7 +157,11 @@ def page(peers: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
 
 
 def bullet(found: Mapping[str, Any]) -> str:
-    return f"- {found['compared']}: {found['difference'][0].lower()}{found['difference'][1:]}"
+    """How a comparison's values should differ; where float32 hides it, what was found in float64."""
+    text = f"- {found['compared']}: {found['difference'][0].lower()}{found['difference'][1:]}"
+    if "agreement_float64" in found:
+        text += f" In float64 the values differ by {parts(found['agreement_float64'], 'largest_difference', '.1e')}."
+    return text
 
 
 def shortcuts(speed: Mapping[str, Any]) -> list[str]:

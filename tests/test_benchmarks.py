@@ -459,3 +459,29 @@ def test_the_page_of_what_it_costs_is_that_of_the_stored_runs() -> None:
         assert f"| {pair['name']} | {pair['median']['fast']:.3g} |" in text
     left_out = peers | {"comparisons": [], "skipped": ["captum needs a hat."]}
     assert "- captum needs a hat." in page(left_out, speed)
+
+
+def test_a_run_that_was_cut_short_goes_on_only_with_its_own_kind(peers: dict[str, Any]) -> None:
+    def again(bench: Any) -> Any:
+        return compared(peers, torch.full((2, 2), 9.0), timed=False)  # would disagree
+
+    here = bench(peers)
+    (first,) = peers["run"](here, 1, (lambda _: compared(peers, torch.tensor([[1.0, -2.0], [3.0, 4.0]])),))
+    assert list(peers["run"](here, 1, (again,), first)) == []
+    (resumed,) = peers["run"](here, 1, (lambda _: peers["package"]("captum", "absent"),), first)
+    assert resumed["earlier"] == [first["provenance"]] and resumed["comparisons"] == first["comparisons"]
+    assert resumed["rates"] == first["rates"]
+    with pytest.raises(peers["MixedRuns"], match="has another pairs; start anew"):
+        list(peers["run"](here, 2, (again,), first))
+    with pytest.raises(peers["Disagreement"]):
+        list(peers["run"](here, 1, (again,)))
+
+
+def test_where_float32_rounds_much_equality_is_judged_in_float64(peers: dict[str, Any]) -> None:
+    rough, fine = torch.tensor([[1.0, -2.0], [3.0, 4.5]]), torch.tensor([[1.0, -2.0], [3.0, 4.0]])
+    given = {"timed": False, "exact": lambda: compared(peers, fine)}
+    found = peers["measured"](compared(peers, rough, **given), pairs=1, rates=RATES)
+    assert found["agreement"]["all"]["largest_difference"] == 0.125
+    assert found["agreement_float64"]["all"]["largest_difference"] == 0
+    with pytest.raises(peers["Disagreement"]):
+        peers["measured"](compared(peers, fine, exact=lambda: compared(peers, rough)), pairs=1, rates=RATES)
