@@ -27,7 +27,7 @@ PUBLISHED = STANDARD if (STANDARD / "suite.json").exists() else QUICK
 RANKING = {level: tuple(METRICS[name].title for name in ranking_columns(level)) for level in ("heads", "patches")}
 """The columns by which a level is ranked."""
 ARITHMETIC = "arithmetic(subsets=addition,multiplication)"
-SMALL = (f"{ARITHMETIC}, heads", tuple(dict.fromkeys((*RANKING["heads"], "drop in p", "forwards"))))
+SMALL = (f"{ARITHMETIC}, heads", tuple(dict.fromkeys((*RANKING["heads"], "forwards"))))
 """The README's table: the beginning of its title, and the columns that are shown, behind what methods see."""
 BEST = 2
 """How many methods that are no controls it shows."""

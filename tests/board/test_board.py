@@ -369,7 +369,8 @@ def _reference() -> list[Record]:
 def test_the_committed_board_is_what_its_records_give() -> None:
     found = findings(read_audits(ROOT / "results" / "audit"))
     assert (ROOT / "leaderboard.md").read_text() == render(Board.read(ROOT / "results" / "standard", found))
-    assert (REFERENCE / "leaderboard.md").read_text() == render(Board.read(REFERENCE))
+    quick = render(Board.read(REFERENCE), docs=pages_from(REFERENCE))
+    assert (REFERENCE / "leaderboard.md").read_text() == quick
 
 
 def test_the_committed_aggregates_follow_from_the_per_example_measurements() -> None:

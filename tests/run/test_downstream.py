@@ -424,7 +424,7 @@ def test_numbers_that_are_none_come_back_from_another_process(
     monkeypatch.setattr(Worker, "execute", lambda self, suite, planned, earlier: (sent, b"scores"))
     monkeypatch.setattr(ray, "_WORKERS", [])
     work = remote.packed(Planned(record.cell, record.settings), Earlier(sent, sent, b"stored"))
-    ((text, scores),) = ray._pair("downstream", [work], 1, [])
+    ((text, scores),) = ray._pair("downstream", [work], 1, [], 1)
     assert Record.model_validate_json(text) == sent and scores == b"scores"
 
 
