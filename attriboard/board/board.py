@@ -64,6 +64,8 @@ class Table:
         apart: what tells it from other tables of the same title: its suites, or the devices of its records.
         elsewhere: on which devices the records of tables were made that are of the same cells but of other examples,
             since the model answers others there.
+        one_of_several: whether the board has times of several machines, so that a table says on which its own were
+            taken.
     """
 
     task: str
@@ -76,6 +78,7 @@ class Table:
     findings: tuple[str, ...] = ()
     apart: str = ""
     elsewhere: tuple[str, ...] = ()
+    one_of_several: bool = False
 
     @property
     def title(self) -> str:
@@ -720,6 +723,7 @@ def _told_apart(tables: Sequence[Table]) -> tuple[Table, ...]:
     for table in tables:
         titles[table.title].append(table)
         cells[_cells_of(table)].append(table)
+    several = len({machine for table in tables for machine in table.machines}) > 1
     told = []
     for table in tables:
         alike = titles[table.title]
@@ -727,7 +731,7 @@ def _told_apart(tables: Sequence[Table]) -> tuple[Table, ...]:
         apart = next((kind(table) for kind in kinds if len({kind(other) for other in alike}) > 1), "")
         own = _devices(table)
         others = {_devices(other) for other in cells[_cells_of(table)] if _on_other_examples(table, other)} - {own}
-        told.append(replace(table, apart=apart, elsewhere=tuple(sorted(others))))
+        told.append(replace(table, apart=apart, elsewhere=tuple(sorted(others)), one_of_several=several))
     return tuple(told)
 
 

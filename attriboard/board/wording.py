@@ -279,9 +279,9 @@ def lines_above(table: Table) -> list[str]:
 
 
 def _on_machines(table: Table) -> str:
-    """On what the rows were timed, where they were on more than one machine."""
+    """On what the rows were timed, where the board has times of more than one machine."""
     if not table.names_machines:
-        return ""
+        return f"Timed on {table.machines[0]}." if table.one_of_several and table.machines else ""
     named = "; ".join(f"{_letter(at)}: {machine}" for at, machine in enumerate(table.machines))
     return (
         f"Rows were timed on several devices ({named}): {bound_to_machines()} compare only between rows of one device, "

@@ -184,6 +184,15 @@ def test_the_board_of_one_device_names_none_by_row(tmp_path: Path, form: str) ->
     assert not re.search(r"(\| device \||<th>device</th>|& device &)", text)
 
 
+def test_on_a_board_of_several_devices_a_table_of_one_names_it(tmp_path: Path) -> None:
+    cpu = folder(tmp_path / "cpu", [on_cpu("a", 0.2), on_cpu("b", 0.1)])
+    gpu = folder(tmp_path / "gpu", [on_gpu("a", 0.2, task="other"), on_gpu("b", 0.0, task="other")])
+    said = {t.task: " ".join(lines_above(t)) for t in Board.read([cpu, gpu]).tables}
+    assert said["made_up"].endswith(f"Timed on {PROCESSOR}, 2 threads.")
+    assert said["other"].endswith(f"Timed on {GPU}, 1 thread.")
+    assert "Timed on" not in " ".join(lines_above(Board.read(cpu).tables[0]))
+
+
 def test_what_is_judged_is_compared_over_devices_and_times_never_are(tmp_path: Path) -> None:
     (table,) = mixed(tmp_path).tables
     assert table.comparisons[METRIC].methods == 4
