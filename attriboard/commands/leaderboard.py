@@ -17,7 +17,7 @@ def leaderboard(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...",
+            metavar="DIR",
             help="A folder of records, or `quick`, which ships. Several make one board: of a cell that more than one "
             "holds, the record made last counts.",
         ),
