@@ -67,6 +67,14 @@ class Asked:
     members: Sequence[int]
 
 
+def distinct(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """``[D, n]``: each set of ``masks`` ``[S, n]`` bool once; and ``[S]``: which of them each is."""
+    packed = np.packbits(masks.cpu().numpy(), axis=1)
+    rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
+    _, first, place = np.unique(rows, return_index=True, return_inverse=True)
+    return masks[torch.from_numpy(first)], torch.from_numpy(place)
+
+
 Rows = dict[tuple[str, int], Tensor]
 """One prompt's activations ``[T, width]`` by site and layer."""
 Fill = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -521,11 +529,11 @@ def replace_positions(
     Raises:
         As :func:`input_replacement`; ExampleError: background of an example without that region.
     """
-    distinct, place = masks.unique(dim=0, return_inverse=True)
+    once, place = distinct(masks)
     batch = model.batch([encoded])
     fill = replacement_kind(replacement).fill(model, batch, level)
     results = []
-    for sets in distinct.split(model.batch_size):
+    for sets in once.split(model.batch_size):
         rows = batch.rows(torch.zeros(len(sets), dtype=torch.long))
         value, replaced = fill(sets)
         logits = model.run(rows, edits=replacing({"hook_embed": value}, {"hook_embed": replaced})).logits

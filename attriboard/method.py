@@ -209,8 +209,12 @@ class ReplacingMethod(Method):
 
     def passes(self, shape: Shape, level: Level) -> float:
         """As of every method, with what the replacement takes: a pass of the counterfactual, or one for the means."""
-        means = shape.forward() if replacement_kind(self.replacement).needs_means and not level.inputs else 0.0
+        means = 0.0 if level.inputs else self.passes_for_means(shape)
         return means + shape.usual(self.needs, counterfactual=self.paired and not level.inputs)
+
+    def passes_for_means(self, shape: Shape) -> float:
+        """What the means of components take that the replacement needs, in forward passes per example."""
+        return shape.forward() if replacement_kind(self.replacement).needs_means else 0.0
 
     @property
     def averages(self) -> bool:

@@ -8,7 +8,6 @@ file with :mod:`runpy`.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from attriboard.evaluation.timing import timed
 
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrices whose product is timed."""
@@ -61,16 +62,8 @@ class Rates:
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of :data:`TRIES`."""
-    seconds = []
-    for _ in range(TRIES + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    timed(work, device)  # the first one also sets up threads and memory
+    return min(timed(work, device) for _ in range(TRIES))
 
 
 class Products(TorchDispatchMode):

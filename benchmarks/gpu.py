@@ -25,6 +25,8 @@ import torch
 import transformers
 
 from attriboard.components import get_level
+from attriboard.evaluation.speed import PeakMemory
+from attriboard.evaluation.timing import timed
 from attriboard.loading import check_device
 from attriboard.log_prob import last_token
 from attriboard.method import methods
@@ -49,21 +51,7 @@ def seconds(action: Callable[[], Any], device: torch.device, repeats: int, warm:
     """How long it takes, each time."""
     for _ in range(warm):
         action()
-    found = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            torch.cuda.synchronize(device)
-            start.record()
-            action()
-            end.record()
-            torch.cuda.synchronize(device)
-            found.append(start.elapsed_time(end) / 1000)
-        else:
-            before = time.perf_counter()
-            action()
-            found.append(time.perf_counter() - before)
-    return found
+    return [timed(action, device) for _ in range(repeats)]
 
 
 def in_turn(actions: dict[str, Callable[[], Any]], device: torch.device, repeats: int) -> dict[str, Any]:
@@ -91,16 +79,9 @@ def waits(action: Callable[[], Any], device: torch.device) -> int | None:
 
 def extra_memory(action: Callable[[], Any], device: torch.device) -> float | None:
     """Peak MiB of the device beyond what is held before; None on a CPU."""
-    if device.type != "cuda":
+    with PeakMemory(device) as memory:
         action()
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    action()
-    torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return memory.mib if device.type == "cuda" else None
 
 
 def rates(device: torch.device, side: int) -> dict[str, Any]:

@@ -289,33 +289,40 @@ def _nodes(values: Tensor) -> dict[str, Tensor]:
     return {"heads": values[:, :-1], "FFN nodes": values[:, -1:]}
 
 
-def eap(bench: Bench) -> Comparison:
+def _eap_nodes(bench: Bench, compared: str, at_output: bool, difference: str, timed: bool = True) -> Comparison:
+    """EAP with the gradient of an FFN node at its output, which is ours, or where EAP-IG takes it."""
     return Comparison(
         "EAP-IG",
-        "EAP of heads and FFN nodes (`attribution_patching`)",
+        compared,
         len(bench.prompts),
         lambda: bench.attribute("attribution_patching", "nodes", bench.prompts),
-        _eap(bench, "EAP", at_output=True),
-        equal=True,
-        difference="Equal where EAP-IG's graph is told to take the gradient of an FFN node at its output, as of heads.",
+        _eap(bench, "EAP", at_output=at_output),
+        equal=at_output,
+        difference=difference,
         parts=_nodes,
-        modules=(bench.model.hf, bench.hooked),
+        modules=(bench.model.hf, bench.hooked) if timed else (),
+        timed=timed,
+    )
+
+
+def eap(bench: Bench) -> Comparison:
+    return _eap_nodes(
+        bench,
+        "EAP of heads and FFN nodes (`attribution_patching`)",
+        at_output=True,
+        difference="Equal where EAP-IG's graph is told to take the gradient of an FFN node at its output, as of heads.",
     )
 
 
 def eap_as_published(bench: Bench) -> Comparison:
-    return Comparison(
-        "EAP-IG",
+    return _eap_nodes(
+        bench,
         "EAP of heads and FFN nodes, as published",
-        len(bench.prompts),
-        lambda: bench.attribute("attribution_patching", "nodes", bench.prompts),
-        _eap(bench, "EAP", at_output=False),
-        equal=False,
+        at_output=False,
         difference=(
             "Equal for heads. Of an FFN node, EAP-IG's node-level code multiplies the difference of its outputs by the "
             "gradient at its input, which is another quantity."
         ),
-        parts=_nodes,
         timed=False,
     )
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attriboard.components import Level
 from attriboard.errors import ConfigurationError
-from attriboard.interventions import Intervention, replacement_kind, single_effects
+from attriboard.interventions import Intervention, single_effects
 from attriboard.method import ReplacingMethod
 from attriboard.model import Batch, Model
 from attriboard.shape import Shape
@@ -45,8 +45,7 @@ class ActivationPatching(ReplacingMethod):
             )
 
     def passes(self, shape: Shape, level: Level) -> float:
-        means = shape.forward() if replacement_kind(self.replacement).needs_means else 0.0
-        return means + shape.ablations(level, self.paired)
+        return self.passes_for_means(shape) + shape.ablations(level, self.paired)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         if self.direction == "denoising":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.interventions import Intervention, Replacement, replacement_kind, single_effects
+from attriboard.interventions import Intervention, Replacement, single_effects
 from attriboard.method import ReplacingMethod
 from attriboard.model import Batch, Model
 from attriboard.shape import Shape
@@ -36,8 +36,7 @@ class HeadAblation(ReplacingMethod):
     replacement: Replacement = "zero"
 
     def passes(self, shape: Shape, level: Level) -> float:
-        means = shape.forward() if replacement_kind(self.replacement).needs_means else 0.0
-        return means + shape.ablations(level, self.paired)
+        return self.passes_for_means(shape) + shape.ablations(level, self.paired)
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         return single_effects(Intervention(model, batch, level, self.replacement, self._means)).view(

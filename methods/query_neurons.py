@@ -53,9 +53,8 @@ class QueryNeurons(Method):
         # every dimension of every head is a candidate at every position, with one tangent for its layer
         tangents = shape.unembedded(2 * shape.n_layers)
         values = shape.n_layers * shape.product(1, shape.d_model, shape.n_heads * shape.d_head)
-        return (
-            super().passes(shape, level) + tangents + values + shape.exactly(2 * self.top_k, 1)
-        )  # half of them looked ahead
+        exactly = shape.exactly(2 * self.top_k, 1)  # half of them looked ahead
+        return super().passes(shape, level) + tangents + values + exactly
 
     def score_batch(self, model: Model, batch: Batch, level: Level) -> Tensor:
         per_position = model.n_layers * (model.d_model + model.d_mlp + model.n_heads * model.d_head)  # of what is kept

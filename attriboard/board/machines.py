@@ -35,7 +35,7 @@ def machine_of(record: Record) -> Machine | None:
         return None
     timed = record.stages.get(Speed.name)
     device = timed.device if timed is not None and timed.device else made.device
-    return Machine(device, made.threads, getattr(made, "workers", 1))  # older records are of one process
+    return Machine(device, made.threads, made.workers)
 
 
 def timed_on(records: Iterable[Record]) -> tuple[Machine, ...]:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import ConfigurationError
 from .output import about, out
 
 if TYPE_CHECKING:
@@ -75,10 +74,8 @@ def dry_run(plan: Sequence[Planned], suite: str, folder: Folder, force: bool, on
     if on not in NAMES:
         get_device(on, "float32")  # says so before anything takes time
     owner = folder.about().get("suite")
-    if owner is not None and owner != suite:
-        raise ConfigurationError(
-            f"{folder.path} holds the records of suite {owner!r}, not {suite!r}; choose another --out."
-        )
+    if owner is not None:
+        folder.check_owner(owner, suite)
     there = folder.path.is_dir()
     stored = Stored.of(folder, again=force, look=True) if there else Stored(folder)
     devices = {dtype: get_device(on, dtype) for dtype in {planned.settings.dtype for planned in plan}}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..components import Level
 from ..errors import TaskError
-from ..interventions import Asked, Intervention, component_means, measure_all, replacement_kind
+from ..interventions import Asked, Intervention, component_means, distinct, measure_all, replacement_kind
 from ..levels import Replacement
 from ..measurements.base import Kept, Measure
 from ..model import EncodedExample, Model
@@ -204,6 +204,10 @@ class Context:
             groups += [tuple(half[at : at + size]) for at in range(0, len(half), size)]
         return groups
 
+    def forget(self) -> None:
+        """Drops the replacement values and residuals that are kept between measurements."""
+        self._interventions.clear()
+
     def _intervention(self, level: Level, replacement: Replacement, group: tuple[int, ...]) -> Intervention:
         key = (level.name, replacement, group)
         if key in self._interventions:
@@ -224,14 +228,6 @@ class Context:
         if intervention.nbytes <= self.cache_bytes:
             self._interventions[key] = intervention
         return intervention
-
-
-def distinct(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """``[D, n]``: each set of ``masks`` ``[S, n]`` bool once; and ``[S]``: which of them each is."""
-    packed = np.packbits(masks.cpu().numpy(), axis=1)
-    rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
-    _, first, place = np.unique(rows, return_index=True, return_inverse=True)
-    return masks[torch.from_numpy(first)], torch.from_numpy(place)
 
 
 def clusters_of(examples: Sequence[EncodedExample]) -> Clusters:

@@ -28,6 +28,11 @@ RANDOM_DRAWS = 16
 """A control at random is the mean over at least so many draws."""
 
 
+def draws_of_group(groups: int) -> int:
+    """How many draws of a control at random each of so many groups of either half has."""
+    return math.ceil(RANDOM_DRAWS / (2 * groups))
+
+
 @dataclass(frozen=True)
 class Found:
     """The scores found on the groups of both halves.

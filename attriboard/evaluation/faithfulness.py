@@ -26,7 +26,8 @@ class FaithfulnessEvaluation(SetEvaluation):
     version = 3
 
     def sets(self, question: Question, options: Options) -> list[ByName]:
-        return [_sets(trial, question.n, question.layer_of) for trial in question.trials]
+        n, layer_of = question.n, question.layer_of
+        return [_sets(trial, n, layer_of) for trial in question.trials]
 
     def made(self, question: Question, measured: Sequence[ByName]) -> Faithfulness:
         """All curves, with the scores of every trial on its examples.

@@ -79,10 +79,8 @@ class Folder:
         if there and not self.about().get("suite"):
             raise ConfigurationError(f"{marker} cannot be read as JSON with a suite's name; delete it and run again.")
         owners = {self.about().get("suite")} if there else {r.suite for r in self.records()}
-        for owner in owners - {suite}:
-            raise ConfigurationError(
-                f"{self.path} holds the records of suite {owner!r}, not {suite!r}; choose another --out."
-            )
+        for owner in owners:
+            self.check_owner(owner, suite)
         if about or not there:
             try:
                 kept = {"current": current} if (current := self.about().get("current")) else {}
@@ -91,6 +89,13 @@ class Folder:
                 raise ConfigurationError(
                     f"cannot write into {self.path}: {error.strerror}; choose another --out."
                 ) from error
+
+    def check_owner(self, owner: str | None, suite: str) -> None:
+        """Raises ConfigurationError where a folder whose records are of suite ``owner`` is to hold another suite's."""
+        if owner != suite:
+            raise ConfigurationError(
+                f"{self.path} holds the records of suite {owner!r}, not {suite!r}; choose another --out."
+            )
 
     def about(self) -> dict[str, Any]:
         """What :meth:`claim` kept; empty where there is nothing readable."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UnknownNameError
+from ..loading import DTYPES
 
 SUSTAINED = 0.48
 """The share of a GPU's stated rate that passes reach; see above."""
@@ -75,7 +76,7 @@ def get_device(name: str, dtype: str) -> Device:
 
 def measured_rate(dtype: str, seconds: float = MEASURE_SECONDS) -> float:
     """Floating-point operations per second of products of square matrices on this computer."""
-    a = torch.ones(SIDE, SIDE, dtype=getattr(torch, dtype))
+    a = torch.ones(SIDE, SIDE, dtype=DTYPES[dtype])
     a @ a  # the first one also sets up threads and memory
     done = 0
     start = time.perf_counter()

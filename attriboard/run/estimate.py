@@ -23,11 +23,11 @@ from safetensors import safe_open
 
 from ..components import Level, get_level
 from ..errors import AttriboardError, MethodError, ModelError, TaskError
-from ..evaluation.crossfit import RANDOM_DRAWS
+from ..evaluation.crossfit import draws_of_group
 from ..exchange.precomputed import shape_of
 from ..files import kind_and_reason
 from ..interventions import replacement_kind
-from ..loading import MODELS
+from ..loading import DTYPES, MODELS
 from ..measurements.localization import sizes as removal_sizes
 from ..method import Method, make_method
 from ..model import Model
@@ -48,7 +48,6 @@ TOKENS_PER_WORD = 1.4
 """Of English prose, where no tokenizer is at hand."""
 EXAMPLES = 2
 """How many examples of each subset stand for all."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SPEED_SHARE = 0.1
 """What the repeats for timing take, of scoring."""
 CACHE_BYTES = 2**30
@@ -292,8 +291,7 @@ def scoring(case: Case) -> dict[str, float]:
     examples = float(case.scored)
     if case.folds:
         if method.random:
-            draws = math.ceil(RANDOM_DRAWS / (2 * case.folds))
-            examples += draws * (case.train + case.test)
+            examples += draws_of_group(case.folds) * (case.train + case.test)
         else:
             examples += case.test + (0 if method.averages else case.train)
     floor = 0.0
@@ -331,8 +329,7 @@ def _orders(case: Case) -> float:
     """In how many orders each trial's components are judged: one, but for controls at random."""
     if case.method is None or not case.method.random or not case.folds:
         return 1.0
-    draws = math.ceil(RANDOM_DRAWS / (2 * case.folds))
-    return max(1.0, draws / case.settings.repetitions)
+    return max(1.0, draws_of_group(case.folds) / case.settings.repetitions)
 
 
 def _trials(case: Case) -> int:
@@ -546,7 +543,7 @@ def _prompts(task: str, key: str, model: str, options: Mapping[str, Any], known:
 
 def memory(case: Case) -> float:
     """Bytes held at once, at most: weights, what a batch keeps for its gradients, cached residuals, logits."""
-    shape, size = case.shape, BYTES[case.settings.dtype]
+    shape, size = case.shape, DTYPES[case.settings.dtype].itemsize
     batch = batch_rows(case.settings)
     # of each layer: inputs and outputs of its parts, the FFN's three factors, the pattern before and after softmax
     width = 10 * shape.d_model + 3 * shape.d_mlp + 2 * shape.n_heads * (shape.d_head + shape.positions)

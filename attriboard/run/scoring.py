@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from ..components import InputLevel, Level
 from ..errors import ScoresError, SkipCell
 from ..evaluation import speed
 from ..evaluation.context import Context
-from ..evaluation.crossfit import RANDOM_DRAWS, Found, seed_of
+from ..evaluation.crossfit import Found, draws_of_group, seed_of
 from ..evaluation.division import merged
 from ..evaluation.timing import timed
 from ..exchange import precomputed
@@ -159,8 +158,7 @@ def of_groups(
 
     def raw(half: int, group: int) -> Tensor:
         if method.random:
-            draws = math.ceil(RANDOM_DRAWS / (2 * n))
-            seeds = [seed_of("draw", method.seed, half, group, draw) for draw in range(draws)]  # type: ignore[attr-defined]
+            seeds = [seed_of("draw", method.seed, half, group, draw) for draw in range(draws_of_group(n))]  # type: ignore[attr-defined]
             runs = [replace(method, seed=seed).attribute(model, chosen[half][group], level) for seed in seeds]  # type: ignore[call-arg]
             return torch.stack([checked(run, method, model, level).values for run in runs])
         if half == 0 and scores.each is not None and method.averages:

@@ -116,7 +116,7 @@ class Worker:
                 model.batch_size, model.set_rows = model.batch_size // 2, max(1, model.set_rows // 2)
         for context in self._contexts.values():
             if isinstance(context, Context):
-                context._interventions.clear()
+                context.forget()
         gc.collect()
         torch.cuda.empty_cache()
 

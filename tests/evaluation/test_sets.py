@@ -11,11 +11,11 @@ import torch
 from attriboard.components import get_level
 from attriboard.errors import TaskError
 from attriboard.evaluation.ablation import AblationEvaluation
-from attriboard.evaluation.context import Context, distinct
+from attriboard.evaluation.context import Context
 from attriboard.evaluation.crossfit import Trial
 from attriboard.evaluation.faithfulness import FaithfulnessEvaluation
 from attriboard.evaluation.sets import ByName, Question, measure_together
-from attriboard.interventions import Asked, Intervention
+from attriboard.interventions import Asked, Intervention, distinct
 from attriboard.loading import load_model
 from attriboard.measurements.ablation import Ablation
 from attriboard.measurements.base import Measure, Measurement
