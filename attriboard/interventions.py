@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .errors import ConfigurationError, ExampleError, SkipCell, UnknownNameError
 from .levels import REPLACEMENTS, InputReplacement, Replacement
-from .model import Batch, Edit, hook_name
+from .measurements.base import Measure
+from .model import Batch, CleanPass, Edit, columns_from, hook_name
 from .models.objective import measure
 from .task import IMAGE
 
@@ -77,9 +78,8 @@ def distinct(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 Rows = dict[tuple[str, int], Tensor]
 """One prompt's activations ``[T, width]`` by site and layer."""
-Fill = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From sets ``[S, n]`` of one example's positions to embeddings that broadcast against ``[S, T, d_model]``, and to
-where they go, ``[S, T, 1]`` bool."""
+Fill = Callable[[Tensor], Tensor]
+"""From sets ``[S, n]`` of one example's positions to embeddings that broadcast against ``[S, T, d_model]``."""
 
 
 class ReplacementKind(ABC):
@@ -106,16 +106,20 @@ class ReplacementKind(ABC):
         raise UnknownNameError("replacement", self.name, REPLACEMENTS)
 
     def fill(self, model: Model, batch: Batch, level: InputLevel) -> Fill:
-        """How any set of positions is replaced in a batch of one example."""
+        """What sets of positions are replaced by in a batch of one example."""
         value = self.embeddings(model, batch, level)
-        columns = level.columns(model, batch)[0]
+        return lambda sets: value
 
-        def fill(sets: Tensor) -> tuple[Tensor, Tensor]:
-            replaced = torch.zeros(len(sets), len(columns), 1, dtype=torch.bool, device=columns.device)
-            replaced[:, columns, 0] = sets.to(columns.device)
-            return value, replaced
+    def touched(self, sets: Tensor, columns: Tensor) -> Tensor:
+        """``[S, T]`` bool: the columns whose embeddings :meth:`fill` replaces.
 
-        return fill
+        Args:
+            sets: ``[S, n]`` bool: positions of a level.
+            columns: ``[T]`` bool: where these are.
+        """
+        touched = torch.zeros(len(sets), len(columns), dtype=torch.bool, device=sets.device)
+        touched[:, columns] = sets
+        return touched
 
     def why_not(self, model: Model, examples: Sequence[EncodedExample], level: InputLevel, task: str) -> str:
         """Why positions of a task's examples cannot be replaced in this way, as a sentence; empty if they can."""
@@ -251,14 +255,15 @@ class Blur(PatchReplacement):
         (encoded,) = batch.examples
         own, columns = model.embeddings(batch), level.columns(model, batch)[0]
 
-        def fill(sets: Tensor) -> tuple[Tensor, Tensor]:
-            replaced = torch.zeros(len(sets), len(columns), 1, dtype=torch.bool, device=own.device)
-            replaced[:, columns] = True
+        def fill(sets: Tensor) -> Tensor:
             value = own.repeat(len(sets), 1, 1)
             value[:, columns] = torch.stack([_blurred(model, encoded, patches) for patches in sets]).to(own)
-            return value, replaced
+            return value
 
         return fill
+
+    def touched(self, sets: Tensor, columns: Tensor) -> Tensor:
+        return sets.any(1, keepdim=True) & columns
 
 
 REPLACEMENT_KINDS: dict[str, ReplacementKind] = {
@@ -524,21 +529,23 @@ def replace_positions(
 
     Returns:
         ``[S, 3]`` float32 (see :class:`attriboard.measurements.base.Measure`). Equal sets are run once, and no other
-        example has any part in it.
+        example has any part in it. What stands before a set's first column is not run again.
 
     Raises:
         As :func:`input_replacement`; ExampleError: background of an example without that region.
     """
     once, place = distinct(masks)
-    batch = model.batch([encoded])
-    fill = replacement_kind(replacement).fill(model, batch, level)
-    results = []
-    for sets in once.split(model.batch_size):
-        rows = batch.rows(torch.zeros(len(sets), dtype=torch.long))
-        value, replaced = fill(sets)
-        logits = model.run(rows, edits=replacing({"hook_embed": value}, {"hook_embed": replaced})).logits
-        results.append(measure(logits, rows).cpu())
-    return torch.cat(results)[place]
+    batch, kind = model.batch([encoded]), replacement_kind(replacement)
+    fill = kind.fill(model, batch, level)
+    touched = kind.touched(once.cpu(), level.columns(model, batch)[0].cpu())
+    results = torch.empty(len(once), len(Measure))
+    for part, rows, n in CleanPass(model, batch).behind(torch.zeros(len(once), dtype=torch.long), touched):
+        edits = replacing(
+            {"hook_embed": columns_from(fill(once[part]), n)},
+            {"hook_embed": touched[part, n:, None].to(model.device)},
+        )
+        results[part] = measure(model.run(rows, edits=edits).logits, rows).cpu()
+    return results[place]
 
 
 def _blurred(model: Model, encoded: EncodedExample, patches: Tensor) -> Tensor:

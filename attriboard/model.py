@@ -7,7 +7,19 @@ from .models.cost import Cost
 from .models.hooks import Edit, Run
 from .models.model import Model
 from .models.names import hook_name
-from .models.prefix import CleanPass, in_parts
+from .models.prefix import CleanPass, columns_from, in_parts
 from .models.products import product
 
-__all__ = ["Batch", "CleanPass", "Cost", "Edit", "EncodedExample", "Model", "Run", "hook_name", "in_parts", "product"]
+__all__ = [
+    "Batch",
+    "CleanPass",
+    "Cost",
+    "Edit",
+    "EncodedExample",
+    "Model",
+    "Run",
+    "columns_from",
+    "hook_name",
+    "in_parts",
+    "product",
+]

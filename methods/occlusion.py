@@ -11,7 +11,7 @@ from attriboard.components import InputLevel, Level
 from attriboard.errors import SkipCell
 from attriboard.interventions import Replacement, input_replacement, replacing
 from attriboard.method import ReplacingMethod, positive
-from attriboard.model import Batch, CleanPass, Model, in_parts
+from attriboard.model import Batch, CleanPass, Model, columns_from, in_parts
 from attriboard.shape import Shape
 
 
@@ -70,9 +70,7 @@ class Occlusion(ReplacingMethod):
         drops = torch.zeros(len(rows), device=model.device)
         for part, occluded, n in unchanged.behind(rows, masks):
             example, mask = rows[part].to(model.device), masks[part, n:, None].to(model.device)
-            edits = replacing(
-                {"hook_embed": value[:, n:] if value.shape[1] > 1 else value}, {"hook_embed": mask}, example
-            )
+            edits = replacing({"hook_embed": columns_from(value, n)}, {"hook_embed": mask}, example)
             left = model.metric(model.run(occluded, edits=edits).logits, occluded)
             drops[part.to(model.device)] = clean[example] - left
         covered = masks.to(model.device).float()

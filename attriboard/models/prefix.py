@@ -29,6 +29,11 @@ def in_parts(model: Model, batch: Batch) -> list[Batch]:
     return [batch] if size >= len(batch) else [batch.rows(part) for part in torch.arange(len(batch)).split(size)]
 
 
+def columns_from(value: Tensor, n: int) -> Tensor:
+    """``[B, T, ...]`` without its first ``n`` columns; as it is where one column stands for all."""
+    return value[:, n:] if value.shape[1] > 1 else value
+
+
 class CleanPass:
     """A pass in which nothing is replaced, whose keys and values later passes begin with.
 

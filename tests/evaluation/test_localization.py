@@ -369,7 +369,9 @@ def test_equal_sets_are_run_once(seen: Context) -> None:
         found = replace_positions(model, seen.test[0], PATCHES, "zero", given)
         costs.append(model.cost.flops - before)
     assert model.vision is not None
-    passes = 2 * model.sizes.flops(len(seen.test[0].tokens))
+    length, first = len(seen.test[0].tokens), seen.test[0].tokens.index(IMAGE_ID)
+    # nothing replaced, and that again from its last column; and the first set from its first column
+    passes = model.sizes.flops(length) + model.sizes.flops(1, length - 1) + model.sizes.flops(length - first, first)
     assert costs == [passes + model.vision.flops, passes]  # the picture is looked at once
     assert torch.equal(found[0], found[3]) and torch.equal(found[1], found[2])
 
@@ -505,7 +507,10 @@ def test_counterfactuals_that_differ_elsewhere_skip_the_cell(seen: Context) -> N
 def test_positions_on_which_nothing_depends_are_an_error(seen: Context) -> None:
     # a model that reads its last token only: no patch can matter
     blind = copy.copy(seen.model)
-    blind.run = lambda batch, *args, **kwargs: SimpleNamespace(logits=F.one_hot(batch.last, 98).float())  # type: ignore
+    blind.shares_prefixes = False
+    blind.run = lambda batch, *args, **kwargs: SimpleNamespace(  # type: ignore
+        logits=F.one_hot(batch.last, 98).float(), past=()
+    )
     context: Any = SimpleNamespace(model=blind, task=seen.task, test=seen.test)
     with pytest.raises(TaskError, match=r"replacing all patches \(zero\) does not change the metric of task 'echo'"):
         evaluate(context, _scores(seen, PATCHES), PATCHES, "zero", [0])
