@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from . import levels
 from .errors import SkipCell, UnknownNameError
 from .model import hook_name
+from .models.edges import graph_of
 
 if TYPE_CHECKING:
     from .model import Batch, EncodedExample, Model
@@ -32,7 +33,7 @@ class Level(levels.LevelFacts):
     weights go with ``editable`` and ``one_vector``.
 
     Attributes:
-        sites: the activations through which the components act.
+        sites: the activations through which the components act; none where they are no parts of activations.
         base: the residual that what the components write is added to.
     """
 
@@ -83,6 +84,10 @@ class Level(levels.LevelFacts):
     def layer_of(self, model: Model) -> Tensor:
         """``[n]``: the layer of each component, in row-major order."""
         return torch.arange(model.n_layers).repeat_interleave(self.size(model) // model.n_layers)
+
+    def touched(self, model: Model, masks: Tensor) -> Tensor:
+        """``[R, L]`` bool: the layers of which any component is chosen by ``masks`` ``[R, n]``."""
+        return masks.view(len(masks), model.n_layers, -1).any(2)
 
     def hooks(self, model: Model) -> list[str]:
         """The names of every activation through which the components act."""
@@ -215,6 +220,31 @@ class Nodes(Level):
         return [*heads, ("mlp_out", slice(None))]
 
 
+class Edges(Level):
+    """Edges of the model's graph: what one source writes, as one destination reads it (:mod:`attriboard.graph`).
+
+    They are no slices of activations, so that they say no sites; they are replaced by
+    :class:`attriboard.models.edges.ReplacedEdges`.
+    """
+
+    def shape(self, model: Model) -> tuple[int, ...]:
+        """``[E]``, by destination, those of one destination by source."""
+        return (graph_of(model).n_edges,)
+
+    def names(self, model: levels.Sizes) -> list[str]:
+        """As MIB writes them: ``input->a0.h1<q>``, ``a3.h5->m4``, ``m7->logits``."""
+        return list(graph_of(cast("Model", model)).edge_names)
+
+    def layer_of(self, model: Model) -> Tensor:
+        """``[E]``: the layer that reads; the logits count as read by the last."""
+        return torch.tensor(graph_of(model).edge_layers)
+
+    def touched(self, model: Model, masks: Tensor) -> Tensor:
+        graph, layers = graph_of(model), range(model.n_layers)
+        ends = [graph.into_ffn(layer).edges.stop for layer in layers[:-1]]
+        return torch.stack([part.any(1) for part in masks.tensor_split(ends, dim=1)], dim=1)
+
+
 class InputLevel(Level, ABC):
     """Positions of the input: image patches, or text tokens.
 
@@ -343,6 +373,7 @@ _CLASSES: dict[str, type[Level]] = {
     "neurons": Neurons,
     "attn_neurons": HeadDimensions,
     "nodes": Nodes,
+    "edges": Edges,
     "patches": Patches,
     "tokens": Tokens,
 }

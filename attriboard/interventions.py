@@ -18,9 +18,10 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from .errors import ConfigurationError, ExampleError, SkipCell, UnknownNameError
-from .levels import REPLACEMENTS, InputReplacement, Replacement
+from .levels import REPLACEMENTS, InputReplacement, Replacement, check_replacement
 from .measurements.base import Measure
 from .model import Batch, CleanPass, Edit, columns_from, hook_name
+from .models.edges import ReplacedEdges, Written, graph_of
 from .models.objective import measure
 from .task import IMAGE
 
@@ -466,7 +467,7 @@ class Intervention:
         order = torch.argsort(start, stable=True)
         there = masks.to(model.device)
         results: list[Tensor] = []
-        for chunk in order.split(model.set_rows):
+        for chunk in order.split(self._most_rows):
             batch = self.batch.rows(rows[chunk])
             example, chosen, restarted = (x[chunk].to(model.device) for x in (rows, sets, from_empty))
             any_restarted = bool(from_empty[chunk].any())
@@ -479,29 +480,124 @@ class Intervention:
                 resid = self.clean.resid[at][example]
                 if any_restarted:
                     resid = torch.where(restarted[:, None, None], self.empty.resid[at][example], resid)
-                slices = self.level.slices(model, there[chosen])
-                ahead = {name: mask for name, mask in slices.items() if int(name.split(".")[1]) >= at}
-                run = model.run(
-                    batch,
-                    edits=replacing(self.values, ahead, example),
-                    start=(at, resid),
-                    needed=start[chunk].tolist(),
-                )
-                logits = run.logits
+                needed = start[chunk].tolist()
+                logits = self._logits(batch, example, there[chosen], restarted, (at, resid), needed)
             results.append(measure(logits, batch).float())
         return torch.cat(results).cpu()[torch.argsort(order)]
 
+    @property
+    def _most_rows(self) -> int:
+        return self.model.set_rows
+
+    def _logits(
+        self,
+        batch: Batch,
+        example: Tensor,
+        masks: Tensor,
+        restarted: Tensor,
+        start: tuple[int, Tensor],
+        needed: Sequence[int],
+    ) -> Tensor:
+        """``[R, V]``: of rows whose components ``masks`` ``[R, n]`` are replaced, from a layer on.
+
+        Args:
+            example: ``[R]``: of each row the example.
+            restarted: ``[R]`` bool: the rows that begin in the pass with everything replaced, and not in the clean one.
+            start, needed: as :meth:`attriboard.model.Model.run` takes them.
+        """
+        slices = self.level.slices(self.model, masks)
+        ahead = {name: mask for name, mask in slices.items() if int(name.split(".")[1]) >= start[0]}
+        return self.model.run(batch, edits=replacing(self.values, ahead, example), start=start, needed=needed).logits
+
     def _starts(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """``[S]``: the first layer that each set must run, and whether it may start from the all-replaced pass."""
-        model = self.model
-        per_layer = masks.view(len(masks), model.n_layers, -1)
-        layers = torch.arange(model.n_layers)
+        layers = torch.arange(self.model.n_layers)
 
         def first(differs: Tensor) -> Tensor:
-            return torch.where(differs, layers, model.n_layers).min(1).values
+            return torch.where(differs, layers, self.model.n_layers).min(1).values
 
-        from_clean, from_empty = first(per_layer.any(2)), first((~per_layer).any(2))
+        from_clean, from_empty = (first(self.level.touched(self.model, given)) for given in (masks, ~masks))
         return torch.maximum(from_clean, from_empty), from_empty > from_clean
+
+
+EDGE_BYTES = 2**29
+"""The most that the differences of sources take in a pass in which edges are replaced; a single row may need more."""
+
+
+class EdgeIntervention(Intervention):
+    """As :class:`Intervention`, of the edges of the model's graph.
+
+    An edge that is replaced carries what its source writes in the counterfactual run, in the place of what it writes in
+    this one. With all of them replaced, the embedding's among them, the model answers as it answers the counterfactual.
+
+    Raises:
+        ConfigurationError: as there, or another replacement.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batch: Batch,
+        level: Level,
+        replacement: Replacement = "counterfactual",
+        means: dict[str, Tensor] | None = None,
+    ) -> None:
+        check_replacement(replacement, level.name)
+        self.model, self.level = model, level
+        self.batch = shared_prefix(model, batch, replacement)
+        self.clean, self._written = self._written_by(self.batch)
+        other, self._other = self._written_by(_counterfactual(self.batch))
+        # the embedding stays in the residual stream and is replaced where it is read
+        self._empty = _Pass(other.resid + (self._written.embed - self._other.embed), other.logits)
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * (self.clean.resid.nbytes + self._written.nbytes)
+
+    def _written_by(self, batch: Batch) -> tuple[_Pass, Written]:
+        layers = range(self.model.n_layers)
+        sites = [hook_name(site, layer) for site in ("resid_pre", "z", "mlp_out") for layer in layers]
+        run = self.model.run(batch, sites)
+        resid, z, mlp = (run.stack(site).transpose(0, 1) for site in ("resid_pre", "z", "mlp_out"))
+        return _Pass(resid, run.logits), Written(resid[0], z, mlp)
+
+    @property
+    def _most_rows(self) -> int:
+        model, positions = self.model, self.batch.tokens.shape[1]
+        sources = graph_of(model).sources_before(model.n_layers)
+        per_row = sources * positions * model.d_model * self.model.dtype.itemsize
+        return max(1, min(model.set_rows, EDGE_BYTES // per_row))
+
+    def _logits(
+        self,
+        batch: Batch,
+        example: Tensor,
+        masks: Tensor,
+        restarted: Tensor,
+        start: tuple[int, Tensor],
+        needed: Sequence[int],
+    ) -> Tensor:
+        other, clean = self._other.rows(example), self._written.rows(example)
+        layer = start[0]
+        before = Written(
+            clean.embed,
+            torch.where(restarted[:, None, None, None], other.z[:layer], clean.z[:layer]),
+            torch.where(restarted[:, None, None], other.mlp[:layer], clean.mlp[:layer]),
+        )
+        edges = ReplacedEdges(self.model, batch, masks, other, layer, before, self.model.cost, needed)
+        return self.model.run(batch, start=start, needed=needed, also=edges.install).logits
+
+
+def intervene(
+    model: Model,
+    batch: Batch,
+    level: Level,
+    replacement: Replacement = "counterfactual",
+    means: dict[str, Tensor] | None = None,
+) -> Intervention:
+    """What replaces sets of components of any level; see :class:`Intervention`."""
+    kind = EdgeIntervention if level.edges else Intervention
+    return kind(model, batch, level, replacement, means)
 
 
 def single_effects(intervention: Intervention, chunk: int = 64) -> Tensor:

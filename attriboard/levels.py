@@ -57,6 +57,7 @@ class LevelFacts:
         prunable: whether its components can be sliced away.
         one_vector: whether a component writes one vector, its activation times a row of the output weights.
         hidden_units: whether its components are the hidden units of FFNs.
+        edges: whether its components are edges of the model's graph (:mod:`attriboard.graph`).
         not_mib: why its components are no nodes of MIB's graph; empty where they are.
     """
 
@@ -72,6 +73,7 @@ class LevelFacts:
     prunable: bool = False
     one_vector: bool = False
     hidden_units: bool = False
+    edges: bool = False
     not_mib: str = "MIB's nodes are attention heads and whole FFN layers"
 
     @property
@@ -163,6 +165,14 @@ LEVELS: dict[str, LevelFacts] = {
             "attention heads and whole FFN layers (the last of each row)",
             naming=_nodes,
             not_mib="",
+        ),
+        LevelFacts(
+            "edges",
+            ("edge",),
+            "edges from a head, FFN or the embedding to a head's query, key or value, an FFN or the logits",
+            replacements=("counterfactual",),
+            edges=True,
+            not_mib="MIB's edges stand in a table of their own",
         ),
         LevelFacts(
             "patches",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..components import Level
 from ..errors import TaskError
-from ..interventions import Asked, Intervention, component_means, distinct, measure_all, replacement_kind
+from ..interventions import Asked, Intervention, component_means, distinct, intervene, measure_all, replacement_kind
 from ..levels import Replacement
 from ..measurements.base import Kept, Measure
 from ..model import EncodedExample, Model
@@ -221,7 +221,7 @@ class Context:
             if (level.name, other) not in self._means:
                 self._means[level.name, other] = component_means(self.model, self.examples[other], level)
             means = self._means[level.name, other]
-        intervention = Intervention(self.model, batch, level, replacement, means)
+        intervention = intervene(self.model, batch, level, replacement, means)
         in_use = sum(other.nbytes for other in self._interventions.values())
         while self._interventions and in_use + intervention.nbytes > self.cache_bytes:
             in_use -= self._interventions.popitem(last=False)[1].nbytes

@@ -12,24 +12,19 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ScoresError
 from ..files import check_regular, kind_and_reason, read_text, told
+from ..graph import INPUT, LOGITS, Graph
 from ..levels import LEVELS, names_where
-from ..models.architectures import has_parallel_blocks
 from ..scores import Scores
 
-if TYPE_CHECKING:
-    from ..model import Model
-
-INPUT, LOGITS = "input", "logits"
 SUFFIXES = (".json", ".pt")
 PAIRS = {
     "ioi": ("interpbench", "gpt2", "qwen2.5", "gemma2", "llama3"),
@@ -42,57 +37,6 @@ PAIRS = {
 """By task, the models that MIB's circuit track evaluates on it, under its names."""
 SHAPES = {"gpt2": (12, 12), "qwen2.5": (24, 14), "gemma2": (26, 8), "llama3": (32, 32)}
 """Of these models: layers and heads (of interpbench's they are not published)."""
-
-
-@dataclass(frozen=True)
-class Graph:
-    """The nodes and edges that MIB sees in a model.
-
-    Attributes:
-        n_layers, n_heads: heads are query heads, also where several share keys and values.
-        parallel_attn_mlp: attention and FFN of a layer read the same residual, so that the FFN does not read its heads.
-        d_model: the width of the residual stream.
-    """
-
-    n_layers: int
-    n_heads: int
-    parallel_attn_mlp: bool
-    d_model: int
-
-    @classmethod
-    def of(cls, model: Model) -> Graph:
-        return cls(model.n_layers, model.n_heads, has_parallel_blocks(model.config), model.d_model)
-
-    @cached_property
-    def src_nodes(self) -> list[str]:
-        """What writes into the residual stream, in the order of the tensors: ``n_layers (n_heads + 1) + 1`` names."""
-        return [INPUT, *(n for i in range(self.n_layers) for n in (*self._heads(i), f"m{i}"))]
-
-    @cached_property
-    def dst_nodes(self) -> list[str]:
-        """What reads from it: of each layer the heads' queries, keys and values and the FFN; last the logits."""
-        slots = [
-            name
-            for i in range(self.n_layers)
-            for name in (*(f"{head}<{part}>" for part in "qkv" for head in self._heads(i)), f"m{i}")
-        ]
-        return [*slots, LOGITS]
-
-    @property
-    def n_edges(self) -> int:
-        """Pairs of a source and what reads from it: a head reads earlier layers, an FFN its own layer's heads too."""
-        width, total = self.n_heads + 1, 0
-        for layer in range(self.n_layers):
-            before = 1 + layer * width
-            total += 3 * self.n_heads * before + before + (0 if self.parallel_attn_mlp else self.n_heads)
-        return total + 1 + self.n_layers * width
-
-    def _heads(self, layer: int) -> list[str]:
-        return [f"a{layer}.h{head}" for head in range(self.n_heads)]
-
-    def __str__(self) -> str:
-        blocks = ", attention and FFN in parallel" if self.parallel_attn_mlp else ""
-        return f"{self.n_layers} layers, {self.n_heads} heads and width {self.d_model}{blocks}"
 
 
 def check_level(level: str) -> None:

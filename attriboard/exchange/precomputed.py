@@ -19,12 +19,14 @@ from safetensors import safe_open
 from ..components import COMPONENTS, LEVELS, get_level
 from ..errors import ConfigurationError, ScoresError, UnknownNameError
 from ..files import check_regular, is_file, kind_and_reason, kind_of, parse_json, reason
+from ..graph import Graph
 from ..loading import hash_file, load_model, outline
 from ..model import Model
+from ..models.edges import graph_of
 from ..scores import Scores
 from ..zoo import planted
 from . import mib
-from .mib import Graph, listed
+from .mib import listed
 
 SUFFIXES = (".safetensors", *mib.SUFFIXES)
 NAME = re.compile(r"\w[\w .,:=()+-]{0,59}")
@@ -66,8 +68,8 @@ class ScoreFile:
         Raises:
             ScoresError: the model has another shape, or a component has no score, or a score no component.
         """
-        if self.graph is not None and self.graph != Graph.of(model):
-            raise ScoresError(f"{self.path} is for {self.graph}, and {model.name} has {Graph.of(model)}.")
+        if self.graph is not None and self.graph != graph_of(model):
+            raise ScoresError(f"{self.path} is for {self.graph}, and {model.name} has {graph_of(model)}.")
         level = get_level(self.level)
         expected, shape = level.names(model), level.shape(model)
         at = {name: i for i, name in enumerate(self.scores.names)}

@@ -30,6 +30,7 @@ class Architecture:
         value: the projection that makes values; ``fused`` says how it is packed with queries and keys.
         ln1: the norm before attention; of several, the first that the blocks have. None where attention reads the
             residual stream as it is (OLMo 2, EXAONE 4).
+        ln2: the norm before the FFN, likewise; in parallel blocks it may be that before attention.
         mlp_down: the FFN's output projection; its input is ``mlp.hook_post``. None in mixtures of experts, whose
             neurons are not the same at every position.
         mlp_in: the projections that make ``mlp.hook_post``, the gate included.
@@ -69,6 +70,7 @@ class Architecture:
     attn_out: str
     value: str
     ln1: str | tuple[str, ...] | None
+    ln2: str | tuple[str, ...] | None
     mlp_down: str | None = None
     mlp_in: tuple[str, ...] = ()
     mlp_width: str | None = None
@@ -118,6 +120,7 @@ _LLAMA: dict[str, Any] = {
     "attn_out": "self_attn.o_proj",
     "mlp_down": "mlp.down_proj",
     "ln1": "input_layernorm",
+    "ln2": "post_attention_layernorm",
     "value": "self_attn.v_proj",
     "mlp_act": "mlp.act_fn",
     "mlp_in": ("mlp.gate_proj", "mlp.up_proj"),
@@ -130,6 +133,7 @@ _LLAMA: dict[str, Any] = {
 _TIED = {**_LLAMA, "free_heads": False}
 _NORMS_BEHIND: dict[str, Any] = {
     "ln1": None,
+    "ln2": None,
     "attn_post_norm": "post_attention_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",
 }
@@ -206,7 +210,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "Gemma 2 and 3",
         ("gemma2", "gemma3_text"),
-        **_LLAMA,
+        **{**_LLAMA, "ln2": "pre_feedforward_layernorm"},
         attn_post_norm="post_attention_layernorm",
         mlp_post_norm="post_feedforward_layernorm",
         unit_offset=True,
@@ -221,6 +225,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         attn_out="attn.c_proj",
         mlp_down="mlp.c_proj",
         ln1="ln_1",
+        ln2="ln_2",
         value="attn.c_attn",
         mlp_in=("mlp.c_fc",),
         mlp_width="n_inner",
@@ -237,6 +242,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         attn_out="attn.out_proj",
         mlp_down="mlp.fc_out",
         ln1="ln_1",
+        ln2="ln_1",
         value="attn.v_proj",
         mlp_in=("mlp.fc_in",),
         mlp_width="n_inner",
@@ -256,6 +262,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         attn_out="attention.dense",
         mlp_down="mlp.dense_4h_to_h",
         ln1="input_layernorm",
+        ln2="post_attention_layernorm",
         value="attention.query_key_value",
         mlp_in=("mlp.dense_h_to_4h",),
         mlp_width="intermediate_size",
@@ -273,6 +280,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         attn_out="self_attn.out_proj",
         mlp_down="fc2",
         ln1="self_attn_layer_norm",
+        ln2="final_layer_norm",
         value="self_attn.v_proj",
         mlp_in=("fc1",),
         mlp_width="ffn_dim",
@@ -286,8 +294,21 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("OLMo", ("olmo",), **_LLAMA, rms=False, norm_epsilon=1e-5),
     Architecture("EXAONE 4", ("exaone4",), **{**_LLAMA, **_NORMS_BEHIND}),
     Architecture("OLMo 2 and 3", ("olmo2", "olmo3"), **{**_LLAMA, **_NORMS_BEHIND, "free_heads": False}),
-    Architecture("Cohere", ("cohere", "cohere2"), **_TIED, rms=False, parallel=True, logit_multiplier="logit_scale"),
-    Architecture("StableLM", ("stablelm",), **_TIED, rms=False, parallel=("use_parallel_residual",)),
+    Architecture(
+        "Cohere",
+        ("cohere", "cohere2"),
+        **{**_TIED, "ln2": "input_layernorm"},
+        rms=False,
+        parallel=True,
+        logit_multiplier="logit_scale",
+    ),
+    Architecture(
+        "StableLM",
+        ("stablelm",),
+        **{**_TIED, "ln2": ("post_attention_layernorm", "input_layernorm")},
+        rms=False,
+        parallel=("use_parallel_residual",),
+    ),
     Architecture("Phi-3", ("phi3",), **{**_TIED, **_GATE_UP, **_QKV}),
     Architecture("GLM", ("glm",), **{**_LLAMA, **_GATE_UP}),
     Architecture(
@@ -316,6 +337,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         **{
             **_TIED,
             "final_norm": "model.final_layernorm",
+            "ln2": "input_layernorm",
             "attn_out": "self_attn.dense",
             "mlp_act": None,
             "mlp_in": ("mlp.fc1",),
@@ -334,6 +356,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         attn_out="attn.attention.out_proj",
         mlp_down="mlp.c_proj",
         ln1="ln_1",
+        ln2="ln_2",
         value="attn.attention.v_proj",
         mlp_in=("mlp.c_fc",),
         mlp_width="intermediate_size",
@@ -352,18 +375,20 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         attn_out="attn.c_proj",
         mlp_down="mlp.c_proj",
         ln1="ln_1",
+        ln2="ln_2",
         value="attn.c_attn",
         mlp_in=("mlp.c_fc",),
         mlp_width="n_inner",
         fused="by_group",
         rms=False,
     ),
-    Architecture("Bloom", ("bloom",), **_BLOOM, ln1="input_layernorm"),
+    Architecture("Bloom", ("bloom",), **_BLOOM, ln1="input_layernorm", ln2="post_attention_layernorm"),
     Architecture(
         "Falcon",
         ("falcon",),
         **_BLOOM,
         ln1=("ln_attn", "input_layernorm"),
+        ln2=("ln_mlp", "post_attention_layernorm", "input_layernorm"),
         mlp_width="ffn_hidden_size",
         parallel=("new_decoder_architecture", "parallel_attn"),
         adds_in_place=True,

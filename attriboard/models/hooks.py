@@ -82,6 +82,7 @@ def forward(
     gradients: bool = False,
     needed: Sequence[int] | None = None,
     remember: bool = False,
+    also: Callable[[ExitStack], None] | None = None,
 ) -> Run:
     """One forward pass, counted in ``cost``; the other arguments are those of :meth:`attriboard.model.Model.run`.
 
@@ -97,6 +98,8 @@ def forward(
         stack.enter_context(_rows_alone(weights, [sum(span) for span in batch.spans]))
         taps = _Taps(weights, batch, capture, edits or {}, stack)
         taps.install()
+        if also is not None:
+            also(stack)
         if start is not None:
             stack.enter_context(_restart(weights, *start, gradients, tuples))
         inputs: dict[str, Any] = dict(model_inputs(weights, batch), use_cache=remember)

@@ -10,7 +10,8 @@ Shapes: ``B`` rows, ``T`` positions, ``V`` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -199,6 +200,7 @@ class Model(Weights):
         gradients: bool = False,
         needed: Sequence[int] | None = None,
         remember: bool = False,
+        also: Callable[[ExitStack], None] | None = None,
     ) -> Run:
         """One forward pass.
 
@@ -212,6 +214,7 @@ class Model(Weights):
             needed: by row, the first layer that it would have to run by itself, where rows that need fewer layers run
                 beside others; work is counted from there. All need ``start`` if it is None.
             remember: keep the keys and values of every position (see :class:`.CleanPass`).
+            also: puts more on the model until the stack closes (see :mod:`attriboard.models.edges`).
 
         Returns:
             logits ``[B, V]`` at each row's last token, the captured activations, and keys and values if remembered.
@@ -220,7 +223,7 @@ class Model(Weights):
             KeyError: an activation name that does not exist, or an edit of one that can only be read.
         """
         self._look(batch)
-        return forward(self, batch, self.cost, capture, edits, start, gradients, needed, remember)
+        return forward(self, batch, self.cost, capture, edits, start, gradients, needed, remember, also)
 
     def embeddings(self, batch: Batch) -> Tensor:
         """``[B, T, d_model]``: ``hook_embed`` of a batch, without running the model."""

@@ -24,7 +24,9 @@ class Parts:
         attn_out, mlp_down: the output projections; the latter None in mixtures of experts.
         mlp_act: the activation function of a gated FFN, or None.
         value: the projection that makes values, alone or packed with queries and keys.
-        ln1: the norm before attention, or None.
+        query, key: the projections that make these, or None where ``value`` makes them too.
+        ln1, ln2: the norm before attention, and before the FFN, or None.
+        mlp_reads: the modules of the FFN that read the residual stream, behind that norm.
         attn_post_norm, mlp_post_norm: the norm after the sub-layer, or None.
         final_norm: the norm before the unembedding.
         attn_end, mlp_end: the last module of the sub-layer before the residual add.
@@ -37,7 +39,11 @@ class Parts:
     mlp_down: list[Any]
     mlp_act: list[Any]
     value: list[Any]
+    query: list[Any]
+    key: list[Any]
     ln1: list[Any]
+    ln2: list[Any]
+    mlp_reads: list[list[Any]]
     attn_post_norm: list[Any]
     mlp_post_norm: list[Any]
     final_norm: Any
@@ -68,7 +74,11 @@ def find_parts(hf: nn.Module, architecture: Architecture, name: str) -> Parts:
             mlp_down=mlp_down,
             mlp_act=by_block(architecture.mlp_act),
             value=by_block(architecture.value),
+            query=by_block(architecture.query),
+            key=by_block(architecture.key),
             ln1=by_block(_first_path(blocks[0], architecture.ln1)),
+            ln2=by_block(_first_path(blocks[0], architecture.ln2)),
+            mlp_reads=list(map(list, zip(*map(by_block, architecture.mlp_in or (architecture.mlp,))))),
             attn_post_norm=attn_post_norm,
             mlp_post_norm=mlp_post_norm,
             final_norm=submodule(hf, architecture.final_norm),
@@ -83,7 +93,7 @@ def _first_path(block: nn.Module, paths: str | tuple[str, ...] | None) -> str | 
     """Of several paths the first that a block has, or else the last."""
     if paths is None or isinstance(paths, str):
         return paths
-    return next((path for path in paths if hasattr(block, path)), paths[-1])
+    return next((path for path in paths if getattr(block, path, None) is not None), paths[-1])
 
 
 def submodule(root: nn.Module, path: str) -> Any:

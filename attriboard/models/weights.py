@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import einops
 import torch
@@ -49,6 +49,14 @@ def _kind(parameter: Tensor) -> str:
     return str(parameter.dtype).removeprefix("torch.") + (
         "" if type(parameter.data) is Tensor else f", {type(parameter.data).__name__}"
     )
+
+
+class Qkv(NamedTuple):
+    """Of queries, keys and values; the latter two may have fewer heads than the first."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
 
 
 class Weights:
@@ -220,21 +228,59 @@ class Weights:
         bias: Tensor | None = self._mlp_down(layer).bias
         return bias
 
+    def W_Q(self, layer: int) -> Tensor:
+        """``[H, d_model, d_head]``: query projections."""
+        return self._per_head(self.qkv_weights(layer).q)
+
+    def W_K(self, layer: int) -> Tensor:
+        """``[H, d_model, d_head]``: key projections, expanded so that every query head has its own."""
+        return self._per_head(self.qkv_weights(layer).k)
+
     def W_V(self, layer: int) -> Tensor:
         """``[H, d_model, d_head]``: value projections, expanded so that every query head has its own."""
-        weight = in_out(self.parts.value[layer])
-        if self.architecture.fused == "in_turn":
-            weight = weight[:, (self.n_heads + self.n_kv_heads) * self.d_head :]
-        if self.architecture.fused == "by_group":
-            groups = einops.rearrange(
-                weight,
-                "d_model (group qkv d_head) -> d_model group qkv d_head",
-                group=self.n_kv_heads,
-                d_head=self.d_head,
-            )
-            weight = groups[:, :, -1].flatten(1)
-        heads = einops.rearrange(weight, "d_model (head d_head) -> head d_model d_head", d_head=self.d_head)
+        return self._per_head(self.qkv_weights(layer).v)
+
+    def _per_head(self, weight: Tensor) -> Tensor:
+        heads = einops.rearrange(weight, "d_model head d_head -> head d_model d_head")
         return heads.repeat_interleave(self.n_heads // heads.shape[0], dim=0)
+
+    def qkv_weights(self, layer: int) -> Qkv:
+        """``[d_model, n, d_head]`` each: the projections of the ``n`` heads that there are of each kind."""
+        return self._of_modules(layer, in_out)
+
+    def qkv_biases(self, layer: int) -> Qkv | None:
+        """``[n, d_head]`` each; None where projections have no bias."""
+        if self.parts.value[layer].bias is None:
+            return None
+        return self._of_modules(layer, lambda module: module.bias)
+
+    def _of_modules(self, layer: int, read: Callable[[Any], Tensor]) -> Qkv:
+        query, key, value = (getattr(self.parts, name)[layer] for name in ("query", "key", "value"))
+        return self.split_qkv(*(read(module) for module in (query, key, value) if module is not None))
+
+    def split_qkv(self, *made: Tensor) -> Qkv:
+        """``[..., n, d_head]`` each, of what the projections make.
+
+        Args:
+            made: ``[..., columns]``: of the one projection that makes all, or of those for queries, keys and values.
+        """
+        if self.architecture.fused is None:
+            return Qkv(*(columns.unflatten(-1, (-1, self.d_head)) for columns in made))
+        (all_columns,) = made
+        heads = all_columns.unflatten(-1, (-1, self.d_head))
+        if self.architecture.fused == "in_turn":
+            return Qkv(*heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=-2))
+        groups = heads.unflatten(-2, (self.n_kv_heads, -1))
+        return Qkv(groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :])
+
+    def join_qkv(self, heads: Qkv) -> tuple[Tensor, ...]:
+        """What :meth:`split_qkv` divides: what the one projection makes, or each of the three."""
+        if self.architecture.fused is None:
+            return tuple(part.flatten(-2) for part in heads)
+        if self.architecture.fused == "in_turn":
+            return (torch.cat(heads, dim=-2).flatten(-2),)
+        queries = heads.q.unflatten(-2, (self.n_kv_heads, -1))
+        return (torch.cat([queries, heads.k.unsqueeze(-2), heads.v.unsqueeze(-2)], dim=-2).flatten(-3),)
 
     @property
     def W_U(self) -> Tensor:

@@ -21,7 +21,9 @@ from attriboard.errors import ScoresError
 from attriboard.evaluation import concepts
 from attriboard.exchange import mib
 from attriboard.exchange.precomputed import ScoreFile, read, read_all, shape_of
+from attriboard.graph import Graph
 from attriboard.method import methods
+from attriboard.models.edges import graph_of
 from attriboard.records.record import Planned, Precomputed, Record
 from attriboard.records.store import Folder
 from attriboard.run import worker
@@ -94,7 +96,7 @@ def test_a_methods_scores_from_a_file_measure_as_the_method_itself(
     if how == ".safetensors":
         scores.save(file, model=str(toy["model"]))
     else:
-        mib.save(scores, mib.Graph.of(shape_of(str(toy["model"]))), file)
+        mib.save(scores, graph_of(shape_of(str(toy["model"]))), file)
     plan = suite.precomputed([read(file)])
     monkeypatch.setattr(worker, "make_method", lambda *arguments: pytest.fail("a method was made"))
     (record,) = run(suite, plan, tmp_path / "out").made
@@ -274,7 +276,7 @@ def test_two_files_for_one_row_are_refused(suite: Suite, toy: dict, tmp_path: Pa
 
 
 def test_a_file_without_a_model_goes_to_the_only_one_of_its_shape(suite: Suite, toy: dict, tmp_path: Path) -> None:
-    graph = mib.Graph.of(shape_of(str(toy["model"])))
+    graph = graph_of(shape_of(str(toy["model"])))
     names = graph.src_nodes[1:]
     mib.save(Scores(torch.zeros(3, 5), "nodes", names), graph, tmp_path / "ioi_toy" / "importances.json")
     file = read(tmp_path / "ioi_toy" / "importances.json")
@@ -286,7 +288,7 @@ def test_a_file_without_a_model_goes_to_the_only_one_of_its_shape(suite: Suite, 
     with pytest.raises(ScoresError, match="alike; say with --model which one it is of"):
         both.precomputed([file])
     assert [c.model for c, _ in both.precomputed([file], model=str(twin))] == [str(twin)]
-    other = mib.Graph(3, 5, False, 32)
+    other = Graph(3, 5, False, 32)
     values = Scores(torch.zeros(3, 6), "nodes", other.src_nodes[1:])
     mib.save(values, other, tmp_path / "other.json")
     with pytest.raises(ScoresError, match=r"is for 3 layers, 5 heads and width 32, but .* has 3 layers, 4 heads"):
