@@ -18,7 +18,6 @@ from torch import Tensor
 from . import levels
 from .errors import SkipCell, UnknownNameError
 from .model import hook_name
-from .models.edges import graph_of
 
 if TYPE_CHECKING:
     from .model import Batch, EncodedExample, Model
@@ -229,18 +228,18 @@ class Edges(Level):
 
     def shape(self, model: Model) -> tuple[int, ...]:
         """``[E]``, by destination, those of one destination by source."""
-        return (graph_of(model).n_edges,)
+        return (model.graph.n_edges,)
 
     def names(self, model: levels.Sizes) -> list[str]:
         """As MIB writes them: ``input->a0.h1<q>``, ``a3.h5->m4``, ``m7->logits``."""
-        return list(graph_of(cast("Model", model)).edge_names)
+        return list(cast("Model", model).graph.edge_names)
 
     def layer_of(self, model: Model) -> Tensor:
         """``[E]``: the layer that reads; the logits count as read by the last."""
-        return torch.tensor(graph_of(model).edge_layers)
+        return torch.tensor(model.graph.edge_layers)
 
     def touched(self, model: Model, masks: Tensor) -> Tensor:
-        graph, layers = graph_of(model), range(model.n_layers)
+        graph, layers = model.graph, range(model.n_layers)
         ends = [graph.into_ffn(layer).edges.stop for layer in layers[:-1]]
         return torch.stack([part.any(1) for part in masks.tensor_split(ends, dim=1)], dim=1)
 

@@ -21,7 +21,7 @@ from .errors import ConfigurationError, ExampleError, SkipCell, UnknownNameError
 from .levels import REPLACEMENTS, InputReplacement, Replacement, check_replacement
 from .measurements.base import Measure
 from .model import Batch, CleanPass, Edit, columns_from, hook_name
-from .models.edges import ReplacedEdges, Written, graph_of
+from .models.edges import ReplacedEdges, Written
 from .models.objective import measure
 from .task import IMAGE
 
@@ -564,7 +564,7 @@ class EdgeIntervention(Intervention):
     @property
     def _most_rows(self) -> int:
         model, positions = self.model, self.batch.tokens.shape[1]
-        sources = graph_of(model).sources_before(model.n_layers)
+        sources = model.graph.sources_before(model.n_layers)
         per_row = sources * positions * model.d_model * self.model.dtype.itemsize
         return max(1, min(model.set_rows, EDGE_BYTES // per_row))
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from .graph import Graph
 from .models.cost import BACKWARD, Sizes
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Shape:
         n_layers, n_heads, d_head, d_model, d_mlp, d_vocab: of the model; ``d_mlp`` is 0 where FFNs are mixtures of
             experts.
         gained: whether a norm follows the sub-layers, so that what a component writes differs between examples.
+        graph: the nodes and edges of the model.
         sizes: what a pass multiplies.
         positions: of a prompt, those of its picture included.
         shared: positions at its beginning that its counterfactual has too, and whose keys are computed once.
@@ -43,6 +45,7 @@ class Shape:
     d_mlp: int
     d_vocab: int
     gained: bool
+    graph: Graph
     sizes: Sizes
     positions: int
     shared: int = 0
@@ -63,6 +66,7 @@ class Shape:
             d_mlp=model.d_mlp if model.has_neurons else 0,
             d_vocab=model.d_vocab,
             gained=model.architecture.mlp_post_norm is not None,
+            graph=model.graph,
             sizes=model.sizes,
             positions=positions,
             **example,  # type: ignore[arg-type]
@@ -120,6 +124,10 @@ class Shape:
         rows = sum(self.forward(layer, paired) for layer in range(self.n_layers)) * self.size(level) / self.n_layers
         before = self.prefix() + self.forward(shared=True) + self.look if paired else 0.0
         return before + self.forward(shared=paired) + self.look + rows
+
+    def edge_products(self) -> float:
+        """What each source writes times what each destination reads, behind the prefix that both prompts share."""
+        return 2 * self.graph.n_edges * (self.positions - self.shared) * self.d_model / self.full
 
     def unembedded(self, rows: float) -> float:
         """Rows through the unembedding, or back through it."""

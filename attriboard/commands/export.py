@@ -52,7 +52,6 @@ def export_mib(
 ) -> None:
     """Writes scores in the format of MIB's circuits."""
     from ..exchange import mib, precomputed
-    from ..models.edges import graph_of
 
     if file.suffix != ".safetensors":
         raise ConfigurationError(f"{file} does not end in .safetensors; scores in that format are exported.")
@@ -61,7 +60,7 @@ def export_mib(
     stored = precomputed.read(file)
     mib.check_level(stored.level)
     shape = precomputed.shape_of(model or stored.model)
-    graph = graph_of(shape)
+    graph = shape.graph
     if submission is not None:
         target = mib.submission_file(target, *submission, graph)
     with writing(target):

@@ -22,7 +22,6 @@ from ..files import check_regular, is_file, kind_and_reason, kind_of, parse_json
 from ..graph import Graph
 from ..loading import hash_file, load_model, outline
 from ..model import Model
-from ..models.edges import graph_of
 from ..scores import Scores
 from ..zoo import planted
 from . import mib
@@ -68,8 +67,8 @@ class ScoreFile:
         Raises:
             ScoresError: the model has another shape, or a component has no score, or a score no component.
         """
-        if self.graph is not None and self.graph != graph_of(model):
-            raise ScoresError(f"{self.path} is for {self.graph}, and {model.name} has {graph_of(model)}.")
+        if self.graph is not None and self.graph != model.graph:
+            raise ScoresError(f"{self.path} is for {self.graph}, and {model.name} has {model.graph}.")
         level = get_level(self.level)
         expected, shape = level.names(model), level.shape(model)
         at = {name: i for i, name in enumerate(self.scores.names)}

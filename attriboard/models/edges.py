@@ -28,19 +28,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ..graph import LOGITS, PARTS, Graph
+from ..graph import LOGITS, PARTS
 from .attention import put
 from .batch import Batch
 from .cost import Cost
 from .weights import Qkv, Weights
 
 _ROLES = ("query", "key", "value")
-
-
-def graph_of(weights: Weights) -> Graph:
-    """The graph of a model."""
-    parallel = weights.architecture.has_parallel_blocks(weights.config)
-    return Graph(weights.n_layers, weights.n_heads, parallel, weights.d_model)
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ class Reading(ABC):
     """
 
     def __init__(self, weights: Weights, batch: Batch) -> None:
-        self.weights, self.batch, self.graph = weights, batch, graph_of(weights)
+        self.weights, self.batch, self.graph = weights, batch, weights.graph
         heads = torch.arange(weights.n_heads)
         self.apart = _normed_together(weights)
         self.together = heads[:, None] if self.apart else heads.view(weights.n_kv_heads, -1).T

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, SkipCell
+from ..graph import Graph
 from .architectures import Architecture, architecture_of
 from .cost import Sizes, sizes_of
 from .parts import Parts, find_parts, in_out, submodule
@@ -208,6 +209,12 @@ class Weights:
             share = getattr(self.config, used) if used else None
             entries.append(sum(weight[0].numel() * (share or len(weight)) for weight in matrices))
         return entries
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """What writes into the residual stream and what reads it."""
+        parallel = self.architecture.has_parallel_blocks(self.config)
+        return Graph(self.n_layers, self.n_heads, parallel, self.d_model)
 
     # --- projections ------------------------------------------------------------------------------------------------
 

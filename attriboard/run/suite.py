@@ -20,7 +20,6 @@ from ..levels import LEVELS, USUAL_REPLACEMENT, InputReplacement, check_replacem
 from ..loading import check_model_name
 from ..measurements.registry import MEASUREMENTS
 from ..method import methods
-from ..models.edges import graph_of
 from ..records.record import Cell, Planned, Precomputed
 from ..records.settings import HARDWARE, MAX_COUNT, MAX_EXAMPLES, Settings
 from ..shipped import shipped
@@ -386,7 +385,7 @@ class Suite(BaseModel):
         if file.model:
             return file.model
         names = list(dict.fromkeys([asked] if asked else [m for g in self.groups for m in g.models or self.models]))
-        shapes = {name: graph_of(shape_of(name)) for name in names}
+        shapes = {name: shape_of(name).graph for name in names}
         fitting = [name for name, graph in shapes.items() if graph == file.graph]
         if len(fitting) == 1:
             return fitting[0]

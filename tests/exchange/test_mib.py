@@ -18,7 +18,6 @@ from attriboard.exchange.precomputed import shape_of
 from attriboard.graph import Graph
 from attriboard.loading import load_model, outline
 from attriboard.model import Model
-from attriboard.models.edges import graph_of
 from attriboard.scores import Scores
 from tests.bench.cli import call
 from tests.bench.models import CONFIGS, MIXTURES, PARALLEL, hooked
@@ -97,21 +96,21 @@ def test_sources_and_targets_stand_where_the_format_counts_them() -> None:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_models_graph_is_known_from_its_configuration_and_names_its_nodes(family: str) -> None:
     model = hooked(family)
-    graph = graph_of(model)
+    graph = model.graph
     assert (graph.n_layers, graph.n_heads, graph.d_model) == (3, 4, 32)
     assert graph.parallel_attn_mlp == (family in PARALLEL)
     assert graph.src_nodes[1:] == LEVELS["nodes"].names(model)
     with torch.device("meta"):
         empty = type(model.hf)(model.hf.config)
     bare = Model(empty, prove=False)
-    assert graph_of(bare) == graph
+    assert bare.graph == graph
     levels = ("heads", "nodes") if family in MIXTURES else ("heads", "neurons", "nodes")
     assert all(LEVELS[level].shape(bare) == LEVELS[level].shape(model) for level in levels)
 
 
 def test_an_outline_needs_no_weights(toy: dict, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((toy["model"] / "config.json").read_text())
-    assert graph_of(outline(str(tmp_path))) == graph_of(load_model(str(toy["model"])))
+    assert outline(str(tmp_path)).graph == load_model(str(toy["model"])).graph
 
 
 # --- written and read back ----------------------------------------------------------------------------------------
@@ -125,7 +124,7 @@ def test_what_is_written_is_what_mib_reads_and_what_we_read(
 ) -> None:
     model = hooked(family)
     assert family != "llama" or model.n_kv_heads < model.n_heads  # grouped queries: nodes are still query heads
-    scores, graph, file = random_scores(level), graph_of(model), tmp_path / f"scores{suffix}"
+    scores, graph, file = random_scores(level), model.graph, tmp_path / f"scores{suffix}"
     unscored = mib.save(scores, graph, file)
     assert unscored == (["input"] if level == "nodes" else ["input", "m0", "m1", "m2"])
     read = read_as_mib(file)

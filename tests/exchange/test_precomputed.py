@@ -23,7 +23,6 @@ from attriboard.exchange import mib
 from attriboard.exchange.precomputed import ScoreFile, read, read_all, shape_of
 from attriboard.graph import Graph
 from attriboard.method import methods
-from attriboard.models.edges import graph_of
 from attriboard.records.record import Planned, Precomputed, Record
 from attriboard.records.store import Folder
 from attriboard.run import worker
@@ -96,7 +95,7 @@ def test_a_methods_scores_from_a_file_measure_as_the_method_itself(
     if how == ".safetensors":
         scores.save(file, model=str(toy["model"]))
     else:
-        mib.save(scores, graph_of(shape_of(str(toy["model"]))), file)
+        mib.save(scores, shape_of(str(toy["model"])).graph, file)
     plan = suite.precomputed([read(file)])
     monkeypatch.setattr(worker, "make_method", lambda *arguments: pytest.fail("a method was made"))
     (record,) = run(suite, plan, tmp_path / "out").made
@@ -276,7 +275,7 @@ def test_two_files_for_one_row_are_refused(suite: Suite, toy: dict, tmp_path: Pa
 
 
 def test_a_file_without_a_model_goes_to_the_only_one_of_its_shape(suite: Suite, toy: dict, tmp_path: Path) -> None:
-    graph = graph_of(shape_of(str(toy["model"])))
+    graph = shape_of(str(toy["model"])).graph
     names = graph.src_nodes[1:]
     mib.save(Scores(torch.zeros(3, 5), "nodes", names), graph, tmp_path / "ioi_toy" / "importances.json")
     file = read(tmp_path / "ioi_toy" / "importances.json")

@@ -13,7 +13,7 @@ from torch import Tensor
 from attriboard.components import get_level
 from attriboard.interventions import EdgeIntervention, intervene
 from attriboard.model import EncodedExample, Model
-from attriboard.models.edges import OwnGradients, ReplacedEdges, Written, graph_of
+from attriboard.models.edges import OwnGradients, ReplacedEdges, Written
 from attriboard.models.names import hook_name
 from tests.bench import models as m
 
@@ -207,7 +207,7 @@ def test_no_edge_replaced_is_the_clean_run_and_every_edge_replaced_the_counterfa
 def test_replacing_all_edges_out_of_a_node_is_replacing_the_node(family: str) -> None:
     model, level = double(family), get_level("nodes")
     batch = model.batch([FIRST])
-    graph = graph_of(model)
+    graph = model.graph
     out = torch.tensor(graph.edge_sources)[None] == torch.arange(1, len(graph.src_nodes))[:, None]
     found = EdgeIntervention(model, batch, EDGES)(out, logits)
     expected = intervene(model, batch, level)(torch.eye(level.size(model), dtype=torch.bool), logits)
@@ -221,7 +221,7 @@ def test_only_one_node_into_the_logits_is_the_unembedding_of_what_it_writes(fami
     model = double(family)
     batch = model.batch([FIRST])
     intervention = EdgeIntervention(model, batch, EDGES)
-    graph, clean, other = graph_of(model), intervention._written, intervention._other
+    graph, clean, other = model.graph, intervention._written, intervention._other
     into = graph.into_logits
     for node, clean_out, other_out in (
         (graph.src_nodes.index("m1"), clean.mlp[1], other.mlp[1]),
@@ -242,7 +242,7 @@ def test_only_one_node_into_the_logits_is_the_unembedding_of_what_it_writes(fami
 def test_an_edge_without_a_way_in_or_out_changes_nothing(family: str) -> None:
     """A circuit is the same after pruning: what reads nothing of the prompt writes what the counterfactual's writes."""
     model = double(family)
-    graph = graph_of(model)
+    graph = model.graph
     kept = ~random_edges(model, 1, 0.9)[0]
     destinations = torch.tensor(graph.edge_destinations)
     of_m1 = destinations == graph.dst_nodes.index("m1")
@@ -274,7 +274,7 @@ def test_a_row_does_not_depend_on_its_batch(family: str, padding_side: str) -> N
 def test_a_pass_may_begin_where_a_set_begins_to_differ(family: str) -> None:
     """From the clean run or from the counterfactual; each layer in turn is the first that differs."""
     model = double(family)
-    graph, batch = graph_of(model), model.batch([FIRST])
+    graph, batch = model.graph, model.batch([FIRST])
     intervention = EdgeIntervention(model, batch, EDGES)
     shared = intervention.batch
     for layer in range(model.n_layers):
@@ -302,11 +302,12 @@ def gradients_and_written(model: Model, e: EncodedExample) -> tuple[dict[str, Te
 def test_the_gradient_at_a_destination_is_the_slope_along_a_change_of_what_it_alone_reads(family: str) -> None:
     """Central differences in float64: one edge carries its source's output with a little more of a random direction."""
     model = double(family)
-    graph, batch = graph_of(model), model.batch([FIRST])
+    graph, batch = model.graph, model.batch([FIRST])
     with m._SoftmaxInDouble():
         gradients, clean = gradients_and_written(model, FIRST)
         generator = torch.Generator().manual_seed(0)
         step = torch.randn(clean.embed.shape, generator=generator, dtype=torch.float64)
+        found, slopes = [], []
         for destination, (name, row) in {
             "a1.h1<q>": ("heads.1", 1),
             "a1.h3<k>": ("heads.1", 7),
@@ -325,9 +326,13 @@ def test_the_gradient_at_a_destination_is_the_slope_along_a_change_of_what_it_al
                 return m.metric(run.logits[0], FIRST)[None]
 
             with torch.no_grad():
-                slope = m.slope(moved, 1e-2 if family in SINGLE else 1e-4)
-            expected = (gradients[name][0, row] * step[0]).sum()
-            assert m.close(expected[None], slope, 1e-4 if family in SINGLE else 1e-5), destination
+                slope = m.slope(moved, 2e-3 if family in SINGLE else 1e-4)
+            found.append((gradients[name][0, row] * step[0]).sum()[None])
+            slopes.append(slope)
+    if family in SINGLE:  # rounding is that of the largest
+        assert m.close(torch.cat(found), torch.cat(slopes), 1e-4)
+    else:
+        assert all(m.close(a, b, 1e-5) for a, b in zip(found, slopes))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "falcon_groups", "mixtral", "gpt_oss"])
