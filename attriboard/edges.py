@@ -72,23 +72,50 @@ def own_gradients(model: Model, batch: Batch, edits: Mapping[str, Edit] | None =
     return own.written, found
 
 
-def changes(model: Model, batch: Batch, clean: Written, other: Written) -> Tensor:
-    """``[B, S, T, d_model]``: how what each source adds to the residual stream would change; 0 at padding.
+class Changes:
+    """How what each source adds to the residual stream would change.
 
-    Behind a norm after attention (Gemma 2 and 3, OLMo 2) to first order: through that norm's derivative at the clean
-    sum of the heads.
+    Args:
+        model: the model.
+        batch: the rows.
+        clean, other: what sources write, and what would stand in its place.
     """
-    parts = [(other.embed - clean.embed)[:, None]]
-    for layer in range(model.n_layers):
-        heads = head_changes(model, layer, other.z[layer] - clean.z[layer])
-        norm = model.parts.attn_post_norm[layer]
-        if norm is not None:
-            total = torch.einsum("bthe,hed->btd", clean.z[layer], model.W_O(layer))
-            bias = model.b_O(layer)
-            at = (total if bias is None else total + bias)[:, None].expand_as(heads).contiguous()
-            heads = torch.func.jvp(norm.forward, (at,), (heads,))[1]
-        parts += [heads * model.residual_scale, (other.mlp[layer] - clean.mlp[layer])[:, None]]
-    return torch.cat(parts, dim=1) * batch.real[:, None, :, None]
+
+    def __init__(self, model: Model, batch: Batch, clean: Written, other: Written) -> None:
+        self._model, self._real = model, batch.real[:, None, :, None]
+        self._embed, self._mlp = other.embed - clean.embed, other.mlp - clean.mlp
+        layers = range(model.n_layers)
+        self._heads = [head_changes(model, layer, other.z[layer] - clean.z[layer]) for layer in layers]
+        self._normed = any(norm is not None for norm in model.parts.attn_post_norm)
+        self._fixed = None if self._normed else self._put_together(self._heads)
+
+    def at(self, run: Written) -> Tensor:
+        """``[B, S, T, d_model]``, 0 at padding.
+
+        Behind a norm after attention (Gemma 2 and 3, OLMo 2) to first order, through that norm's derivative.
+
+        Args:
+            run: what sources write in the pass at whose norms that is taken; it plays no part in other models.
+        """
+        if self._fixed is not None:
+            return self._fixed
+        return self._put_together([self._through_norm(layer, run.z[layer]) for layer in range(self._model.n_layers)])
+
+    def _put_together(self, heads: list[Tensor]) -> Tensor:
+        scale = self._model.residual_scale
+        parts = [self._embed[:, None]]
+        for of_heads, of_ffn in zip(heads, self._mlp):
+            parts += [of_heads if scale == 1 else of_heads * scale, of_ffn[:, None]]
+        return torch.cat(parts, dim=1) * self._real
+
+    def _through_norm(self, layer: int, z: Tensor) -> Tensor:
+        """``[B, H, T, d_model]``."""
+        norm, heads = self._model.parts.attn_post_norm[layer], self._heads[layer]
+        total = torch.einsum("bthe,hed->btd", z, self._model.W_O(layer))
+        bias = self._model.b_O(layer)
+        at = (total if bias is None else total + bias)[:, None].expand_as(heads).contiguous()
+        changed: Tensor = torch.func.jvp(norm.forward, (at,), (heads,))[1]
+        return changed
 
 
 def products(model: Model, batch: Batch, changed: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
@@ -97,7 +124,7 @@ def products(model: Model, batch: Batch, changed: Tensor, gradients: Mapping[str
     So an edge without which the metric would be lower has a score above 0 (EAP, Syed et al. 2023, arXiv 2310.10348).
 
     Args:
-        changed: ``[B, S, T, d_model]`` from :func:`changes`.
+        changed: ``[B, S, T, d_model]`` from :class:`Changes`.
         gradients: from :func:`own_gradients`.
     """
     graph = model.graph

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.edges import changes, counterfactual_of, few_rows, own_gradients, products, written
+from attriboard.edges import Changes, counterfactual_of, few_rows, own_gradients, products, written
 from attriboard.method import Method
 from attriboard.model import Batch, Model
 from attriboard.shape import Shape
@@ -39,6 +39,6 @@ class Eap(Method):
         for _, part in few_rows(model, model.share_prefix(batch)):
             assert part.counterfactual is not None
             clean, gradients = own_gradients(model, part)
-            changed = changes(model, part, clean, written(model, part.counterfactual))
-            scores.append(products(model, part, changed, gradients))
+            changes = Changes(model, part, clean, written(model, part.counterfactual))
+            scores.append(products(model, part, changes.at(clean), gradients))
         return torch.cat(scores)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.edges import changes, counterfactual_of, few_rows, own_gradients, products
+from attriboard.edges import Changes, counterfactual_of, few_rows, own_gradients, products
 from attriboard.method import Method
 from attriboard.model import Batch, Model
 from attriboard.shape import Shape
@@ -40,6 +40,7 @@ class EapCleanCorrupted(Method):
             assert part.counterfactual is not None
             clean, at_clean = own_gradients(model, part)
             other, at_other = own_gradients(model, part.counterfactual)
-            changed = changes(model, part, clean, other)
-            scores.append((products(model, part, changed, at_clean) + products(model, part, changed, at_other)) / 2)
+            changes = Changes(model, part, clean, other)
+            both = [products(model, part, changes.at(run), at) for run, at in ((clean, at_clean), (other, at_other))]
+            scores.append(torch.stack(both).mean(0))
         return torch.cat(scores)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.edges import changes, counterfactual_of, few_rows, own_gradients, products, written
+from attriboard.edges import Changes, counterfactual_of, few_rows, own_gradients, products, written
 from attriboard.errors import ConfigurationError
 from attriboard.interventions import pinned
 from attriboard.method import ReplacingMethod, positive
@@ -92,11 +92,12 @@ class EapIg(ReplacingMethod):
         scores = []
         for _, part in few_rows(model, self.shared(model, batch)):
             assert part.counterfactual is not None
-            changed = changes(model, part, written(model, part), written(model, part.counterfactual))
+            changes = Changes(model, part, written(model, part), written(model, part.counterfactual))
             ends = [model.embeddings(prompt) for prompt in (part, part.counterfactual)]
-            total = torch.zeros(len(part), model.graph.n_edges, device=changed.device)
+            total = torch.zeros(len(part), model.graph.n_edges, device=model.device)
             for point in self._path(*ends):
                 edits: dict[str, Edit] = {"hook_embed": pinned(point)}
-                total += products(model, part, changed, own_gradients(model, part, edits)[1])
+                run, gradients = own_gradients(model, part, edits)
+                total += products(model, part, changes.at(run), gradients)
             scores.append(total / self.steps)
         return torch.cat(scores)

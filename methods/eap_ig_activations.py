@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.edges import Gradients, changes, counterfactual_of, few_rows, own_gradients, products, written
+from attriboard.edges import Changes, counterfactual_of, few_rows, own_gradients, products, written
 from attriboard.errors import ConfigurationError
 from attriboard.interventions import pinned
 from attriboard.method import Method, positive
@@ -58,16 +58,16 @@ class EapIgActivations(Method):
     def _scores(self, model: Model, batch: Batch) -> Tensor:
         assert batch.counterfactual is not None
         clean, other = written(model, batch), written(model, batch.counterfactual)
-        changed = changes(model, batch, clean, other)
+        changes = Changes(model, batch, clean, other)
         groups = _groups(model, batch, clean, other)
-        source = torch.tensor(model.graph.edge_sources, device=changed.device)
-        total = torch.zeros(len(batch), model.graph.n_edges, device=changed.device)
+        source = torch.tensor(model.graph.edge_sources, device=model.device)
+        total = torch.zeros(len(batch), model.graph.n_edges, device=model.device)
         for name, (sources, at_clean, at_other) in groups.items():
-            of_group: Tensor | float = 0.0
+            of_group = torch.zeros_like(total)
             for k in range(1, self.steps + 1):
                 edits: dict[str, Edit] = {name: pinned(at_other + k / self.steps * (at_clean - at_other))}
-                gradients: Gradients = own_gradients(model, batch, edits)[1]
-                of_group = of_group + products(model, batch, changed, gradients) / self.steps
+                run, gradients = own_gradients(model, batch, edits)
+                of_group += products(model, batch, changes.at(run), gradients) / self.steps
             if self.credit == "own":
                 own = (source >= sources.start) & (source < sources.stop)
                 total += of_group * own
