@@ -211,6 +211,13 @@ class Weights:
         return entries
 
     @functools.cached_property
+    def has_position_embeddings(self) -> bool:
+        """Whether something beside the token's embedding is added before the first block (GPT-2, OPT)."""
+        path = self.architecture.layers.rpartition(".")[0]
+        around = submodule(self.hf, path) if path else self.hf
+        return any(isinstance(x, nn.Embedding) and x is not self.parts.embed for x in around.children())
+
+    @functools.cached_property
     def graph(self) -> Graph:
         """What writes into the residual stream and what reads it."""
         parallel = self.architecture.has_parallel_blocks(self.config)
