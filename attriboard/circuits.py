@@ -85,6 +85,13 @@ def greedy_order(graph: Graph, scores: Tensor) -> Tensor:
     return torch.tensor(order)
 
 
+def as_taken(graph: Graph, ranking: Tensor) -> Tensor:
+    """:func:`greedy_order` of a ranking ``[E]`` of edges, best first."""
+    scores = torch.empty(len(ranking), dtype=torch.float64)
+    scores[ranking.cpu()] = torch.arange(len(ranking), 0, -1, dtype=torch.float64)
+    return greedy_order(graph, scores)
+
+
 def _check(graph: Graph, edges: Tensor) -> None:
     if edges.shape[-1] != graph.n_edges:
         raise ConfigurationError(f"{edges.shape[-1]} edges were given of a graph with {graph.n_edges} ({graph}).")
