@@ -166,7 +166,8 @@ def parts_sum_to_one(case: Case) -> None:
         raise SkipCell(f"{case.method.name} scores neither edges nor {' and '.join(inputs)}.")
     into = torch.tensor(model.graph.edge_destinations)
     for i, e in enumerate(case.examples()):
-        scores, sums = [], {}
+        scores: list[Tensor] = []
+        sums: dict[str, float] = {}
         if "edges" in scored:
             scores.append(replace(case, level="edges").scores(model, [e]))
             added = torch.zeros(len(model.graph.dst_nodes)).double().index_add_(0, into, scores[-1])
