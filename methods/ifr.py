@@ -33,7 +33,8 @@ class Ifr(Method):
     **edges**: ``y`` is what the destination reads, before its norm; the parts are the outputs of all sources before it.
     Averaged over positions. All queries, keys and values of a layer read one residual and get the same scores.
     ``input`` is the token embedding; position embeddings and the biases of attention's output, which no source writes,
-    are together a part of their own, so that the edges into a destination add up to 1 less its share.
+    are together a part of their own, so that the edges into a destination add up to 1 less its share (MIB's code leaves
+    that part out).
 
     **tokens, patches**: the flow that reaches the embedding at each position. It starts with 1 at the last token's last
     residual. At each position attention's sum has as parts the residual before it, ``attention weight * value * W_O``
