@@ -13,11 +13,12 @@ from attriboard.components import Level
 from attriboard.errors import ConfigurationError
 from attriboard.interventions import watched
 from attriboard.method import Method
-from attriboard.model import Batch, Edit, Model, hook_name
+from attriboard.model import Batch, Edit, Model, Run, hook_name
 from attriboard.shape import Shape
 
-PART_BYTES = 2**26
-"""The most that parts by key position take at a time; those of one head and one query of each row may need more."""
+PART_BYTES = {"cpu": 2**22, "cuda": 2**28}
+"""The most that parts take at a time; one part of each row may need more. What fits a CPU's cache is ten times faster.
+"""
 
 
 @dataclass
@@ -32,7 +33,8 @@ class Ifr(Method):
     **edges**: ``y`` is what the destination reads, before its norm; the parts are the outputs of all sources before it.
     Averaged over positions. All queries, keys and values of a layer read one residual and get the same scores.
     ``input`` is the token embedding; position embeddings and the biases of attention's output, which no source writes,
-    are together a part of their own, so that the edges into a destination add up to 1 less its share.
+    are together a part of their own, so that the edges into a destination add up to 1 less its share (MIB's code leaves
+    that part out).
 
     **tokens, patches**: the flow that reaches the embedding at each position. It starts with 1 at the last token's last
     residual. At each position attention's sum has as parts the residual before it, ``attention weight * value * W_O``
@@ -43,10 +45,11 @@ class Ifr(Method):
     **heads**: the importance of all of a head's parts, times the flow into the sum, over all query positions; with
     ``at="last"`` that at the last token alone, whatever the flow.
 
-    One forward pass. Edges hold five activations of the residual's width for each layer and position, and the heads'
-    outputs of one layer; the rest ``[n_layers, T, T]`` shares of a row, one layer's pattern ``[n_heads, T, T]`` and
-    projected values ``[n_heads, T, d_model]``, and of the ``n_heads T T d_model`` numbers in the parts by key position
-    no more than :data:`PART_BYTES` at a time.
+    One forward pass. For each row, edges hold eight numbers for each layer, position and coordinate of the residual,
+    ``2 n_layers n_sources T`` shares, and one layer's heads ``[n_heads, T, d_model]``; the rest ``[n_layers, T, T]``
+    shares, one layer's projected values ``[n_heads, T, d_model]`` and a few times its pattern ``[n_heads, T, T]``. The
+    parts themselves, at heads and key positions ``n_heads T T d_model`` numbers, are made few at a time
+    (:data:`PART_BYTES`).
 
     Options:
         epsilon: the least closeness: 1e-5 in the authors' tool, 0 in MIB's code. With 0, nothing flows where no part is
@@ -97,62 +100,48 @@ class Ifr(Method):
 
     def _edges(self, model: Model, batch: Batch) -> Tensor:
         """``[B, E]``."""
-        graph, layers = model.graph, range(model.n_layers)
-        mid = "resid_pre" if graph.parallel_attn_mlp else "resid_mid"
-        sites = [hook_name(site, layer) for layer in layers for site in ("resid_pre", mid)]
-        last = hook_name("resid_post", model.n_layers - 1)
+        layers, blocks, n_sources = range(model.n_layers), list(model.graph.blocks()), len(model.graph.src_nodes)
+        mid = "resid_pre" if model.graph.parallel_attn_mlp else "resid_mid"
+        read = [hook_name(site, layer) for layer in layers for site in ("resid_pre", mid)]
+        read.append(hook_name("resid_post", model.n_layers - 1))
         written = [hook_name(site, layer) for layer in layers for site in ("z", "mlp_out")]
-        run = model.run(batch, {"hook_embed", *sites, last, *written})
-        blocks, n_sources = list(graph.blocks()), len(graph.src_nodes)
-        read = [_precise(run[name]) for name in (*sites, last)]
-        close = read[0].new_zeros(len(batch), len(blocks), n_sources + 1, batch.tokens.shape[1])
+        run = model.run(batch, ["hook_embed", *read, *written])
+        wholes = [_Whole.of(_precise(run[name])[:, None]) for name in read]  # with an axis for sources
+        # behind the sources, what none of them writes
+        close = wholes[0].twice.new_zeros(len(batch), len(blocks), n_sources + 1, batch.tokens.shape[1])
 
         def put(first: int, parts: Tensor) -> None:
             """Parts ``[B, n, T, d_model]`` of the sources from ``first`` on, at every destination behind them."""
-            after = first + parts.shape[1]
+            after, few = first + parts.shape[1], _at_a_time(parts[:, 0])
             for i, block in enumerate(blocks):
                 if block.n_sources >= after:
-                    close[:, i, first:after] = self._close(read[i][:, None], parts)
+                    by_part = [self._close(wholes[i], part) for part in parts.split(few, dim=1)]
+                    close[:, i, first:after] = torch.cat(by_part, dim=1)
 
-        embed = rest = read[0]
-        if model.has_position_embeddings:
-            embed = _precise(run["hook_embed"])
-        rest = rest - embed
-        has_rest = model.has_position_embeddings
-        put(0, embed[:, None])
+        embed = run["hook_embed"] if model.has_position_embeddings else run[read[0]]
+        put(0, _precise(embed)[:, None])
         for layer in layers:
-            z = run[hook_name("z", layer)]
-            bias = _written_bias(model, layer, z)
-            # the last column is what no source writes, where there is such a thing
-            if has_rest:
-                close[:, 2 * layer, -1] = self._close(read[2 * layer], rest)
-            if not graph.parallel_attn_mlp and bias is not None:
-                rest, has_rest = rest + bias, True
-            if has_rest:
-                close[:, 2 * layer + 1, -1] = self._close(read[2 * layer + 1], rest)
-            if graph.parallel_attn_mlp and bias is not None:
-                rest, has_rest = rest + bias, True
-            first = graph.sources_before(layer)
-            put(first, _precise(model.head_outputs(layer, z)).transpose(1, 2))
+            first = model.graph.sources_before(layer)
+            heads = model.head_outputs(layer, run[hook_name("z", layer)])
+            put(first, _precise(heads).transpose(1, 2))
             put(first + model.n_heads, _precise(run[hook_name("mlp_out", layer)])[:, None])
-        if has_rest:
-            close[:, -1, -1] = self._close(read[-1], rest)
+        for i, rest in enumerate(_unwritten(model, run)):
+            if rest is not None:
+                close[:, i, -1:] = self._close(wholes[i], rest[:, None])
         _count(model, batch)
         shares = _shares(close.transpose(2, 3), self.threshold)  # [B, D, T, S + 1]
         real = batch.real.to(shares.dtype)
         mean = torch.einsum("bdts,bt->bds", shares, real / real.sum(1, keepdim=True))
-        return torch.cat(
-            [
-                mean[:, i, None, : block.n_sources].expand(-1, block.n_destinations, -1).flatten(1)
-                for i, block in enumerate(blocks)
-            ],
-            dim=1,
-        )
+        found = [
+            mean[:, i, None, : block.n_sources].expand(-1, block.n_destinations, -1).flatten(1)
+            for i, block in enumerate(blocks)
+        ]
+        return torch.cat(found, dim=1)
 
-    def _close(self, whole: Tensor, parts: Tensor) -> Tensor:
+    def _close(self, whole: Tensor | _Whole, parts: Tensor) -> Tensor:
         """``[...]``: of parts ``[..., d_model]`` to their sum, which may have axes of length 1 in their place."""
-        without = torch.linalg.vector_norm(whole - parts, ord=1, dim=-1)
-        return (torch.linalg.vector_norm(whole, ord=1, dim=-1) - without).clamp(min=self.epsilon)
+        whole = _Whole.of(whole) if isinstance(whole, Tensor) else whole
+        return whole.less(parts).clamp(min=self.epsilon)
 
     # --- routes -----------------------------------------------------------------------------------------------------
 
@@ -166,24 +155,14 @@ class Ifr(Method):
         seen: dict[str, Tensor] = {}
         steps: list[_Step] = []
 
-        def pick(x: Tensor) -> Tensor:
+        def queries(x: Tensor) -> Tensor:
             """``[B, Q, ...]`` of an activation ``[B, T, ...]``."""
             return x[rows, batch.last][:, None] if only_last else x
 
         def finish(layer: int) -> Edit:
             def apply(resid_post: Tensor) -> Tensor:
-                parallel, pre, z = model.graph.parallel_attn_mlp, pick(seen["resid_pre"]), pick(seen["z"])
-                whole = pick(resid_post) if parallel else pre + pick(seen["attn_out"])
-                whole = _precise(whole)
-                own = self._close(whole, _precise(pre))[..., None]
-                if parallel:
-                    own = torch.cat([own, self._close(whole, _precise(pick(seen["mlp_out"])))[..., None]], dim=-1)
-                bias = _written_bias(model, layer, z)
-                ends = own[..., :0] if bias is None else self._close(whole, bias)[..., None]
-                pattern = _precise(pick(seen["pattern"].transpose(1, 2))).transpose(1, 2)
-                values = torch.einsum("bhke,hed->bhkd", _precise(seen["v"]), _precise(model.W_O(layer)))
-                keys = self._of_keys(whole, pattern, values, model.attn_gain(layer, z))
-                steps.append(_Step.of(own, keys, ends, lambda close: _shares(close, self.threshold)))
+                seen["resid_post"] = queries(resid_post)
+                steps.append(self._step(model, layer, seen))
                 seen.clear()
                 return resid_post
 
@@ -191,12 +170,30 @@ class Ifr(Method):
 
         edits: dict[str, Edit] = {}
         for layer in range(model.n_layers):
-            for site in ("resid_pre", "pattern", "v", "z", "attn_out", "mlp_out"):
-                edits[hook_name(site, layer)] = watched(seen, site, lambda x: x)
+            for site in ("resid_pre", "z", "attn_out", "mlp_out"):
+                edits[hook_name(site, layer)] = watched(seen, site, queries)
+            edits[hook_name("v", layer)] = watched(seen, "v", lambda x: x)
+            edits[hook_name("pattern", layer)] = watched(seen, "pattern", lambda x: queries(x.transpose(1, 2)))
             edits[hook_name("resid_post", layer)] = finish(layer)
         model.run(batch, edits=edits)
         _count(model, batch)
         return steps
+
+    def _step(self, model: Model, layer: int, seen: dict[str, Tensor]) -> _Step:
+        """The importances in one layer's sum.
+
+        Args:
+            seen: by site, at the queries, the pattern ``[B, Q, H, T]``; of all positions ``v`` ``[B, H, T, d_head]``.
+        """
+        stays = ["resid_pre", "mlp_out"] if model.graph.parallel_attn_mlp else ["resid_pre"]
+        whole = _precise(seen["resid_post"] if len(stays) == 2 else seen["resid_pre"] + seen["attn_out"])
+        own = torch.stack([self._close(whole, _precise(seen[site])) for site in stays], dim=-1)
+        bias = _written_bias(model, layer, seen["z"])
+        ends = own[..., :0] if bias is None else self._close(whole, bias)[..., None]
+        values = torch.einsum("bhke,hed->bhkd", _precise(seen["v"]), _precise(model.W_O(layer)))
+        pattern = _precise(seen["pattern"]).transpose(1, 2)
+        keys = self._of_keys(whole, pattern, values, model.attn_gain(layer, seen["z"]))
+        return _Step.of(own, keys, ends, lambda close: _shares(close, self.threshold))
 
     def _of_keys(self, whole: Tensor, pattern: Tensor, values: Tensor, gain: Tensor | None) -> Tensor:
         """``[B, H, Q, T]``: the closeness of what each head reads at each key position; 0 where it sees nothing.
@@ -207,19 +204,41 @@ class Ifr(Method):
             values: ``[B, H, T, d_model]``, behind the output projection.
             gain: ``[B, Q, d_model]``, by which that reaches the residual stream.
         """
-        rows, heads, queries, width = pattern.shape
-        without = torch.empty_like(pattern)
-        per_query = rows * width * values.shape[-1] * values.itemsize
-        for part in torch.arange(queries).split(max(1, PART_BYTES // per_query)):
-            at = slice(int(part[0]), int(part[-1]) + 1)
-            for h in range(heads):
+        close = torch.empty_like(pattern)
+        few = _at_a_time(values[:, 0])
+        for at in torch.arange(pattern.shape[2], device=pattern.device).split(few):
+            here, own = _Whole.of(whole[:, at, None]), None if gain is None else gain[:, at, None].to(whole.dtype)
+            for h in range(pattern.shape[1]):
                 parts = pattern[:, h, at, :, None] * values[:, h, None]
-                if gain is not None:
-                    parts *= gain[:, at, None].to(parts.dtype)
-                parts.neg_().add_(whole[:, at, None])
-                without[:, h, at] = torch.linalg.vector_norm(parts, ord=1, dim=-1)
-        close = torch.linalg.vector_norm(whole, ord=1, dim=-1)[:, None, :, None] - without
+                close[:, h, at] = here.less(parts if own is None else parts.mul_(own))
         return close.clamp(min=self.epsilon) * (pattern > 0)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A sum ``y``, of which parts are taken.
+
+    Attributes:
+        sign: -1 where ``y`` is negative, 1 elsewhere.
+        twice: ``2 |y|``.
+    """
+
+    sign: Tensor
+    twice: Tensor
+
+    @classmethod
+    def of(cls, whole: Tensor) -> _Whole:
+        return cls(torch.where(whole < 0, -1.0, 1.0).to(whole.dtype), 2 * whole.abs())
+
+    def less(self, parts: Tensor) -> Tensor:
+        """``[...]``: by how much ``|y|_1`` falls when a part of ``[..., d_model]`` is taken from it.
+
+        In a coordinate, ``|y| - |y - z|`` is the less of ``u = z sign(y)`` and ``2 |y| - u``. A difference of two norms
+        would be lost in rounding, since a few coordinates of a residual stream are very large.
+        """
+        along = parts * self.sign
+        beyond = self.twice - along
+        return torch.minimum(along, beyond, out=along).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -253,6 +272,20 @@ class _Step:
         return cls(own_part.sum(-1), keys.sum(2), keys.sum(3).transpose(1, 2))
 
 
+def _unwritten(model: Model, run: Run) -> list[Tensor | None]:
+    """By block of edges ``[B, T, d_model]``: what no source has written before it reads; None where that is nothing."""
+    rest: Tensor | None = None
+    if model.has_position_embeddings:
+        rest = _precise(run[hook_name("resid_pre", 0)]) - _precise(run["hook_embed"])
+    found = []
+    for layer in range(model.n_layers):
+        before, bias = rest, _written_bias(model, layer, run[hook_name("z", layer)])
+        if bias is not None:
+            rest = bias if rest is None else rest + bias
+        found += [before, before if model.graph.parallel_attn_mlp else rest]
+    return [*found, rest]
+
+
 def _shares(close: Tensor, threshold: float) -> Tensor:
     """``[..., n]``: closeness as shares of its sum over the last axis, without those below ``threshold``."""
     shares = _normalized(close)
@@ -263,6 +296,11 @@ def _normalized(x: Tensor) -> Tensor:
     """Divided by the sum over the last axis, where that is not zero."""
     total = x.sum(-1, keepdim=True)
     return x / torch.where(total == 0, 1.0, total)
+
+
+def _at_a_time(one: Tensor) -> int:
+    """How many parts fit into :data:`PART_BYTES`, each of the size of ``one``; three are made of each."""
+    return max(1, PART_BYTES.get(one.device.type, PART_BYTES["cuda"]) // (3 * one.nbytes))
 
 
 def _precise(x: Tensor) -> Tensor:
