@@ -45,11 +45,13 @@ from attriboard.components import get_level
 from attriboard.evaluation.drawing import draw
 from attriboard.evaluation.speed import PeakMemory
 from attriboard.evaluation.timing import timed
+from attriboard.interventions import intervene
 from attriboard.loading import load_model
 from attriboard.method import methods
 from attriboard.model import Batch, EncodedExample, Model
 from attriboard.run.provenance import provenance
 from attriboard.stats.ranks import rank_correlation
+from attriboard.stats.sets import mib_sizes
 from attriboard.task import Example, tasks
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -216,18 +218,16 @@ def package(peer: str, module: str, *names: str) -> ModuleType:
 # --- EAP-IG -------------------------------------------------------------------------------------------------------
 
 
-def _eap(bench: Bench, method: str, at_output: bool, **options: Any) -> Callable[[], Tensor]:
-    """``[layer, heads + 1]``: node scores by EAP-IG's own ``attribute_node``.
+def _eap_code(bench: Bench, name: str) -> tuple[ModuleType, ModuleType]:
+    """One of EAP-IG's modules and its graphs, made fit for a processor and for token ids.
 
     Its code asks for a GPU by name and tokenizes strings itself: here tensors are made where the model is, and it is
     given the token ids of our prompts.
     """
     source = str(bench.clone("EAP-IG", "src"))
-    hooked, model = bench.hooked, bench.model
     if source not in sys.path:
         sys.path.insert(0, source)
-    code = importlib.import_module("eap.attribute_node")
-    graphs = importlib.import_module("eap.graph")
+    code = importlib.import_module(f"eap.{name}")
 
     def zeros(*size: Any, device: object = None, **kwargs: Any) -> Tensor:
         return torch.zeros(*size, **kwargs)
@@ -236,10 +236,31 @@ def _eap(bench: Bench, method: str, at_output: bool, **options: Any) -> Callable
         return tokens, torch.ones_like(tokens), torch.full((len(tokens),), tokens.shape[1]), tokens.shape[1]
 
     vars(code).update(torch=_With(torch, zeros=zeros), tokenize_plus=tokenized)
+    return code, importlib.import_module("eap.graph")
+
+
+_WIRED = {
+    "use_attn_result": True,
+    "use_split_qkv_input": True,
+    "use_hook_mlp_in": True,
+    "ungroup_grouped_query_attention": True,
+}
+"""What EAP-IG asks of a HookedTransformer."""
+
+
+def _paired(bench: Bench) -> tuple[Batch, list[tuple[Tensor, Tensor, None]]]:
+    """Our prompts as a batch, and as EAP-IG takes them."""
+    batch = bench.model.batch(bench.prompts)
+    assert batch.counterfactual is not None
+    return batch, [(batch.tokens, batch.counterfactual.tokens, None)]
+
+
+def _eap(bench: Bench, method: str, at_output: bool, **options: Any) -> Callable[[], Tensor]:
+    """``[layer, heads + 1]``: node scores by EAP-IG's own ``attribute_node``."""
+    (code, graphs), hooked, model = _eap_code(bench, "attribute_node"), bench.hooked, bench.model
 
     def theirs() -> Tensor:
-        batch = model.batch(bench.prompts)
-        assert batch.counterfactual is not None
+        batch, data = _paired(bench)
 
         def loss(logits: Tensor, clean: object, lengths: object, label: object) -> Tensor:
             return -model.metric(logits[:, -1], batch).sum()
@@ -247,20 +268,102 @@ def _eap(bench: Bench, method: str, at_output: bool, **options: Any) -> Callable
         graph = graphs.Graph.from_model(hooked, node_scores=True)
         for layer in range(model.n_layers if at_output else 0):
             graph.nodes[f"m{layer}"].in_hook = graph.nodes[f"m{layer}"].out_hook
-        data = [(batch.tokens, batch.counterfactual.tokens, None)]
-        with _settings(
-            hooked,
-            use_attn_result=True,
-            use_split_qkv_input=True,
-            use_hook_mlp_in=True,
-            ungroup_grouped_query_attention=True,
-        ):
+        with _settings(hooked, **_WIRED):
             code.attribute_node(hooked, graph, data, loss, method, quiet=True, **options)
         hooked.zero_grad()
         scores: Tensor = graph.nodes_scores[1:].view(model.n_layers, model.n_heads + 1)  # the first is the embedding
         return scores.clone()
 
     return theirs
+
+
+def _scored_graph(bench: Bench, method: str, **options: Any) -> Any:
+    """EAP-IG's graph of the model, its edges scored by its own ``attribute``."""
+    (code, graphs), hooked, model = _eap_code(bench, "attribute"), bench.hooked, bench.model
+    batch, data = _paired(bench)
+
+    def loss(logits: Tensor, clean: object, lengths: object, label: object) -> Tensor:
+        return -model.metric(logits[:, -1], batch).sum()
+
+    graph = graphs.Graph.from_model(hooked)
+    with _settings(hooked, **_WIRED):
+        code.attribute(hooked, graph, data, loss, method, quiet=True, **options)
+    hooked.zero_grad()
+    return graph
+
+
+def _edges(bench: Bench, matrix: Tensor) -> Tensor:
+    """``[E]`` in our order, of what EAP-IG has as ``[sources, destinations]``."""
+    graph = bench.model.graph
+    return matrix[torch.tensor(graph.edge_sources), torch.tensor(graph.edge_destinations)].clone()
+
+
+def _eap_edges(bench: Bench, ours: str, theirs: str, compared: str, **options: Any) -> Comparison:
+    return Comparison(
+        "EAP-IG",
+        compared,
+        len(bench.prompts),
+        lambda: bench.attribute(ours, "edges", bench.prompts, **options),
+        lambda: _edges(
+            bench, _scored_graph(bench, theirs, **({"ig_steps": options["steps"]} if options else {})).scores
+        ),
+        equal=True,
+        difference="Equal.",
+        modules=(bench.model.hf, bench.hooked),
+    )
+
+
+def eap_edges(bench: Bench) -> Comparison:
+    return _eap_edges(bench, "eap", "EAP", "EAP of all edges (`eap`)")
+
+
+def eap_ig_edges(bench: Bench) -> Comparison:
+    compared = f"EAP-IG-inputs of all edges, {STEPS} steps, its rule (`eap_ig`, rule left)"
+    return _eap_edges(bench, "eap_ig", "EAP-IG-inputs", compared, steps=STEPS, rule="left")
+
+
+def clean_corrupted_edges(bench: Bench) -> Comparison:
+    return _eap_edges(
+        bench, "eap_clean_corrupted", "clean-corrupted", "clean-corrupted of all edges (`eap_clean_corrupted`)"
+    )
+
+
+def circuits(bench: Bench) -> Comparison:
+    """The metric of the circuits of MIB's ten sizes, of edges ranked by EAP-IG's own EAP."""
+    evaluate, hooked, model = _eap_code(bench, "evaluate")[0], bench.hooked, bench.model
+    graph = _scored_graph(bench, "EAP")
+    scores, sizes = _edges(bench, graph.scores), mib_sizes(model.graph.n_edges)
+
+    def ours() -> Tensor:
+        order = scores.abs().argsort(descending=True)
+        masks = torch.ones(len(sizes), len(scores), dtype=torch.bool)
+        for mask, size in zip(masks, sizes):
+            mask[order[:size]] = False
+        return intervene(model, model.batch(bench.prompts), get_level("edges"))(masks)[:, :, 0]
+
+    def theirs() -> Tensor:
+        batch, data = _paired(bench)
+
+        def metric(logits: Tensor, clean: object, lengths: object, label: object) -> Tensor:
+            return model.metric(logits[:, -1], batch)
+
+        found = []
+        with _settings(hooked, **_WIRED):
+            for size in sizes:
+                graph.apply_topn(size, absolute=True, prune=True)
+                found.append(evaluate.evaluate_graph(hooked, graph, data, metric, quiet=True))
+        return torch.stack(found)
+
+    return Comparison(
+        "EAP-IG",
+        "circuits of MIB's ten sizes, run on edges (faithfulness at `edges`)",
+        len(bench.prompts),
+        ours,
+        theirs,
+        equal=True,
+        difference="Equal. EAP-IG drops edges that lead nowhere first, which changes no circuit's answer.",
+        modules=(model.hf, hooked),
+    )
 
 
 class _With(SimpleNamespace):
@@ -542,6 +645,10 @@ COMPARISONS: tuple[Callable[[Bench], Comparison], ...] = (
     eap,
     eap_as_published,
     eap_ig,
+    eap_edges,
+    eap_ig_edges,
+    clean_corrupted_edges,
+    circuits,
     activation_patching,
     direct_logit_attribution,
     integrated_gradients,
