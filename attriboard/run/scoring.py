@@ -184,7 +184,7 @@ def from_file(cell: Cell, context: Context, level: Level) -> Scored:
     """
     assert cell.precomputed is not None
     start = time.perf_counter()
-    file = precomputed.read(Path(cell.precomputed.file))
+    file = precomputed.read(Path(cell.precomputed.file), cell.level)
     if file.sha256 != cell.precomputed.sha256:
         raise ScoresError(f"{file.path} has changed since the run began; run the same command again.")
     scores = file.fitting(context.model)
