@@ -36,6 +36,8 @@ PAIRS = {
     "arc_challenge": ("llama3",),
 }
 """By task, the models that MIB's circuit track evaluates on it, under its names."""
+LEAST = 2
+"""Of how many tasks, and of how many models, a submission must be at least."""
 SHAPES = {"gpt2": (12, 12), "qwen2.5": (24, 14), "gemma2": (26, 8), "llama3": (32, 32)}
 """Of these models: layers and heads (of interpbench's they are not published)."""
 
