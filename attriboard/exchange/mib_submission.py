@@ -80,7 +80,7 @@ def names_from(texts: Sequence[str], option: str) -> dict[str, str]:
     return names
 
 
-_EXAMPLES = {"--task": "my_ioi=ioi", "--model": "models/my_copy=gpt2"}
+_EXAMPLES = {"--task": "my_ioi=ioi", "--model": "models/copy=gpt2"}
 
 
 def entries(

@@ -223,7 +223,7 @@ def test_scores_that_are_not_there_are_named_and_the_others_written(
     ("arguments", "message"),
     [
         ([], "MIB does not evaluate ioi on"),
-        (["--model", "{model}"], "--model '{model}' is not of the form NAME=MIBNAME, such as models/my_copy=gpt2."),
+        (["--model", "{model}"], "--model '{model}' is not of the form NAME=MIBNAME, such as models/copy=gpt2."),
         (["--model", "{model}=gpt3"], "unknown model of MIB's 'gpt3': did you mean 'gpt2'"),
         (["--model", "{model}=gpt2"], "MIB's 'gpt2' has 12 layers and 12 heads, but the scores are for 3 layers"),
         (["--model", "smollm=gpt2"], "--model names 'smollm', which has no scores of edges in the run; there are"),
