@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import MAX_SEED, ConfigurationError
+from ..errors import MAX_SEED, ConfigurationError, ModelError
 from ..files import kind_of
 from .options import Include, include_files
 from .output import err, out, writing
 
 if TYPE_CHECKING:
+    from ..model import Model
     from ..records.record import Record
 
 
@@ -84,7 +85,8 @@ def export_mib(
 ) -> None:
     """Writes scores in the format of MIB's circuits: those of a file, or a submission from the folder of a run."""
     of_a_run = {"--task": task, "--method": method, "--level": level, "--seed": seed, "--circuits": circuits or None}
-    if kind_of(source, "SCORES|RUN") == "folder":
+    kind = kind_of(source, "SCORES|RUN")
+    if kind == "folder":
         if submission is not None:
             raise ConfigurationError(
                 f"--submission belongs to a file of scores, and {source} is a folder; say with --task and --model "
@@ -94,6 +96,10 @@ def export_mib(
             raise ConfigurationError("--absolute says which edges circuits keep; add --circuits.")
         _export_run(source, target, task or (), model or (), method or (), level or "edges", seed, circuits, absolute)
         return
+    if kind == "missing" and not source.suffix:
+        raise ConfigurationError(
+            f"{source} does not exist; give a .safetensors file of scores, or the folder of a run."
+        )
     if given := [option for option, value in {**of_a_run, "--absolute": absolute or None}.items() if value is not None]:
         raise ConfigurationError(f"{given[0]} belongs to the folder of a run, and {source} is none.")
     if model and len(model) > 1:
@@ -149,30 +155,39 @@ def _export_run(
     folder = Folder(run)
     records, _ = newest(folder.filled())
     found, left_out = mib_submission.entries(records, level, tasks, models, method, seed)
-    places = [entry.file(target, shape_of(entry.record.cell.model).graph) for entry in found]  # before any is written
-    missing: list[str] = []
-    for entry, place in zip(found, places):
+    shapes: dict[str, Model] = {}
+    failed: dict[str, str] = {}
+    for name in dict.fromkeys(entry.record.cell.model for entry in found):
+        try:
+            shapes[name] = shape_of(name)
+        except ModelError as error:
+            failed[name] = str(error)
+    at_hand = [entry for entry in found if entry.record.cell.model in shapes]
+    places = [entry.file(target, shapes[entry.record.cell.model].graph) for entry in at_hand]  # before any is written
+    written: list[mib_submission.Entry] = []
+    for entry, place in zip(at_hand, places):
         content = folder.read_scores(entry.record)
         if content is None:
-            missing.append(_missing(folder.path, entry.record))
+            failed[str(entry)] = _missing(folder.path, entry.record)
             continue
-        shape = shape_of(entry.record.cell.model)
+        shape = shapes[entry.record.cell.model]
         scores, _ = unpacked_components(content, shape, scores_of)
         with writing(place):
             files = mib_submission.write(entry, scores, shape.graph, target, circuits, absolute)
+        written.append(entry)
         what = f"{len(files)} circuits of edges" if circuits else f"{len(scores.names)} {level}"
         out.print(f"wrote {escape(str(place.parent if circuits else place))}: {what} by {entry}", highlight=False)
     for what in left_out:
         err.print(f"left out: {escape(what)}, which MIB does not evaluate.", highlight=False)
-    if len(missing) == len(found):
-        raise ConfigurationError(missing[0])
-    for why in missing:
+    if not written:
+        raise ConfigurationError(next(iter(failed.values())))
+    for why in failed.values():
         err.print(f"failed: {escape(why)}", highlight=False)
-    pairs = [(entry.task, entry.model) for entry in found]
+    pairs = [(entry.task, entry.model) for entry in written]
     for n, what in ((len({task for task, _ in pairs}), "task"), (len({name for _, name in pairs}), "model")):
         if n < mib.LEAST:
             err.print(f"note: MIB takes submissions of at least {mib.LEAST} {what}s, and these are of {n}.")
-    if missing:
+    if failed:
         raise typer.Exit(1)
 
 

@@ -36,6 +36,8 @@ PAIRS = {
     "arc_challenge": ("llama3",),
 }
 """By task, the models that MIB's circuit track evaluates on it, under its names."""
+MAX_EDGES = 2**24
+"""The most edges of a model whose files are read; one of 8B parameters has 1.6 million."""
 LEAST = 2
 """Of how many tasks, and of how many models, a submission must be at least."""
 SHAPES = {"gpt2": (12, 12), "qwen2.5": (24, 14), "gemma2": (26, 8), "llama3": (32, 32)}
@@ -166,7 +168,7 @@ class _Content:
         graph: of its cfg.
         nodes: scores by name; without those that have none.
         edges: ``[E]`` scores in the graph's order; None where the file says nothing of edges.
-        kept: ``[E]`` bool, the circuit.
+        kept: ``[E]`` bool, the circuit; empty where the file says nothing of edges.
         dimensions: whether it scores output dimensions of nodes.
     """
 
@@ -265,9 +267,10 @@ def _from_json(file: Path) -> _Content:
 
 
 def _edges_from_json(file: Path, graph: Graph, edges: Mapping[str, Any]) -> tuple[Tensor | None, Tensor]:
-    values, kept = torch.zeros(graph.n_edges), torch.zeros(graph.n_edges, dtype=torch.bool)
     if not edges:
-        return None, kept
+        return None, torch.zeros(0, dtype=torch.bool)
+    _check_size(file, graph)
+    values, kept = torch.zeros(graph.n_edges), torch.zeros(graph.n_edges, dtype=torch.bool)
     place = {name: i for i, name in enumerate(graph.edge_names)}
     if unknown := [name for name in edges if name not in place]:
         raise ScoresError(f"{file} has edges that a model of its cfg ({graph}) does not have: {listed(unknown)}.")
@@ -281,6 +284,14 @@ def _edges_from_json(file: Path, graph: Graph, edges: Mapping[str, Any]) -> tupl
     values[at] = torch.tensor([_number(file, name, edge["score"]) for name, edge in edges.items()])
     kept[at] = torch.tensor([edge["in_graph"] for edge in edges.values()])
     return values, kept
+
+
+def _check_size(file: Path, graph: Graph) -> None:
+    """Refuses more edges than can be named: a file is quickly written that tells of trillions."""
+    if graph.n_edges > MAX_EDGES:
+        raise ScoresError(
+            f"{file} is of a model with {graph.n_edges:,} edges ({graph}); edges are read of at most {MAX_EDGES:,}."
+        )
 
 
 def _number(file: Path, name: str, score: Any) -> float:
@@ -349,6 +360,7 @@ def _from_content(file: Path, content: Any) -> _Content:
             raise ScoresError(f"{file} has {key} of type {value.dtype}, expected floating-point numbers.")
     scores = content.get("nodes_scores")
     by_name = {} if scores is None else dict(zip(graph.src_nodes, scores.float().tolist()))
+    _check_size(file, graph)
     at = (graph.edge_sources, graph.edge_destinations)  # what stands between nodes that no edge joins says nothing
     return _Content(
         graph,

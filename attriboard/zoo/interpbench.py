@@ -58,8 +58,21 @@ EXPECTED: Mapping[str, tuple[Any, ...]] = {
     "n_key_value_heads": (None,),
     "num_experts": (None,),
 }
-"""By entry of a configuration, what is read as GPT-2; an entry that is not there is one of these."""
-SIZES = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab")
+"""By entry of a configuration, what GPT-2's code computes."""
+DEFAULTS: Mapping[str, Any] = {
+    "normalization_type": "LN",
+    "attention_dir": "causal",
+    "positional_embedding_type": "standard",
+    "use_attn_scale": True,
+    "attn_scale": -1.0,
+    "eps": 1e-5,
+    "d_vocab_out": -1,
+}
+"""What TransformerLens takes for an entry that is not there."""
+SIZES = {"n_layers": 2**10, "n_heads": 2**10, "d_model": 2**16, "d_head": 2**16, "d_mlp": 2**18, "n_ctx": 2**16} | {
+    "d_vocab": 2**20
+}
+"""The sizes of a model, and the largest that are read."""
 INERT = 2.0**30
 """Norms that are none divide by this and multiply by it again: its square plus any mean square is its square."""
 _LARGEST = 2**26
@@ -100,15 +113,16 @@ def read_case(folder: Path) -> Case:
     cfg = vars(cfg) if isinstance(cfg, _Settings) else cfg
     if not isinstance(cfg, Mapping):
         raise ModelError(f"{file} holds a {type(cfg).__name__}, expected the settings of a HookedTransformer by name.")
-    for name in SIZES:
+    cfg = {**DEFAULTS, **cfg}
+    for name, most in SIZES.items():
         value = cfg.get(name)
-        if type(value) is not int or not 0 < value <= 2**20:
-            raise ModelError(f"{file} has {value!r:.60} as {name}, expected a whole number from 1.")
+        if type(value) is not int or not 0 < value <= most:
+            raise ModelError(f"{file} has {_shown(value)} as {name}, expected a whole number from 1 to {most:,}.")
     for name, able in EXPECTED.items():
-        value = cfg.get(name, able[-1])
+        value = cfg.get(name)
         if not any(value is x or (type(value) is type(x) and value == x) for x in able):
             raise ModelError(
-                f"{file} has {value!r:.60} as {name}, which is not computed here; known are "
+                f"{file} has {_shown(value)} as {name}, which is not computed here; known are "
                 f"{', '.join(map(repr, able))}."
             )
     if cfg["n_heads"] * cfg["d_head"] != cfg["d_model"]:
@@ -116,11 +130,26 @@ def read_case(folder: Path) -> Case:
             f"{file} tells of {cfg['n_heads']} heads of width {cfg['d_head']} in a residual stream of width "
             f"{cfg['d_model']}; read are models whose heads are together as wide as it."
         )
-    scale = cfg.get("attn_scale", -1.0)
-    usual = math.sqrt(cfg["d_head"]) if cfg.get("use_attn_scale", True) else 1.0
-    if scale not in (-1.0, None) and not math.isclose(float(scale), usual, rel_tol=1e-6):
-        raise ModelError(f"{file} has {scale!r:.60} as attn_scale, expected the root of d_head, {usual:g}.")
+    usual = math.sqrt(cfg["d_head"]) if cfg["use_attn_scale"] else 1.0
+    for name, fine, expected in (
+        ("use_attn_scale", lambda x: isinstance(x, bool), "true or false"),
+        ("attn_scale", lambda x: _is_number(x) and (x == -1 or math.isclose(x, usual, rel_tol=1e-6)), f"{usual:g}"),
+        ("eps", lambda x: _is_number(x) and 0 < x < 1, "a number between 0 and 1"),
+        ("d_vocab_out", lambda x: type(x) is int and (x == -1 or 0 < x <= SIZES["d_vocab"]), "a whole number"),
+    ):
+        if not fine(cfg[name]):
+            raise ModelError(f"{file} has {_shown(cfg[name])} as {name}, expected {expected}.")
     return Case(folder, Graph(cfg["n_layers"], cfg["n_heads"], False, cfg["d_model"]), cfg)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    """A value as messages show it; of what is no plain value its kind alone, since it may be endless."""
+    plain = value is None or isinstance(value, (str, int, float))
+    return repr(value)[:60] if plain else f"a {type(value).__name__}"
 
 
 def outline(folder: Path) -> GPT2LMHeadModel:
@@ -138,20 +167,23 @@ def build(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast | None
     """
     case = read_case(folder)
     weights = _weights(case)
-    hf = _empty(case)
-    try:
-        hf.load_state_dict(weights)
-    except RuntimeError as error:  # shapes
+    with torch.device("meta"):  # before memory is taken for it
+        expected = _empty(case).state_dict()
+    if other := [name for name, value in weights.items() if value.shape != expected[name].shape]:
+        found, right = (tuple(some[other[0]].shape) for some in (weights, expected))
         raise ModelError(
-            f"{_only(folder, WEIGHTS)} does not fit its configuration ({kind_and_reason(error)})."
-        ) from error
+            f"{_only(folder, WEIGHTS)} does not fit its configuration: {other[0]} would have shape {found}, expected "
+            f"{right}."
+        )
+    hf = _empty(case)
+    hf.load_state_dict(weights)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
     return hf, tokenizer, read_circuit(case)
 
 
 def _empty(case: Case) -> GPT2LMHeadModel:
     cfg = case.cfg
-    none = cfg.get("normalization_type") is None
+    none = cfg["normalization_type"] is None
     config = GPT2Config(
         vocab_size=cfg["d_vocab"],
         n_embd=cfg["d_model"],
@@ -160,15 +192,14 @@ def _empty(case: Case) -> GPT2LMHeadModel:
         n_head=cfg["n_heads"],
         n_positions=cfg["n_ctx"],
         activation_function=ACTIVATIONS[cfg["act_fn"]],
-        layer_norm_epsilon=INERT**2 if none else float(cfg.get("eps", 1e-5)),
-        scale_attn_weights=bool(cfg.get("use_attn_scale", True)),
+        layer_norm_epsilon=INERT**2 if none else float(cfg["eps"]),
+        scale_attn_weights=cfg["use_attn_scale"],
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,
     )
     hf = GPT2LMHeadModel(config)
-    out = cfg.get("d_vocab_out")
-    hf.lm_head = nn.Linear(cfg["d_model"], out if type(out) is int and out > 0 else cfg["d_vocab"])
+    hf.lm_head = nn.Linear(cfg["d_model"], cfg["d_vocab"] if cfg["d_vocab_out"] == -1 else cfg["d_vocab_out"])
     if none:
         config.inert_norms = True  # the architecture's norms neither center nor scale
         for parent, name in [*((b, n) for b in hf.transformer.h for n in ("ln_1", "ln_2")), (hf.transformer, "ln_f")]:
@@ -207,7 +238,7 @@ def _weights(case: Case) -> dict[str, Tensor]:
 
 def _names(case: Case) -> set[str]:
     """The weights that TransformerLens has of such a model."""
-    normed = case.cfg.get("normalization_type") == "LN"
+    normed = case.cfg["normalization_type"] == "LN"
     parts = [f"attn.{kind}_{part}" for kind in "Wb" for part in "QKVO"]
     parts += ["mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out"]
     parts += [f"{norm}.{kind}" for norm in ("ln1", "ln2") for kind in "wb"] if normed else []
@@ -245,7 +276,7 @@ def _converted(case: Case, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _norm(case: Case, state: Mapping[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
-    kind, ones = case.cfg.get("normalization_type"), torch.ones(case.graph.d_model)
+    kind, ones = case.cfg["normalization_type"], torch.ones(case.graph.d_model)
     if kind == "LN":
         return {f"{new}.weight": state[f"{old}.w"], f"{new}.bias": state[f"{old}.b"]}
     return {f"{new}.weight": ones, f"{new}.bias": 0 * ones} if kind == "LNPre" else {f"{new}.weight": INERT * ones}
@@ -375,7 +406,7 @@ class _Settings:
     """What stands for a ``HookedTransformerConfig`` in a pickle: its attributes, and nothing else."""
 
 
-class _PlainValues(pickle.Unpickler):
+class _PlainValues(pickle._Unpickler):  # the one in C takes memory for as many values as a file says that it has
     """Makes plain values, torch's names of types and :class:`_Settings`; nothing is imported."""
 
     def find_class(self, module: str, name: str) -> Any:

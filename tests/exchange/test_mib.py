@@ -223,6 +223,7 @@ def test_a_foreign_file_is_read_by_name(tmp_path: Path) -> None:
         ({**foreign(), "edges": [1]}, "its edges are not objects by name"),
         (foreign(edges={"input->a0.h2<q>": {"score": 1.0, "in_graph": True}}), "does not have: input->a0.h2<q>."),
         (foreign(edges={"m0->a0.h0<q>": {"score": 1.0, "in_graph": True}}), "does not have: m0->a0.h0<q>."),
+        (foreign(cfg={"n_layers": 1024, "n_heads": 1024}), "is of a model with 1,649,807,984,129 edges"),
         (foreign(edges={"input->m0": {"in_graph": True}}), "has no score for input->m0; MIB reads every edge's"),
         (foreign(edges={"input->m0": {"score": 1.0}}), "has no in_graph for input->m0; MIB reads every edge's"),
         (foreign(edges={"input->m0": {"score": 1.0, "in_graph": 1}}), "has 1 as in_graph of input->m0, expected true"),

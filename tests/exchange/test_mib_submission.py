@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,34 @@ def test_scores_and_circuits_do_not_stand_in_one_folder(
     assert call(capsys, *arguments)[0] == 0 and call(capsys, *arguments)[0] == 0
     code, _, err = call(capsys, *arguments, "--circuits")
     assert code == 2 and "importances.json stands already where 9 other files are to be handed in" in err
+
+
+def test_a_run_that_is_not_there_and_a_folder_that_is_a_file_are_one_sentence(
+    toy: dict, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, "export-mib", tmp_path / "nothing", "--out", tmp_path / "sub")
+    assert code == 2 and "nothing does not exist; give a .safetensors file of scores, or the folder of a run." in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = call(capsys, "export-mib", tmp_path / "empty", "--out", tmp_path / "sub")
+    assert code == 2 and "empty holds no records" in err
+    (tmp_path / "file").write_text("")
+    code, _, err = call(capsys, "export-mib", run, "--out", tmp_path / "file", *named(toy))
+    assert code == 2 and "cannot write" in err and "Traceback" not in err
+
+
+def test_a_model_that_is_not_there_is_named_and_the_others_are_written(
+    toy: dict, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "interpbench"
+    shutil.copytree(toy["model"], gone)
+    store(run, gone, "gone", 5)
+    shutil.rmtree(gone)
+    shape_of.cache_clear()
+    code, out, err = call(capsys, "export-mib", run, "--out", tmp_path / "sub", *named(toy))
+    assert code == 1 and f"failed: the model folder {str(gone)!r} does not exist" in err
+    assert "262 edges by eap on ioi" in out and not (tmp_path / "sub" / "gone").exists()
+    code, _, err = call(capsys, "export-mib", run, "--out", tmp_path / "none", "--method", "gone")
+    assert code == 2 and f"the model folder {str(gone)!r} does not exist" in err
 
 
 @pytest.mark.parametrize("option", [["--circuits"], ["--task", "a=ioi"], ["--seed", "0"], ["--absolute"]])

@@ -304,9 +304,14 @@ def configured(**changes: Any) -> Callable[[Path], Any]:
         (configured(positional_embedding_type="rotary"), "'rotary' as positional_embedding_type"),
         (configured(normalization_type="RMS"), "'RMS' as normalization_type, which is not computed here"),
         (configured(act_fn="solu_ln"), "'solu_ln' as act_fn"),
-        (configured(n_heads="4"), "'4' as n_heads, expected a whole number from 1."),
+        (configured(n_heads="4"), "'4' as n_heads, expected a whole number from 1 to 1,024."),
+        (configured(n_layers=10**9), "1000000000 as n_layers, expected a whole number from 1 to 1,024."),
+        (configured(d_mlp=2**18), "does not fit its configuration: transformer.h.0.mlp.c_fc.weight would have shape"),
+        (configured(act_fn=None), "None as act_fn, which is not computed here; known are 'gelu'"),
+        (configured(eps="small"), "'small' as eps, expected a number between 0 and 1."),
+        (configured(d_vocab_out=[[1]]), "a list as d_vocab_out, expected a whole number."),
         (configured(d_head=5), "4 heads of width 5 in a residual stream of width 12"),
-        (configured(attn_scale=3.0), "3.0 as attn_scale, expected the root of d_head, 1.73205"),
+        (configured(attn_scale=3.0), "3.0 as attn_scale, expected 1.73205."),
         (pickled("ll_model_cfg.pkl", [1, 2]), "holds a list, expected the settings of a HookedTransformer"),
         (pickled("ll_model_cfg.pkl", {**CFG, "x": Runs()}), "it needs pathlib"),
         (lambda f: (f / "ll_model_cfg.pkl").write_bytes(b"no pickle"), "cannot be read as plain values"),
@@ -342,6 +347,23 @@ def test_what_is_no_case_is_one_sentence_and_runs_no_code(
         loaded(tmp_path / "case")
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "unpickled").exists()
+
+
+def test_a_pickle_that_tells_of_more_than_it_holds_takes_no_memory(tmp_path: Path) -> None:
+    folder = case(tmp_path / "case")
+    (folder / "edges.pkl").write_bytes(b"\x80\x02]r\xff\xff\xff\xff.")  # a list as the memo's entry 2^32 - 1
+    with pytest.raises(ModelError, match=r"names no edge of a model"):
+        loaded(folder)
+
+
+def test_entries_that_are_not_there_are_what_transformer_lens_takes(tmp_path: Path) -> None:
+    folder = case(tmp_path / "case", normalization_type="LN", d_vocab_out=CFG["d_vocab"])
+    few = {key: CFG[key] for key in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab", "act_fn")}
+    (folder / "ll_model_cfg.pkl").write_bytes(pickle.dumps(few))
+    state = state_dict({**CFG, "normalization_type": "LN", "d_vocab_out": CFG["d_vocab"]})
+    expected = literal({**CFG, "normalization_type": "LN"}, state, TOKENS)
+    with torch.no_grad():
+        assert torch.allclose(loaded(folder).hf(TOKENS).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_folder_of_transformers_is_none(toy: dict, tmp_path: Path) -> None:
