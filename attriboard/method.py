@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,9 @@ class Method:
         reads: what of an example its scores depend on, beside the prompt and what its options make it see: the answer,
             the foil, labels. Through the metric or its gradient, that is the answer and the foil.
         default_for: studies that use this method unless others are named: "compare-forms".
+        circuits: how a circuit of ``n`` edges is chosen by its scores: "top", the ``n`` best, or "greedy", the best of
+            those that lead to what has been chosen, from the logits back
+            (:func:`attriboard.circuits.greedy_order`).
         properties: what its definition implies, checked by ``attriboard selftest``; see docs/selftests.md. Names that
             do not exist are refused there and by ``attriboard validate``.
         rounding: how far rounding in float32 may move its scores, as a share of the largest: more where it divides by
@@ -68,6 +71,7 @@ class Method:
     control_kind: ClassVar[ControlKind] = "trivial"
     reads: ClassVar[tuple[Sight, ...]] = ()
     default_for: ClassVar[tuple[str, ...]] = ()
+    circuits: ClassVar[Literal["top", "greedy"]] = "top"
     properties: ClassVar[tuple[str, ...]] = ()
     rounding: ClassVar[float] = 1e-4
 

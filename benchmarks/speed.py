@@ -1,9 +1,11 @@
 """What the harness' shortcuts are worth, measured against the procedures they replace.
 
-Three pairs, each measured in turn in one run: a forward pass that captures every activation against a bare one; all
-heads knocked out as batched rows against a deep copy of the model per head; the neurons' log-probability increase with
-a provably exact top 100 against every neuron evaluated. Both sides of a pair must give the same numbers. Beside each
-stands the least time that the fast side's matrix products can take, at rates measured in the same run (``floor.py``).
+Pairs, each measured in turn in one run: a forward pass that captures every activation against a bare one; all heads
+knocked out as batched rows against a deep copy of the model per head; the neurons' log-probability increase with a
+provably exact top 100 against every neuron evaluated; all edges scored by one gradient pass against a copy of the
+residual stream for every destination. Both sides of a pair must give the same numbers. A last pair says what a curve of
+ten circuits costs on edges, and on nodes. Beside each stands the least time that the fast side's matrix products can
+take, at rates measured in the same run (``floor.py``).
 
     python benchmarks/speed.py --out results/speed.json
     python benchmarks/speed.py --model llama-7b-shape --device cuda --dtype bfloat16 --out results/speed-7b.json
@@ -26,12 +28,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from attriboard.components import get_level
+from attriboard.edges import Changes, products, written
 from attriboard.evaluation.speed import PeakMemory
+from attriboard.interventions import intervene
 from attriboard.loading import DTYPES, load_model
 from attriboard.log_prob import last_token
 from attriboard.method import methods
-from attriboard.model import EncodedExample, Model, hook_name
+from attriboard.model import Batch, Cost, EncodedExample, Model, hook_name
+from attriboard.models.edges import OwnGradients, through_norm
+from attriboard.models.weights import Qkv
 from attriboard.run.provenance import provenance
+from attriboard.stats.sets import mib_sizes
 from attriboard.task import Example
 
 PROMPT = "The dog is red. The cat is blue. The color of the dog is"
@@ -240,6 +247,81 @@ def neuron_increase(model: Model, example: EncodedExample, repeats: int, rates: 
     return {**timed, **agreed}
 
 
+class CopiedResiduals(OwnGradients):
+    """Every query, key and value input of every head reads a copy of the residual stream, a leaf of the graph."""
+
+    def __init__(self, model: Model, batch: Batch) -> None:
+        super().__init__(model, batch)
+        self.copies: list[Tensor] = []
+
+    def enters(self, layer: int, resid: Tensor) -> None:
+        super().enters(layer, resid)
+        rows, positions, width = resid.shape
+        leaf = torch.zeros(rows, 3 * self.weights.n_heads, positions, width, dtype=resid.dtype, device=resid.device)
+        self.copies.append(leaf.requires_grad_())
+        norm = self.weights.parts.ln1[layer]
+        normed = (resid[:, None] + leaf) if norm is None else norm(resid[:, None] + leaf)
+        made = []
+        for part, weight in zip(normed.chunk(3, dim=1), self.weights.qkv_weights(layer)):
+            groups = part.unflatten(1, (weight.shape[1], -1))
+            made.append(torch.einsum("rgmtd,dge->rtgme", groups, weight).flatten(2, 3))
+        self._heads = Qkv(*made)
+
+    def projected(self, layer: int, run: int, role: str, make: Callable[[], Tensor]) -> Tensor:
+        own = self.together[run].to(self.resid.device)
+        heads = Qkv(self._heads.q, *(part.index_select(2, own) for part in self._heads[1:]))
+        return self.weights.join_qkv(heads)[("query", "key", "value").index(role)]
+
+    def gradients(self, value: Tensor) -> dict[str, Tensor]:
+        ffn = [x for own in self._ffn for x in own]
+        found = iter(torch.autograd.grad(value.sum(), [*self.copies, *ffn, self.final]))
+        by_name = {f"heads.{layer}": next(found) for layer in range(self.weights.n_layers)}
+        for layer, own in enumerate(self._ffn):
+            at = torch.stack([next(found) for _ in own]).sum(0)[:, None]
+            by_name[f"ffn.{layer}"] = through_norm(self.weights.parts.ln2[layer], self.mids[layer], at)
+        return {**by_name, "logits": next(found)[:, None]}
+
+
+def edge_scores(model: Model, example: EncodedExample, repeats: int, rates: Any) -> dict[str, Any]:
+    """EAP's score of every edge against the form with a copy of the residual stream for each destination."""
+    method, level = methods.make("eap"), get_level("edges")
+
+    def ours() -> Tensor:
+        return method.attribute(model, [example], level).values
+
+    def copied() -> Tensor:
+        batch = model.share_prefix(model.batch([example]))
+        assert batch.counterfactual is not None
+        own = CopiedResiduals(model, batch)
+        run = model.run(batch, gradients=True, also=own.install)
+        gradients = own.gradients(model.metric(run.logits, batch))
+        changes = Changes(model, batch, own.written, written(model, batch.counterfactual))
+        return products(model, batch, changes.at(own.written), gradients)[0].cpu()
+
+    fast, slow = ours(), copied()
+    model.cost = Cost()
+    ours()
+    forwards = model.forward_equivalents([example])
+    timed = pair("every edge's score", ours, copied, repeats, model, rates)
+    largest = float((fast - slow).abs().max() / slow.abs().max())
+    return {**timed, "edges": len(fast), "largest_relative_difference": largest, "forward_equivalents": forwards}
+
+
+def edge_curve(model: Model, example: EncodedExample, repeats: int, rates: Any) -> dict[str, Any]:
+    """Circuits of MIB's ten sizes on edges against as many on nodes, each by scores drawn at random."""
+    batch = model.batch([example])
+
+    def curve(name: str) -> Callable[[], Any]:
+        level = get_level(name)
+        n = level.size(model)
+        ranks = torch.rand(n, generator=torch.Generator().manual_seed(0)).argsort().argsort()
+        masks = torch.stack([ranks >= max(1, k) for k in mib_sizes(n)])
+        return lambda: intervene(model, batch, level)(masks)
+
+    timed = pair("ten circuits of edges", curve("nodes"), curve("edges"), repeats, model, rates)
+    return {**timed, "note": "here fast is the same curve on nodes; the ratio is what edges cost"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help=f"a model name, or one of {', '.join(SHAPES)}")
@@ -262,6 +344,8 @@ def main() -> None:
             capturing(model, example, 5 * options.repeats, rates),
             head_sweep(model, example, options.repeats, rates, options.copies),
             neuron_increase(model, example, options.repeats, rates),
+            edge_scores(model, example, options.repeats, rates),
+            edge_curve(model, example, options.repeats, rates),
         ],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attriboard import components, interventions, levels
 from attriboard.components import InputLevel, Level, get_level, summed
-from attriboard.errors import ConfigurationError
+from attriboard.errors import ConfigurationError, SkipCell
 from attriboard.evaluation.ablation import AblationEvaluation
 from attriboard.evaluation.context import Context
 from attriboard.evaluation.crossfit import trials
@@ -24,7 +24,7 @@ from attriboard.evaluation.sets import Question
 from attriboard.exchange.mib import check_level
 from attriboard.exchange.precomputed import read
 from attriboard.interventions import REPLACEMENT_KINDS, Intervention, ReplacementKind, component_means, single_effects
-from attriboard.levels import InputReplacement, LevelFacts, check_replacement
+from attriboard.levels import USUAL_REPLACEMENT, InputReplacement, LevelFacts, check_replacement
 from attriboard.loading import load_model
 from attriboard.measurements.ablation import Ablation
 from attriboard.method import methods
@@ -166,7 +166,7 @@ def test_every_level_that_is_stated_has_its_class_in_the_same_order() -> None:
     for name, level in components.LEVELS.items():
         assert {key: getattr(level, key) for key in vars(levels.LEVELS[name])} == vars(levels.LEVELS[name])
         assert level.inputs == isinstance(level, InputLevel) and (level.inputs or not level.image)
-        assert level.sites and (level.inputs or level.naming)
+        assert level.edges or (level.sites and (level.inputs or level.naming))
         assert pickle.loads(pickle.dumps(level)) == copy.deepcopy(level) == level
     assert tuple(components.COMPONENTS) == levels.COMPONENTS and tuple(components.INPUTS) == levels.INPUTS
 
@@ -175,7 +175,12 @@ def test_facts_are_what_the_classes_can_do() -> None:
     model = hooked("llama")
     for level in components.COMPONENTS.values():
         assert level.size(model) == len(level.names(model)) == len(set(level.names(model)))
-        assert len(level.columns_of(model)) * model.n_layers == level.size(model)
+        assert level.size(model) == len(level.layer_of(model))
+        if level.edges:
+            with pytest.raises(SkipCell, match="there is no literal judge of edges"):
+                level.columns_of(model)
+        else:
+            assert len(level.columns_of(model)) * model.n_layers == level.size(model)
         if level.editable or level.one_vector:
             weights = level.output_weights(model, 0)
             assert len(weights) * model.n_layers == level.size(model) and weights.shape[-1] == model.d_model
@@ -188,7 +193,10 @@ def test_facts_are_what_the_classes_can_do() -> None:
 def test_every_replacement_that_is_named_is_written_and_taken_by_a_level() -> None:
     assert tuple(REPLACEMENT_KINDS) == REPLACEMENTS
     assert {name for level in levels.LEVELS.values() for name in level.replacements} == set(REPLACEMENTS)
-    assert all(set(levels.REPLACEMENTS) <= set(level.replacements) for level in levels.LEVELS.values())
+    for level in levels.LEVELS.values():
+        assert set(levels.REPLACEMENTS) <= set(level.replacements) or level.replacements == (USUAL_REPLACEMENT,)
+    with pytest.raises(ConfigurationError, match="not for edges, which have counterfactual"):
+        check_replacement("zero", "edges")
     with pytest.raises(ConfigurationError, match="'blur' is for patches, not for heads, which have counterfactual"):
         check_replacement("blur", "heads")
 

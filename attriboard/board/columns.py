@@ -32,7 +32,11 @@ def main_columns(level: str) -> tuple[str, ...]:
     return tuple(
         name
         for name, metric in METRICS.items()
-        if metric.shown and not is_cost(name) and MEASUREMENTS[metric.measurement].main and _at(metric, level)
+        if metric.shown
+        and level in (metric.shown_at or (level,))
+        and not is_cost(name)
+        and MEASUREMENTS[metric.measurement].main
+        and _at(metric, level)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -82,9 +82,11 @@ def export_mib(
     absolute: Annotated[
         bool, typer.Option("--absolute", help="With --circuits: the edges with the largest scores, be they negative.")
     ] = False,
+    include: Include = None,
 ) -> None:
     """Writes scores in the format of MIB's circuits: those of a file, or a submission from the folder of a run."""
     of_a_run = {"--task": task, "--method": method, "--level": level, "--seed": seed, "--circuits": circuits or None}
+    include_files(include)
     kind = kind_of(source, "SCORES|RUN")
     if kind == "folder":
         if submission is not None:
@@ -172,8 +174,9 @@ def _export_run(
             continue
         shape = shapes[entry.record.cell.model]
         scores, _ = unpacked_components(content, shape, scores_of)
+        order = _order(entry.record) if circuits else ""
         with writing(place):
-            files = mib_submission.write(entry, scores, shape.graph, target, circuits, absolute)
+            files = mib_submission.write(entry, scores, shape.graph, target, order, absolute)
         written.append(entry)
         what = f"{len(files)} circuits of edges" if circuits else f"{len(scores.names)} {level}"
         out.print(f"wrote {escape(str(place.parent if circuits else place))}: {what} by {entry}", highlight=False)
@@ -189,6 +192,16 @@ def _export_run(
             err.print(f"note: MIB takes submissions of at least {mib.LEAST} {what}s, and these are of {n}.")
     if failed:
         raise typer.Exit(1)
+
+
+def _order(record: Record) -> Literal["top", "greedy"]:
+    """In which order a method's circuits take edges; from the best score down where the method is not known here."""
+    from ..method import methods
+
+    cell = record.cell
+    if cell.precomputed is None and cell.method in methods.names():
+        return methods.get(cell.method).circuits
+    return "top"
 
 
 def _missing(folder: Path, record: Record) -> str:

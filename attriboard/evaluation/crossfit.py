@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,7 @@ class Trial:
         values: ``[draws, n]``: the scores, one row but for controls at random.
         seed: of what is drawn at random in judging them.
         trials: how many there are, among which draws are divided.
+        taken: from a ranking ``[n]`` of components to the order in which sets take them, where that is another one.
     """
 
     members: tuple[int, ...]
@@ -65,20 +66,26 @@ class Trial:
     values: Tensor
     seed: int
     trials: int
+    taken: Callable[[Tensor], Tensor] | None = None
+
+    def in_sets(self, ranking: Tensor) -> Tensor:
+        """The order in which sets take the components of a ranking ``[n]``: the first ``k`` are the set of size k."""
+        return ranking if self.taken is None else self.taken(ranking)
 
     def draws(self, wanted: int) -> int:
         """How many draws this trial makes, so that all together make at least ``wanted``."""
         return math.ceil(wanted / self.trials)
 
     def orders(self, absolute: bool = False) -> Iterator[Tensor]:
-        """Rankings ``[n]`` of components by their (absolute, if asked) scores, highest first.
+        """Orders ``[n]`` in which sets take components, by their (absolute, if asked) scores from the highest on.
 
         One for each draw of a control at random; where scores tie, so many seeded random orders of the tied ones that
         all trials together have at least :data:`attriboard.scores.ORDERS`.
         """
         for draw, values in enumerate(self.values):
             again = self.draws(ORDERS) if len(self.values) == 1 else 1
-            yield from tied_orders(values, absolute, [seed_of(self.seed, "ties", draw, i) for i in range(again)])
+            for ranking in tied_orders(values, absolute, [seed_of(self.seed, "ties", draw, i) for i in range(again)]):
+                yield self.in_sets(ranking)
 
 
 def seed_of(*key: object) -> int:
@@ -87,7 +94,13 @@ def seed_of(*key: object) -> int:
 
 
 def trials(
-    context: Context, scores: Tensor, found: Found | None, folds: int, repetitions: int, key: tuple[object, ...]
+    context: Context,
+    scores: Tensor,
+    found: Found | None,
+    folds: int,
+    repetitions: int,
+    key: tuple[object, ...],
+    taken: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Trial, ...]:
     """Which examples are judged with which scores.
 
@@ -98,13 +111,14 @@ def trials(
         folds: into how many groups each half is divided; 0 for none.
         repetitions: how often every example is judged.
         key: names the cell; what is drawn at random follows from it.
+        taken: as of :class:`Trial`.
 
     Returns:
         By repetition, half and group.
     """
     if not folds or found is None:
         members = tuple(context.test_half)
-        return (Trial(members, "", scores.reshape(1, -1), seed_of(*key), 1),)
+        return (Trial(members, "", scores.reshape(1, -1), seed_of(*key), 1, taken),)
     made = []
     for repetition in range(repetitions):
         for half, name in enumerate(SPLITS):
@@ -117,7 +131,7 @@ def trials(
                 members = tuple(start + i for i in group)
                 train = f"{SPLITS[1 - half]} {index}"
                 made.append((members, train, values, seed_of(*key, repetition, half, place)))
-    return tuple(Trial(*trial, len(made)) for trial in made)
+    return tuple(Trial(*trial, len(made), taken) for trial in made)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _sets(trial: Trial, n: int, layer_of: Tensor) -> ByName:
     for i in range(shuffles):
         seed = seed_of(trial.seed, "shuffle", i)
         again = shuffled_within(trial.values[i % len(trial.values)], layer_of, seed)
-        shuffled.append(ordered(again, absolute=True, seed=seed))
+        shuffled.append(trial.in_sets(ordered(again, absolute=True, seed=seed)))
 
     def kept(orders: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         return torch.stack([~top_mask(order, k) for order in orders for k in counts])

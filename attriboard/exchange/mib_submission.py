@@ -11,9 +11,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from torch import Tensor
-
+from ..circuits import as_taken, pruned
 from ..errors import ConfigurationError, check_name
 from ..graph import Graph
 from ..records.record import Cell, Record
@@ -174,27 +174,26 @@ def _model(cell: Cell, names: Mapping[str, str]) -> str:
     return names.get(cell.model, MODELS.get(last.lower(), last))
 
 
-def pruned(graph: Graph, kept: Tensor) -> Tensor:
-    """``[E]`` bool: a circuit as it is chosen, edges that lead nowhere included; MIB prunes what it reads."""
-    return kept
+def write(
+    entry: Entry,
+    scores: Scores,
+    graph: Graph,
+    folder: Path,
+    circuits: Literal["top", "greedy", ""] = "",
+    absolute: bool = False,
+) -> list[Path]:
+    """Writes what an entry hands in, its scores or its nine circuits; returns the files.
 
-
-def circuit(scores: Scores, graph: Graph, size: int, absolute: bool = False) -> Tensor:
-    """``[E]`` bool: the edges with the highest scores, without those among them that lead nowhere.
-
-    Args:
-        scores: of edges, in the graph's order.
-        size: how many are taken before what leads nowhere is removed.
-        absolute: by size of scores, as MIB takes circuits for CMD; else by the scores as they are, as for CPR.
-    """
-    return pruned(graph, top_mask(scores.ranking(absolute), size))
-
-
-def write(entry: Entry, scores: Scores, graph: Graph, folder: Path, circuits: bool, absolute: bool) -> list[Path]:
-    """Writes what an entry hands in: its scores, or with ``circuits`` its nine circuits; returns the files.
+    Circuits are the first edges of an order, without those among them that lead nowhere
+    (:func:`attriboard.circuits.pruned`).
 
     A circuit's file is named by the percentage of edges that it may keep: ``0.1.json`` to ``50.json``. The scores stand
     beside the membership, since MIB's reader asks for both.
+
+    Args:
+        circuits: their order: "top", from the highest score down, or "greedy", from the logits back; "" to hand in
+            scores.
+        absolute: circuits by size of scores, as MIB takes them for CMD; else by the scores as they are, as for CPR.
 
     Raises:
         ConfigurationError: other files of scores or circuits stand there.
@@ -209,8 +208,10 @@ def write(entry: Entry, scores: Scores, graph: Graph, folder: Path, circuits: bo
             f"{there[0]} stands already where {len(files)} other files are to be handed in; choose another --out."
         )
     if circuits:
+        order = scores.ranking(absolute)
+        order = as_taken(graph, order) if circuits == "greedy" else order
         for file, size in zip(files, mib_sizes(graph.n_edges)):
-            mib.save(scores, graph, file, circuit(scores, graph, size, absolute))
+            mib.save(scores, graph, file, pruned(graph, top_mask(order, size)))
     else:
         mib.save(scores, graph, target)
     return files

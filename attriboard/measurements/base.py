@@ -135,6 +135,7 @@ class Metric:
         digits: decimals shown on the board.
         optional: True if a record with the measurement may lack it.
         shown: whether it is a column of the board.
+        shown_at: at the tables of which levels; of all that its measurement has if none are named.
         block: metrics of a measurement with the same block stand side by side.
         ranks: whether the overall table ranks methods by it.
         headline: whether methods are compared with the controls by it: whether any is better than random, and which
@@ -158,6 +159,7 @@ class Metric:
     digits: int = 3
     optional: bool = False
     shown: bool = True
+    shown_at: tuple[str, ...] = ()
     block: str = ""
     ranks: bool = False
     headline: bool = False

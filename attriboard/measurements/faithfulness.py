@@ -145,8 +145,9 @@ class Faithfulness(Measurement):
             perfect=0.999,
             version=2,
             text="MIB's circuit performance ratio: linear area under f at 0.1 to 100 % of the components, kept by "
-            "signed score. MIB's formula in another setting: what is not of the level scored, such as the tokens and "
-            "the other type of module, stays as it is, while MIB's graph has all of them.",
+            "signed score. At edges it is MIB's own score, before pruning, which changes no circuit's answer; at other "
+            "levels its formula in another setting: what is not of the level scored, such as the tokens and the other "
+            "type of module, stays as it is, while MIB's graph has all of them.",
         ),
         Metric(
             "cmd",
@@ -158,6 +159,36 @@ class Faithfulness(Measurement):
             text="MIB's circuit-model distance: linear area between f and 1 at 0.1 to 100 % of the components, kept by "
             "absolute score, in the setting of CPR. Equals 0.999 - CPR whenever f stays at or below 1 and no score is "
             "negative.",
+        ),
+        Metric(
+            "clipped_cpr",
+            title="clipped CPR",
+            unit="at most 0.999",
+            better="higher",
+            bounds=(None, 0.999),
+            shown_at=("edges",),
+            text="CPR with f clipped at 1. A ranking that puts what works against the answer last makes circuits that "
+            "exceed the model, and may win CPR by them; here that earns nothing.",
+        ),
+        Metric(
+            "cpr_overshoot",
+            title="CPR above 1",
+            unit="f above 1",
+            better="neither",
+            bounds=(0.0, None),
+            shown_at=("edges",),
+            text="What clipped CPR leaves out of CPR: the linear area of f above 1. The two add up to CPR.",
+        ),
+        Metric(
+            "mib_accuracy",
+            optional=True,
+            title="MIB accuracy",
+            unit="at most 0.999",
+            better="higher",
+            bounds=(0.0, 0.999),
+            shown_at=("edges",),
+            text="Linear area at 0.1 to 100 % of the components under the share of examples whose answer beats its "
+            "foil (without a foil: is the top token), kept by absolute score: circuit accuracy on the axis of CPR.",
         ),
         Metric(
             "sufficiency_log_area",
@@ -235,6 +266,7 @@ class Faithfulness(Measurement):
         answered = np.asarray(self.answered)
         mib_signed = np.asarray(self.mib_signed or self._at_mib_sizes(self.signed))
         mib_absolute = np.asarray(self.mib_absolute or self._at_mib_sizes(self.absolute))
+        mib_answered = self._answered_at_mib_sizes()
         return {
             "log_cmd": own,
             "necessity": area(self.removed, lambda f: 1.0 - np.clip(f, 0.0, 1.0)),
@@ -244,9 +276,18 @@ class Faithfulness(Measurement):
             "within_layers": lambda index: layers(index) - own(index),
             "cpr": lambda index: cpr(normalized(mib_signed, index)),
             "cmd": lambda index: cmd(normalized(mib_absolute, index)),
+            "clipped_cpr": lambda index: cpr(np.minimum(normalized(mib_signed, index), 1.0)),
+            "cpr_overshoot": lambda index: cpr(np.maximum(normalized(mib_signed, index) - 1.0, 0.0)),
+            **({} if mib_answered is None else {"mib_accuracy": lambda index: cpr(mib_answered[:, index].mean(-1))}),
             "sufficiency_log_area": area(self.signed, lambda f: f),
             "necessity_log_area": area(self.removed, lambda f: 1.0 - f),
         }
+
+    def _answered_at_mib_sizes(self) -> Array | None:
+        """``[mib_sizes][rows]``; None where a size of MIB's is none of the curves', as 0 is of small levels."""
+        if not {*self.mib_sizes} <= {*self.sizes}:
+            return None
+        return np.asarray([self.answered[self.sizes.index(k)] for k in self.mib_sizes])
 
     def _at_mib_sizes(self, curve: list[list[float]]) -> list[list[float]]:
         """``[mib_sizes][rows]``: the points of a curve ``[sizes][rows]`` at MIB's sizes."""

@@ -468,9 +468,9 @@ class OwnGradients(Reading):
         for layer in range(self.weights.n_layers):
             norms = self.weights.parts.ln1[layer], self.weights.parts.ln2[layer]
             heads = self._at_heads(layer, projections)
-            by_name[f"heads.{layer}"] = _through_norm(norms[0], self.resids[layer], heads)
+            by_name[f"heads.{layer}"] = through_norm(norms[0], self.resids[layer], heads)
             ffn = torch.stack([next(rest).view(self.resids[layer].shape) for _ in self._ffn[layer]]).sum(0)
-            by_name[f"ffn.{layer}"] = _through_norm(norms[1], self.mids[layer], ffn[:, None])
+            by_name[f"ffn.{layer}"] = through_norm(norms[1], self.mids[layer], ffn[:, None])
         by_name[LOGITS] = next(rest)[:, None]
         return by_name
 
@@ -492,7 +492,7 @@ class OwnGradients(Reading):
         return torch.cat([self.in_order(parts, 1) for parts in zip(*by_run)], dim=1)
 
 
-def _through_norm(norm: Any, at: Tensor, gradients: Tensor) -> Tensor:
+def through_norm(norm: Any, at: Tensor, gradients: Tensor) -> Tensor:
     """Gradients ``[B, D, T, d_model]`` behind a norm, taken back to what it reads at ``at`` ``[B, T, d_model]``."""
     if norm is None:
         return gradients

@@ -211,6 +211,13 @@ class Weights:
         return entries
 
     @functools.cached_property
+    def has_position_embeddings(self) -> bool:
+        """Whether something beside the token's embedding is added before the first block (GPT-2, OPT)."""
+        path = self.architecture.layers.rpartition(".")[0]
+        around = submodule(self.hf, path) if path else self.hf
+        return any(isinstance(x, nn.Embedding) and x is not self.parts.embed for x in around.children())
+
+    @functools.cached_property
     def graph(self) -> Graph:
         """What writes into the residual stream and what reads it."""
         parallel = self.architecture.has_parallel_blocks(self.config)
@@ -226,6 +233,14 @@ class Weights:
 
     def b_O(self, layer: int) -> Tensor | None:
         return self.parts.attn_out[layer].bias
+
+    def W_in(self, layer: int) -> Tensor:
+        """``[d_model, n]``: what the FFN reads by: of a gated one the gate and what it multiplies, side by side.
+
+        SkipCell in mixtures of experts, as :attr:`d_mlp`.
+        """
+        self._mlp_down(layer)
+        return torch.cat([in_out(module) for module in self.parts.mlp_reads[layer]], dim=1)
 
     def W_out(self, layer: int) -> Tensor:
         """``[d_mlp, d_model]``: each neuron's output vector; SkipCell in mixtures of experts, as :attr:`d_mlp`."""
@@ -290,6 +305,12 @@ class Weights:
         return (torch.cat([queries, heads.k.unsqueeze(-2), heads.v.unsqueeze(-2)], dim=-2).flatten(-3),)
 
     @property
+    def W_E(self) -> Tensor:
+        """``[V, d_model]``: the token embedding, before what the model multiplies it by (Gemma)."""
+        weight: Tensor = self.parts.embed.weight
+        return weight
+
+    @property
     def W_U(self) -> Tensor:
         """``[V, d_model]``: the unembedding, with what its output is multiplied by."""
         weight: Tensor = self.hf.get_output_embeddings().weight
@@ -304,8 +325,19 @@ class Weights:
 
     def ln1_weight(self, layer: int) -> Tensor:
         """``[d_model]``: what the norm before attention multiplies by; ones where there is none."""
-        norm = self.parts.ln1[layer]
-        return torch.ones(self.d_model, device=self.device) if norm is None else self._norm_weight(norm)
+        return self._norm_weight(self.parts.ln1[layer])
+
+    def ln2_weight(self, layer: int) -> Tensor:
+        """``[d_model]``: what the norm before the FFN multiplies by; ones where there is none."""
+        return self._norm_weight(self.parts.ln2[layer])
+
+    def attn_post_norm_weight(self, layer: int) -> Tensor:
+        """``[d_model]``: what the norm after attention multiplies by; ones where there is none."""
+        return self._norm_weight(self.parts.attn_post_norm[layer])
+
+    def mlp_post_norm_weight(self, layer: int) -> Tensor:
+        """``[d_model]``: what the norm after the FFN multiplies by; ones where there is none."""
+        return self._norm_weight(self.parts.mlp_post_norm[layer])
 
     def ln1_scale(self, layer: int, resid: Tensor) -> Tensor:
         """``[..., 1]``: the divisor of the norm before attention at ``resid`` ``[..., d_model]``; 1 without a norm."""
@@ -326,7 +358,7 @@ class Weights:
 
     def _norm_weight(self, norm: Any) -> Tensor:
         weight: Tensor | None = getattr(norm, "weight", None)
-        if weight is None:  # a norm that only divides
+        if weight is None:  # no norm, or one that only divides
             return torch.ones(self.d_model, device=self.device)
         weight = weight.float()
         return 1.0 + weight if self.architecture.unit_offset else weight

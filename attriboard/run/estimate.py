@@ -22,11 +22,12 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 
 from ..components import Level, get_level
+from ..edges import CHANGE_BYTES
 from ..errors import AttriboardError, MethodError, ModelError, TaskError
 from ..evaluation.crossfit import draws_of_group
 from ..exchange.precomputed import shape_of
 from ..files import kind_and_reason
-from ..interventions import replacement_kind
+from ..interventions import EDGE_BYTES, replacement_kind
 from ..loading import DTYPES, MODELS, interpbench_case
 from ..measurements.ablation import sizes as ablation_sizes
 from ..measurements.localization import sizes as removal_sizes
@@ -286,7 +287,8 @@ class Case:
 
     def row(self, share: float = 1.0) -> float:
         """A pass with components replaced that runs this share of the layers, in forward passes."""
-        return share * self.shape.forward(shared=self.paired)
+        sums = self.shape.edge_products() if self.level.edges else 0.0
+        return share * (self.shape.forward(shared=self.paired) + sums)
 
 
 def scoring(case: Case) -> dict[str, float]:
@@ -562,6 +564,7 @@ def memory(case: Case) -> float:
     residuals = 2 * (case.train + case.test) * shape.n_layers * shape.positions * shape.d_model * size
     unembedding = 4 * shape.d_model * shape.d_vocab
     logits = 3 * max(LOGIT_BYTES, 4 * batch * shape.d_vocab)
+    kept += 2 * max(EDGE_BYTES, CHANGE_BYTES) if case.level.edges else 0
     return case.facts.entries * size + kept + min(CACHE_BYTES, residuals) + unembedding + logits
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from ..circuits import as_taken
 from ..components import Level, get_level
 from ..errors import AttriboardError, ModelError, SkipCell
 from ..evaluation import capability
@@ -266,6 +267,7 @@ class _Run:
                 settings.repetitions,
                 # without the method: equal scores are measured alike, wherever they come from
                 (cell.task_label, cell.model, cell.level, cell.seed),
+                functools.partial(as_taken, context.model.graph) if _greedy(method, level) else None,
             )
         together: dict[str, tuple[SetEvaluation, Any]] = {}
         for name in self.wanted:
@@ -401,6 +403,11 @@ class _Run:
         if scored.speed is not None:
             stages["speed"] = _stage(wanted, scored.seconds["speed"], now)
         return scored, stages
+
+
+def _greedy(method: Method | None, level: Level) -> bool:
+    """Whether circuits are taken from the logits back."""
+    return level.edges and method is not None and method.circuits == "greedy"
 
 
 def _tried(evaluation: Evaluation, job: Job) -> Measurement | Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from ..components import COMPONENTS, LEVELS
 from ..errors import SkipCell
-from ..model import EncodedExample
-from .bench import FOILS, SEEING, TEXT, Case, PropertyError, option_names
+from ..model import EncodedExample, Model
+from .bench import FOILS, SEEING, TEXT, Case, PropertyError, option_names, tiny_model
 from .properties import register
 from .reference import Part, Reference, in_out, metric
 from .tiny import hooked, tiny_hf
@@ -149,6 +150,47 @@ def sums_to_one(case: Case) -> None:
                 f"{case.method.name} on the tiny {case.family}: the scores of example {i} add up to "
                 f"{float(scores.sum()):.6g}, the smallest is {float(scores.min()):.2g}; they are shares of 1."
             )
+
+
+@register(whole=True, families=(*TEXT, *SEEING))
+def parts_sum_to_one(case: Case) -> None:
+    """What parts are of their sum is never negative and adds up to 1, where sources write all that the parts are of.
+
+    At edges those into each destination; at tokens and patches what reaches an example's positions along the routes.
+    Judged on models without position embeddings and without a bias of attention's output, which no source writes; the
+    tiny gpt2 is given zeros for both. Within 1e-5, float32.
+    """
+    model, scored = _only_sources(case.family), set(case.method.levels)
+    inputs = ["tokens", "patches"] if case.family in SEEING else ["tokens"]
+    if "edges" not in scored and not scored.issuperset(inputs):
+        raise SkipCell(f"{case.method.name} scores neither edges nor {' and '.join(inputs)}.")
+    into = torch.tensor(model.graph.edge_destinations)
+    for i, e in enumerate(case.examples()):
+        scores: list[Tensor] = []
+        sums: dict[str, float] = {}
+        if "edges" in scored:
+            scores.append(replace(case, level="edges").scores(model, [e]))
+            added = torch.zeros(len(model.graph.dst_nodes)).double().index_add_(0, into, scores[-1])
+            sums |= {f"edges into {name}": float(x) for name, x in zip(model.graph.dst_nodes, added)}
+        if scored.issuperset(inputs):
+            scores += [replace(case, level=level).scores(model, [e]) for level in inputs]
+            sums[" and ".join(inputs)] = float(sum(x.sum() for x in scores[-len(inputs) :]))
+        worst, lowest = max(sums, key=lambda what: abs(sums[what] - 1)), min(float(x.min()) for x in scores)
+        if lowest < 0 or not abs(sums[worst] - 1) <= 1e-5:
+            raise PropertyError(
+                f"{case.method.name} on the tiny {case.family}: the scores of {worst} of example {i} add up to "
+                f"{sums[worst]:.6g}, the smallest score is {lowest:.2g}; they are shares of 1."
+            )
+
+
+def _only_sources(family: str) -> Model:
+    """A tiny model in which nothing but sources writes: no position embeddings and no bias of attention's output."""
+    if family != "gpt2":
+        return hooked(tiny_model(family, False))
+    hf = copy.deepcopy(tiny_model(family, False))
+    for zero in (hf.transformer.wpe.weight, *(block.attn.c_proj.bias for block in hf.transformer.h)):
+        zero.zero_()
+    return hooked(hf)
 
 
 @register(*COMPONENTS)

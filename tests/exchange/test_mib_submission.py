@@ -15,6 +15,7 @@ from attriboard.components import get_level
 from attriboard.exchange import mib, mib_submission
 from attriboard.exchange.precomputed import shape_of
 from attriboard.graph import Graph
+from attriboard.method import methods
 from attriboard.records.record import Precomputed, Record
 from attriboard.records.store import Folder
 from attriboard.run.scoring import Scored, packed
@@ -59,11 +60,6 @@ def literally_pruned(graph: Graph, kept: Tensor) -> Tensor:
         if left == edges:
             return torch.tensor([tuple(name.split("->")) in left for name in graph.edge_names])
         edges = left
-
-
-@pytest.fixture(autouse=True)
-def rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mib_submission, "pruned", literally_pruned)
 
 
 @pytest.fixture
@@ -134,11 +130,30 @@ def test_circuits_are_the_best_edges_of_every_budget_without_those_that_lead_now
     assert smaller > 0  # else nothing was pruned here
 
 
-def test_the_known_circuit_is_pruned_to_the_edge_that_leads_through() -> None:
-    graph = Graph(1, 2, False, 8)
-    kept = torch.tensor([name in ("input->a0.h0<q>", "m0->logits", "input->logits") for name in graph.edge_names])
-    left = literally_pruned(graph, kept)
-    assert [name for name, here in zip(graph.edge_names, left.tolist()) if here] == ["input->logits"]
+def test_a_method_that_takes_its_circuits_from_the_logits_back_hands_them_in_so(
+    toy: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(tmp_path / "run", toy["model"], "ifr", 0)
+    assert methods.get("ifr").circuits == "greedy"
+    code, _, err = call(capsys, "export-mib", tmp_path / "run", "--out", tmp_path / "sub", "--circuits", *named(toy))
+    assert code == 0, err
+    graph, scores = shape_of(str(toy["model"])).graph, scores_of(toy["model"]).values.tolist()
+    taken: list[int] = []
+    reached = {"logits"}  # whose edges in are on offer
+    while len(taken) < graph.n_edges:
+        offered = [
+            i
+            for i, name in enumerate(graph.edge_names)
+            if i not in taken and name.split("->")[1].split("<")[0] in reached
+        ]
+        taken.append(max(offered, key=scores.__getitem__))
+        reached.add(graph.edge_names[taken[-1]].split("->")[0])
+    for budget in BUDGETS:
+        kept = torch.zeros(graph.n_edges, dtype=torch.bool)
+        kept[taken[: int(budget * graph.n_edges / 100 + 1e-9)]] = True
+        file = tmp_path / "sub" / "ifr" / "ioi_interpbench" / f"{budget}.json"
+        content = json.loads(file.read_text())["edges"]
+        assert [content[name]["in_graph"] for name in graph.edge_names] == literally_pruned(graph, kept).tolist()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,34 @@ def test_cpr_and_cmd_reproduce_the_published_test_vector() -> None:
     assert faithfulness.cmd(MIB_F) == pytest.approx(0.031182, abs=5e-7)
 
 
+@pytest.mark.parametrize(
+    ("f", "cpr", "cmd", "clipped"),
+    [
+        ([1.0] * 10, 0.999, 0.0, 0.999),
+        ([1.5] * 10, 1.4985, 0.4995, 0.999),
+        ([0, 0, 0.1, 0.3, 0.6, 0.9, 1.2, 1.1, 1, 1], 1.01065, 0.05835, 0.97565),
+    ],
+)
+def test_circuits_that_exceed_the_model_earn_nothing_when_clipped(
+    f: list[float], cpr: float, cmd: float, clipped: float
+) -> None:
+    measured = faithfulness.Faithfulness(
+        sizes=mib_sizes(1000),
+        examples=[0],
+        full=[1.0],
+        empty=[0.0],
+        mib_sizes=mib_sizes(1000),
+        **{name: [[x] for x in f] for name in ("absolute", "signed", "shuffled", "removed")},
+        answered=[[float(x > 0.5)] for x in f],
+    )
+    found = _values(measured)
+    assert found["cpr"] == pytest.approx(cpr, abs=1e-12)
+    assert found["cmd"] == pytest.approx(cmd, abs=1e-12)
+    assert found["clipped_cpr"] == pytest.approx(clipped, abs=1e-12)
+    assert found["clipped_cpr"] + found["cpr_overshoot"] == pytest.approx(cpr, abs=1e-12)
+    assert found["mib_accuracy"] == pytest.approx(faithfulness.cpr((np.array(f) > 0.5).astype(float)), abs=1e-12)
+
+
 def test_mib_sizes_are_floors_and_the_published_ones_for_32491_edges() -> None:
     assert mib_sizes(32491) == [32, 64, 162, 324, 649, 1624, 3249, 6498, 16245, 32491]
     assert mib_sizes(270)[:4] == [0, 0, 1, 2]

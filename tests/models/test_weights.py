@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,16 @@ def test_grouped_queries_score_as_the_multi_head_copy_with_repeated_weights(fami
         for level in method.levels:
             one, other = (method.attribute(m, EXAMPLES, LEVELS[level]).values for m in (grouped, multi))
             assert close(one, other, 1e-4), f"{name} at {level}"
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_token_enters_the_first_block_alike_wherever_it_stands_but_for_position_embeddings(family: str) -> None:
+    model = hooked(family)
+    example = EXAMPLES[0]
+    repeated = replace(example, tokens=(example.tokens[0],) * 4, counterfactual=None)
+    name = hook_name("resid_pre", 0)
+    (rows,) = model.run(model.batch([repeated]), [name])[name]
+    assert model.has_position_embeddings == (not close(rows, rows[:1].expand_as(rows), 1e-6))
 
 
 def test_the_weights_hash_changes_with_any_weight_and_only_then() -> None:

@@ -73,6 +73,17 @@ def ffn_halved(x: Tensor, batch: Any, level: Any) -> Tensor:
     return x
 
 
+def tokens_halved(x: Tensor, batch: Any, level: Any) -> Tensor:
+    return x / 2 if level.inputs else x
+
+
+def one_below_zero(x: Tensor, *_: Any) -> Tensor:
+    """The sum stays."""
+    x = x.clone()
+    x[:, 0], x[:, 1] = x[:, 0] - 2, x[:, 1] + 2
+    return x
+
+
 def subset_first(x: Tensor, examples: Any, level: Any) -> Tensor:
     return x * (2 if examples[0].example.subset == "a" else 1)
 
@@ -167,6 +178,9 @@ BROKEN: list[tuple[str, str, type[Method]]] = [
     ("telescoping", "a hundredth less", changed("log_prob_increase", lambda x, *_: 0.99 * x)),
     ("shares_add_up", "a hundredth less", changed("direct_logit_attribution", lambda x, *_: 0.99 * x)),
     ("sums_to_one", "twice", changed("attention_rollout", lambda x, *_: 2 * x)),
+    ("parts_sum_to_one", "twice", changed("ifr", lambda x, *_: 2 * x)),
+    ("parts_sum_to_one", "half at positions alone", changed("ifr", tokens_halved)),
+    ("parts_sum_to_one", "negative", changed("ifr", one_below_zero)),
     ("sums_to_one", "negative", changed("mean_attention", lambda x, *_: 2 * x - x.flip(1))),
     ("adds_over_marks", "squared", changed("in_context_heads", lambda x, *_: x**2)),
     ("exact_effect", "an estimate", changed("attribution_patching")),
