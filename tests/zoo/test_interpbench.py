@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,11 +25,13 @@ from torch.nn import functional
 
 from attriboard.components import LEVELS
 from attriboard.errors import ModelError
+from attriboard.evaluation import ground_truth
 from attriboard.exchange import mib
 from attriboard.exchange.precomputed import shape_of
 from attriboard.graph import Graph
 from attriboard.interventions import EdgeIntervention
 from attriboard.loading import fingerprint, has_truth, load_model
+from attriboard.measurements.ground_truth import judge
 from attriboard.model import Model
 from attriboard.scores import Scores
 from attriboard.task import Example
@@ -223,6 +226,17 @@ def test_the_circuit_is_of_heads_whose_every_input_counts(tmp_path: Path) -> Non
     assert model.truth.at("edges", [Example("w1", " w2", " w3")]).helps == set(EDGES)
     (folder / "edges.pkl").unlink()
     assert not has_truth(str(folder)) and loaded(folder).truth is None
+
+
+def test_scores_of_edges_are_judged_by_the_circuit(tmp_path: Path) -> None:
+    model = loaded(case(tmp_path / "case", tokenizer=True, d_vocab_out=CFG["d_vocab"]))
+    context: Any = types.SimpleNamespace(model=model, train=[model.encode(Example("w1 w2", " w5", " w6"))])
+    names = list(GRAPH.edge_names)
+    for wrong, expected in (((), 1.0), (EDGES, 0.0)):
+        values = torch.tensor([float((name in EDGES) != bool(wrong)) for name in names])
+        judged = ground_truth.evaluate(context, Scores(values, "edges", names), LEVELS["edges"])
+        assert sum(judged.cases[0].truth) == len(EDGES) and len(judged.cases[0].truth) == GRAPH.n_edges
+        assert judge(np.array(judged.cases[0].scores), np.array(judged.cases[0].truth))["truth_auroc"] == expected
 
 
 def test_names_of_the_graph_are_taken_and_sets_of_them(tmp_path: Path) -> None:
