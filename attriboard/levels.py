@@ -58,7 +58,7 @@ class LevelFacts:
         one_vector: whether a component writes one vector, its activation times a row of the output weights.
         hidden_units: whether its components are the hidden units of FFNs.
         edges: whether its components are edges of the model's graph (:mod:`attriboard.graph`).
-        not_mib: why its components are no nodes of MIB's graph; empty where they are.
+        not_mib: why its components are neither nodes nor edges of MIB's graph; empty where they are.
     """
 
     name: str
@@ -78,7 +78,7 @@ class LevelFacts:
 
     @property
     def mib(self) -> bool:
-        """Whether its components are nodes of MIB's graph."""
+        """Whether its components are nodes or edges of MIB's graph."""
         return not self.not_mib
 
     def names(self, model: Sizes) -> list[str]:
@@ -172,7 +172,7 @@ LEVELS: dict[str, LevelFacts] = {
             "edges from a head, FFN or the embedding to a head's query, key or value, an FFN or the logits",
             replacements=("counterfactual",),
             edges=True,
-            not_mib="MIB's edges stand in a table of their own",
+            not_mib="",
         ),
         LevelFacts(
             "patches",

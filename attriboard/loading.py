@@ -30,7 +30,7 @@ from .models.pretrained import (
 )
 from .models.quiet import quiet
 from .truth import FILE, Truth, read_truth
-from .zoo import llava, planted
+from .zoo import interpbench, llava, planted
 
 __all__ = [
     "DTYPES",
@@ -43,6 +43,7 @@ __all__ = [
     "fingerprint",
     "has_truth",
     "hash_file",
+    "interpbench_case",
     "load_hf",
     "load_model",
     "outline",
@@ -90,8 +91,9 @@ def load_model(
 
     Args:
         name: a key of :data:`MODELS`, a planted model (:data:`attriboard.zoo.planted.NAMES`, with or without
-            ``-seedN``), a folder written by ``save_pretrained``, or a hub id. Of a planted model, and of a folder that
-            holds one's ``truth.json``, the mechanism is known (:attr:`Model.truth`).
+            ``-seedN``), a folder written by ``save_pretrained``, one of InterpBench's
+            (:mod:`attriboard.zoo.interpbench`), or a hub id. Of a planted model, of a folder that holds one's
+            ``truth.json``, and of one of InterpBench's with its circuit the mechanism is known (:attr:`Model.truth`).
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" or "float16".
         batch_size: most rows in one forward pass.
@@ -113,6 +115,11 @@ def load_model(
     if planted.is_planted(name):
         hf, tokenizer, truth = planted.build(name)
         processor, source = None, "built by attriboard.zoo.planted"
+        hf = hf.to(DTYPES[dtype])
+    elif (case := interpbench_case(name)) is not None:
+        with quiet(), one_sentence(name, "check its files"):
+            hf, tokenizer, truth = interpbench.build(case)
+        processor, source = None, str(case)
         hf = hf.to(DTYPES[dtype])
     else:
         with quiet():
@@ -157,7 +164,8 @@ def outline(name: str) -> Model:
     """
     check_model_name(name)
     with quiet():
-        hf = load_outline(name)
+        case = interpbench_case(name)
+        hf = load_outline(name) if case is None else interpbench.outline(case)
     with one_sentence(name, "check its config.json"):
         return Model(hf, name=name, source="configuration alone", prove=False)
 
@@ -167,7 +175,15 @@ def has_truth(name: str) -> bool:
     if planted.is_planted(name):
         return True
     folder = folder_of(name)
-    return folder is not None and (folder / FILE).is_file()
+    if folder is None:
+        return False
+    return interpbench.has_circuit(folder) if interpbench.is_case(folder) else (folder / FILE).is_file()
+
+
+def interpbench_case(name: str) -> Path | None:
+    """The folder that a model's name stands for, where it is in the form of InterpBench; None elsewhere."""
+    folder = None if name in MODELS or planted.is_planted(name) else folder_of(name)
+    return folder if folder is not None and interpbench.is_case(folder) else None
 
 
 def check_truth(model: Model) -> None:

@@ -92,7 +92,11 @@ def run(
         changes["capability"] = {"tasks": tuple(dict.fromkeys([*loaded.settings.capability.tasks, *named]))}
     if not dry:
         check_device(changes.get("device", loaded.settings.device))
-    plan = loaded.precomputed(read_all(scores), task or (), level or (), model, seed, changes) if scores else []
+    plan = (
+        loaded.precomputed(read_all(scores, level or ()), task or (), level or (), model, seed, changes)
+        if scores
+        else []
+    )
     if method or not scores:
         plan += loaded.plan(task or (), method or (), level or (), model, seed, changes)
     if part is not None:

@@ -1,6 +1,6 @@
 """Precomputed scores: files that come to the board as data, so that no method's code is run.
 
-Two kinds of files are read: safetensors as :meth:`Scores.save` writes them, and MIB's circuits (:mod:`.mib`).
+Two kinds of files are read: safetensors as :meth:`Scores.save` writes them, and MIB's files (:mod:`.mib`).
 Names say which score belongs to which component; the order in the file says nothing.
 """
 
@@ -95,8 +95,12 @@ class ScoreFile:
         return Scores(values.flatten()[[at[name] for name in expected]].view(shape), self.level, expected)
 
 
-def read_all(paths: Sequence[Path]) -> list[ScoreFile]:
+def read_all(paths: Sequence[Path], levels: Sequence[str] = ()) -> list[ScoreFile]:
     """Every score file named, or standing in a folder named or below it; each once.
+
+    Args:
+        levels: those that are asked for; of a file of MIB's that scores nodes and edges, the nodes are read only where
+            edges are not among them.
 
     Raises:
         ConfigurationError: no such file or folder, or a folder without score files.
@@ -120,11 +124,15 @@ def read_all(paths: Sequence[Path]) -> list[ScoreFile]:
             raise ConfigurationError(f"--scores {path} does not exist; give a file or folder of scores.")
         for file in inside:
             files.setdefault(file.resolve(), file)
-    return [read(file) for file in files.values()]
+    level = "" if any(level in LEVELS and LEVELS[level].edges for level in levels) else next(iter(levels), "")
+    return [read(file, level) for file in files.values()]
 
 
-def read(path: Path) -> ScoreFile:
+def read(path: Path, level: str = "") -> ScoreFile:
     """One file of scores, checked for everything that can be known without its model.
+
+    Args:
+        level: which scores are read of a file that has several kinds; see :func:`attriboard.exchange.mib.load`.
 
     Raises:
         ScoresError: it is not of a kind that is read, lacks something, names a component twice, or holds numbers that
@@ -141,7 +149,7 @@ def read(path: Path) -> ScoreFile:
     if path.suffix == ".safetensors":
         file = _from_safetensors(path, sha256, own_name)
     else:
-        graph, scores = mib.load(path)
+        graph, scores = mib.load(path, level)
         file = ScoreFile(path, sha256, own_name, scores, graph=graph)
     if not NAME.fullmatch(file.name):
         raise ScoresError(

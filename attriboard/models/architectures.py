@@ -485,7 +485,8 @@ def architecture_of(config: Any) -> Architecture:
             f"models of type {kind!r} are not in the architecture table (known: {known}); describe yours in a file and "
             f"name it by --include (docs/adding.md)."
         )
-    return found
+    # models without norms (attriboard.zoo.interpbench), whose norms neither center nor scale
+    return replace(found, rms=True) if getattr(config, "inert_norms", False) else found
 
 
 def has_parallel_blocks(config: Any) -> bool:

@@ -28,7 +28,7 @@ from ..evaluation.crossfit import draws_of_group
 from ..exchange.precomputed import shape_of
 from ..files import kind_and_reason
 from ..interventions import EDGE_BYTES, replacement_kind
-from ..loading import DTYPES, MODELS
+from ..loading import DTYPES, MODELS, interpbench_case
 from ..measurements.ablation import sizes as ablation_sizes
 from ..measurements.localization import sizes as removal_sizes
 from ..method import Method, make_method
@@ -113,7 +113,7 @@ def _facts(name: str) -> Facts:
 
 def _vision(name: str) -> tuple[int, int]:
     """As :func:`attriboard.models.pretrained.load_vision_outline`, of short names too."""
-    if planted.is_planted(name):
+    if planted.is_planted(name) or interpbench_case(name) is not None:
         return 0, 0
     if name not in MODELS:
         return load_vision_outline(name)

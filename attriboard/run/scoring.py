@@ -29,7 +29,7 @@ from ..evaluation.timing import timed
 from ..exchange import precomputed
 from ..measurements.speed import Speed
 from ..method import Method, checked, checked_inputs
-from ..model import EncodedExample
+from ..model import EncodedExample, Model
 from ..records.record import Cell, StoredScores
 from ..scores import Scores, ties
 from ..task import SPLITS
@@ -184,7 +184,7 @@ def from_file(cell: Cell, context: Context, level: Level) -> Scored:
     """
     assert cell.precomputed is not None
     start = time.perf_counter()
-    file = precomputed.read(Path(cell.precomputed.file))
+    file = precomputed.read(Path(cell.precomputed.file), cell.level)
     if file.sha256 != cell.precomputed.sha256:
         raise ScoresError(f"{file.path} has changed since the run began; run the same command again.")
     scores = file.fitting(context.model)
@@ -235,21 +235,35 @@ def unpacked(content: bytes, context: Context, level: Level) -> tuple[Scores | l
     Raises:
         ScoresError: they are of another level, shape or number of examples.
     """
-    tensors = load(content)
-    size = int.from_bytes(content[:8], "little")
-    about = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["about"])
-    if isinstance(level, InputLevel):
-        values = [tensors[name] for name in sorted(tensors)]
-        expected = [level.example_shape(context.model, encoded) for encoded in context.test]
-        if about["level"] != level.name or [tuple(v.shape) for v in values] != expected:
-            raise ScoresError(f"stored scores of {about['level']} do not fit the examples.")
-        return values, None
+    if not isinstance(level, InputLevel):
+        return unpacked_components(content, context.model, level)
+    tensors, about = _opened(content)
+    values = [tensors[name] for name in sorted(tensors)]
+    expected = [level.example_shape(context.model, encoded) for encoded in context.test]
+    if about["level"] != level.name or [tuple(v.shape) for v in values] != expected:
+        raise ScoresError(f"stored scores of {about['level']} do not fit the examples.")
+    return values, None
+
+
+def unpacked_components(content: bytes, model: Model, level: Level) -> tuple[Scores, Found | None]:
+    """The scores of components, and those of groups, that :func:`packed` wrote; of the model its shape is enough.
+
+    Raises:
+        ScoresError: they are of another level or shape.
+    """
+    tensors, about = _opened(content)
     scores = tensors["scores"]
-    if about["level"] != level.name or tuple(scores.shape) != level.shape(context.model):
-        raise ScoresError(f"stored scores of {about['level']} do not fit {context.model.name}.")
+    if about["level"] != level.name or tuple(scores.shape) != level.shape(model):
+        raise ScoresError(f"stored scores of {about['level']} do not fit {model.name}.")
     each = list(tensors["each"]) if "each" in tensors else None
     found = Found(tensors["groups"]) if "groups" in tensors else None
-    return Scores(scores, level.name, level.names(context.model), about["metadata"], each), found
+    return Scores(scores, level.name, level.names(model), about["metadata"], each), found
+
+
+def _opened(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file that :func:`packed` wrote, and what it says about them."""
+    size = int.from_bytes(content[:8], "little")
+    return load(content), json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["about"])
 
 
 def _brief(metadata: dict[str, Any]) -> dict[str, Any]:

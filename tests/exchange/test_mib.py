@@ -161,7 +161,9 @@ def test_tensors_have_their_shapes_and_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize("level", ["neurons", "attn_neurons", "patches", "tokens"])
 def test_levels_that_are_no_nodes_are_refused_with_the_reason(level: str, tmp_path: Path) -> None:
     scores = Scores(torch.zeros(1), level, ["x"])
-    with pytest.raises(ScoresError, match=rf"scores of {level} cannot be written for MIB: .*; score heads or nodes\."):
+    with pytest.raises(
+        ScoresError, match=rf"scores of {level} cannot be written for MIB: .*; score heads, nodes or edges\."
+    ):
         mib.save(scores, TINY, tmp_path / "s.json")
     assert not list(tmp_path.iterdir())
 
@@ -195,7 +197,7 @@ def foreign(**changes: Any) -> dict[str, Any]:
 def test_a_foreign_file_is_read_by_name(tmp_path: Path) -> None:
     file = tmp_path / "s.json"
     file.write_text(json.dumps(foreign()))
-    graph, scores = mib.load(file)
+    graph, scores = mib.load(file, "nodes")
     assert graph == Graph(1, 2, False, 8) and scores.level == "nodes"
     assert dict(zip(scores.names, scores.values.flatten().tolist())) == {"a0.h0": 2.25, "a0.h1": 0.5, "m0": -1.0}
 
@@ -215,10 +217,17 @@ def test_a_foreign_file_is_read_by_name(tmp_path: Path) -> None:
         (foreign(nodes={"a0.h0": {"score": 1e300}}), "scores that are not finite numbers: a0.h0."),
         (foreign(nodes={"a0.h0": {"in_graph": True}}), "has no score for a0.h0; MIB keeps such nodes"),
         (foreign(nodes={"a0.h0": {"score": math.nan}}), "has no score for a0.h0; MIB keeps such nodes"),
-        ({**foreign(), "nodes": {}}, "scores edges only"),
-        ({**foreign(), "nodes": {"m0": {"neurons_scores": [0.0] * 8}}}, "scores output dimensions of nodes"),
-        ({**foreign(), "nodes": {}, "edges": {}}, "holds no score of a head or an FFN layer"),
+        ({**foreign(), "nodes": {"m0": {"neurons_scores": [0.0] * 8}}, "edges": {}}, "scores output dimensions"),
+        ({**foreign(), "nodes": {}, "edges": {}}, "holds no score of a head or an FFN layer, and none of an edge"),
         ({**foreign(), "nodes": [1]}, "its nodes are not objects by name"),
+        ({**foreign(), "edges": [1]}, "its edges are not objects by name"),
+        (foreign(edges={"input->a0.h2<q>": {"score": 1.0, "in_graph": True}}), "does not have: input->a0.h2<q>."),
+        (foreign(edges={"m0->a0.h0<q>": {"score": 1.0, "in_graph": True}}), "does not have: m0->a0.h0<q>."),
+        (foreign(cfg={"n_layers": 1024, "n_heads": 1024}), "is of a model with 1,649,807,984,129 edges"),
+        (foreign(edges={"input->m0": {"in_graph": True}}), "has no score for input->m0; MIB reads every edge's"),
+        (foreign(edges={"input->m0": {"score": 1.0}}), "has no in_graph for input->m0; MIB reads every edge's"),
+        (foreign(edges={"input->m0": {"score": 1.0, "in_graph": 1}}), "has 1 as in_graph of input->m0, expected true"),
+        (foreign(edges={"input->m0": {"score": "high", "in_graph": True}}), "has 'high' as the score of input->m0"),
         (json.dumps(foreign()).replace('"m0"', '"a0.h1"'), "names 'a0.h1' twice"),
         ("[" * 100_000, "cannot be read as JSON"),
     ],
@@ -227,7 +236,7 @@ def test_a_json_file_that_cannot_be_used_is_one_sentence(content: Any, message: 
     file = tmp_path / "s.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ScoresError) as caught:
-        mib.load(file)
+        mib.load(file, "nodes")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -255,7 +264,9 @@ def tensors(tmp_path: Path, **changes: Any) -> Path:
         ({"nodes_scores": torch.zeros(15)}, "has nodes_scores of shape (15,), expected (16,)."),
         ({"edges_in_graph": torch.zeros(2, 2)}, "has edges_in_graph of shape (2, 2), expected (16, 40)."),
         ({"nodes_scores": [0.0]}, "has nodes_scores of shape None, expected (16,)."),
-        ({"nodes_scores": None, "edges_scores": torch.ones(16, 40)}, "scores edges only"),
+        ({"nodes_scores": None}, "holds no score of a head or an FFN layer, and none of an edge but 0."),
+        ({"edges_scores": torch.ones(15, 40)}, "has edges_scores of shape (15, 40), expected (16, 40)."),
+        ({"edges_scores": torch.full((16, 40), math.nan)}, "not finite numbers: input->a0.h0<q>, input->a0.h1<q>"),
         ({"nodes_scores": None, "neurons_scores": torch.ones(16, 32)}, "scores output dimensions of nodes"),
         ({"nodes_scores": torch.full((16,), math.inf)}, "scores that are not finite numbers: a0.h0, a0.h1"),
         ({"nodes_scores": torch.ones(16).to_sparse()}, "has nodes_scores as a tensor without plain values"),
@@ -287,6 +298,117 @@ def test_what_is_no_file_of_tensors_is_not_opened(
     assert not (tmp_path / "unpickled").exists()
     pickle.loads(pickle.dumps(Runs()))
     assert (tmp_path / "unpickled").exists()  # what opening it would have done
+
+
+# --- edges ---------------------------------------------------------------------------------------------------------
+
+
+def edge_scores(graph: Graph, seed: int = 0) -> Scores:
+    """Scores of every size and sign, among them 0, and no two alike beside it."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = 10.0 ** torch.randint(-30, 30, (graph.n_edges,), generator=generator)
+    values = torch.randn(graph.n_edges, generator=generator) * sizes
+    values[::7] = 0.0
+    return Scores(values, "edges", list(graph.edge_names))
+
+
+def edges_as_mib(file: Path) -> dict[str, tuple[float, bool]]:
+    """Score and membership by name, read as the format counts sources and destinations."""
+    content = json.loads(file.read_text()) if file.suffix == ".json" else torch.load(file, weights_only=True)
+    if file.suffix == ".json":
+        assert all(set(edge) == {"score", "in_graph"} for edge in content["edges"].values())
+        return {name: (edge["score"], edge["in_graph"]) for name, edge in content["edges"].items()}
+    return {
+        f"{source}->{target}": (float(content["edges_scores"][i, j]), bool(content["edges_in_graph"][i, j]))
+        for i, source in enumerate(content["src_nodes"])
+        for j, target in enumerate(content["dst_nodes"])
+    }
+
+
+@pytest.mark.parametrize("suffix", [".json", ".pt"])
+@pytest.mark.parametrize("family", ["llama", "neox_parallel", "gptj", "gemma2"])
+def test_edges_are_written_as_mib_reads_them_and_read_back_bit_for_bit(
+    family: str, suffix: str, tmp_path: Path
+) -> None:
+    model, file = hooked(family), tmp_path / f"e{suffix}"
+    graph = model.graph
+    assert graph.parallel_attn_mlp == (family in PARALLEL)
+    scores = edge_scores(graph)
+    assert mib.save(scores, graph, file) == []
+    read = edges_as_mib(file)
+    assert [read[name][0] for name in graph.edge_names] == scores.values.tolist()
+    assert not any(here for _, here in read.values())
+    assert all(read[name] == (0.0, False) for name in set(read) - set(graph.edge_names))
+    back_graph, back = mib.load(file)
+    assert back_graph == graph and back.level == "edges" and back.names == get_level("edges").names(model)
+    assert back.values.dtype == torch.float32 and torch.equal(back.values, scores.values)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".pt"])
+def test_a_circuit_is_written_along_with_its_nodes_and_read_back(suffix: str, tmp_path: Path) -> None:
+    file, names = tmp_path / f"c{suffix}", ("input->a0.h2<k>", "a0.h2->m1", "m1->logits")
+    kept = torch.tensor([name in names for name in TINY.edge_names])
+    mib.save(edge_scores(TINY), TINY, file, kept)
+    assert {name for name, (_, here) in edges_as_mib(file).items() if here} == set(names)
+    content = json.loads(file.read_text()) if suffix == ".json" else torch.load(file, weights_only=True)
+    if suffix == ".json":
+        inside = {name for name, node in content["nodes"].items() if node["in_graph"]}
+        assert set(content["nodes"]) == set(TINY.src_nodes)
+    else:
+        inside = {name for name, here in zip(content["src_nodes"], content["nodes_in_graph"].tolist()) if here}
+    assert inside == {"input", "a0.h2", "m1"}
+    graph, back = mib.load_circuit(file)
+    assert graph == TINY and torch.equal(back, kept)
+    assert torch.equal(mib.load(file)[1].values, edge_scores(TINY).values)
+
+
+def test_a_file_of_scores_alone_holds_no_circuit(tmp_path: Path) -> None:
+    mib.save(edge_scores(TINY), TINY, tmp_path / "e.json")
+    with pytest.raises(ScoresError, match="keeps no edge: in_graph is true of none"):
+        mib.load_circuit(tmp_path / "e.json")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".pt"])
+def test_of_nodes_and_edges_what_is_asked_for_is_read_and_edges_without_asking(suffix: str, tmp_path: Path) -> None:
+    nodes, edges, file = random_scores("nodes"), edge_scores(TINY), tmp_path / f"both{suffix}"
+    if suffix == ".json":
+        mib.save(nodes, TINY, tmp_path / "n.json")
+        mib.save(edges, TINY, tmp_path / "e.json")
+        both = json.loads((tmp_path / "n.json").read_text())
+        both["edges"] = json.loads((tmp_path / "e.json").read_text())["edges"]
+        file.write_text(json.dumps(both))
+    else:
+        mib.save(edges, TINY, file)
+        torch.save(torch.load(file) | {"nodes_scores": torch.cat([torch.tensor([1.0]), nodes.values.flatten()])}, file)
+    for asked, expected in (("", edges), ("edges", edges), ("nodes", nodes), ("heads", nodes)):
+        read = mib.load(file, asked)[1]
+        assert read.level == expected.level and torch.equal(read.values, expected.values)
+
+
+def test_edges_that_mibs_json_does_not_name_have_score_0(tmp_path: Path) -> None:
+    content = foreign()
+    content["nodes"] = {}
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    graph, scores = mib.load(tmp_path / "s.json")
+    assert len(scores.names) == graph.n_edges == 13
+    assert {name: score for name, score in zip(scores.names, scores.values.tolist()) if score} == {"input->a0.h0<q>": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: (Scores(s.values[1:], "edges", s.names[1:]), None), "without a score of input->a0.h0<q>; score"),
+        (lambda s: (Scores(s.values, "edges", ["input->a9.h0<q>", *s.names[1:]]), None), "input->a9.h0<q> cannot be"),
+        (lambda s: (Scores(s.values / 0, "edges", s.names), None), "their scores are not finite numbers"),
+        (lambda s: (s, torch.zeros(3, dtype=torch.bool)), "a circuit of torch.bool and shape (3,) cannot be written"),
+        (lambda s: (random_scores("nodes"), torch.ones(5).bool()), "cannot be written with scores of nodes"),
+    ],
+)
+def test_scores_of_edges_that_do_not_fit_are_not_written(change: Any, message: str, tmp_path: Path) -> None:
+    scores, kept = change(edge_scores(TINY))
+    with pytest.raises(ScoresError) as caught:
+        mib.save(scores, TINY, tmp_path / "e.json", kept)
+    assert message in str(caught.value) and not list(tmp_path.iterdir())
 
 
 # --- on the command line ------------------------------------------------------------------------------------------
@@ -367,4 +489,4 @@ def test_the_first_score_may_be_a_number_of_any_size(tmp_path: Path) -> None:
     file = tmp_path / "s.json"
     file.write_text(json.dumps(foreign(nodes={name: {"score": 10**400} for name in ("a0.h0", "a0.h1", "m0")})))
     with pytest.raises(ScoresError, match="scores that are not finite numbers"):
-        mib.load(file)
+        mib.load(file, "nodes")

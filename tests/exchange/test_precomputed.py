@@ -294,6 +294,59 @@ def test_a_file_without_a_model_goes_to_the_only_one_of_its_shape(suite: Suite, 
         suite.precomputed([read(tmp_path / "other.json")])
 
 
+@pytest.mark.parametrize("suffix", [".json", ".pt", ".safetensors"])
+def test_edges_come_in_from_every_kind_of_file(suffix: str, toy: dict, tmp_path: Path) -> None:
+    own = stored(toy, tmp_path / "e.safetensors", "edges")
+    model = shape_of(str(toy["model"]))
+    file = own if suffix == ".safetensors" else tmp_path / f"e{suffix}"
+    if file != own:
+        mib.save(read(own).scores, model.graph, file)
+    fitted = read(file).fitting(model)
+    assert fitted.level == "edges" and fitted.names == list(model.graph.edge_names)
+    assert torch.equal(fitted.values, read(own).scores.values)
+
+
+def test_of_a_file_of_nodes_and_edges_what_the_run_asks_for_is_read(toy: dict, tmp_path: Path) -> None:
+    graph = shape_of(str(toy["model"])).graph
+    nodes, edges = (stored(toy, tmp_path / f"{level}.safetensors", level) for level in ("nodes", "edges"))
+    for file in (nodes, edges):
+        mib.save(read(file).scores, graph, file.with_suffix(".json"))
+    both = json.loads(nodes.with_suffix(".json").read_text())
+    both["edges"] = json.loads(edges.with_suffix(".json").read_text())["edges"]
+    (tmp_path / "both.json").write_text(json.dumps(both))
+    for asked, level in (([], "edges"), (["edges", "nodes"], "edges"), (["nodes"], "nodes"), (["heads"], "nodes")):
+        assert [file.level for file in read_all([tmp_path / "both.json"], asked)] == [level]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["cfg"].update(n_layers=4), "is for 4 layers, 4 heads and width 32, and"),
+        (lambda c: c["edges"].update({"input->a5.h0<q>": {"score": 1.0, "in_graph": False}}), "input->a5.h0<q>"),
+        (lambda c: c["edges"]["input->m0"].pop("score"), "has no score for input->m0; MIB reads every edge's score"),
+    ],
+)
+def test_edges_that_do_not_fit_the_model_are_one_sentence(
+    change: Callable[[dict[str, Any]], Any], message: str, toy: dict, tmp_path: Path
+) -> None:
+    model = shape_of(str(toy["model"]))
+    mib.save(read(stored(toy, tmp_path / "e.safetensors", "edges")).scores, model.graph, tmp_path / "e.json")
+    content = json.loads((tmp_path / "e.json").read_text())
+    change(content)
+    (tmp_path / "e.json").write_text(json.dumps(content))
+    with pytest.raises(ScoresError) as caught:
+        read(tmp_path / "e.json").fitting(model)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_scores_of_another_models_edges_name_those_that_lack(toy: dict, tmp_path: Path) -> None:
+    other = Graph(2, 4, False, 32)
+    scores = Scores(torch.zeros(other.n_edges), "edges", list(other.edge_names))
+    scores.save(tmp_path / "e.safetensors", model=str(toy["model"]))
+    with pytest.raises(ScoresError, match=r"does not score the 262 edges of .*: it lacks input->a2\.h0<q>"):
+        read(tmp_path / "e.safetensors").fitting(shape_of(str(toy["model"])))
+
+
 def test_identity_follows_what_the_file_holds_and_not_where_it_stands(suite: Suite) -> None:
     cell, settings = suite.plan()[0]
     first, second = (
