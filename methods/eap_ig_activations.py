@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from attriboard.components import Level
-from attriboard.edges import Changes, counterfactual_of, few_rows, own_gradients, products, written
+from attriboard.edges import Changes, Written, counterfactual_of, few_rows, own_gradients, products, written
 from attriboard.errors import ConfigurationError
 from attriboard.interventions import pinned
 from attriboard.method import Method, positive
 from attriboard.model import Batch, Edit, Model, hook_name
-from attriboard.models.edges import Written
 from attriboard.shape import Shape
 
 
