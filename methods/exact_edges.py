@@ -11,7 +11,7 @@ from torch import Tensor
 from attriboard.components import Level
 from attriboard.edges import counterfactual_of
 from attriboard.errors import ConfigurationError
-from attriboard.interventions import intervene, single_effects
+from attriboard.interventions import Intervention, intervene, single_effects
 from attriboard.method import Method, methods, whole_number
 from attriboard.model import Batch, EncodedExample, Model
 from attriboard.scores import Scores, top_mask
@@ -50,7 +50,7 @@ class ExactEdges(Method):
     needs = frozenset({"forward", "counterfactual"})
     uses = (CHOSEN_BY,)
     reads = ("answer", "foil", "counterfactual")
-    properties = ("uses_answer",)
+    properties = ("exact_effect", "exact_on_linear_model", "all_edges_is_clean", "no_edges_is_corrupted", "uses_answer")
 
     sample: int = 0
     top: int = 50
@@ -104,4 +104,8 @@ class ExactEdges(Method):
                 f"{CHOSEN_BY}, or take {CHOSEN_BY}, which estimates all."
             )
         counterfactual_of(model, batch)
-        return single_effects(intervene(model, batch, level), only=self._chosen)
+        return single_effects(self.intervention(model, batch, level), only=self._chosen)
+
+    def intervention(self, model: Model, batch: Batch, level: Level) -> Intervention:
+        """The runs in which any set of edges is replaced, of which the method asks for sets of one."""
+        return intervene(model, batch, level)
