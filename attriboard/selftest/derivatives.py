@@ -13,8 +13,8 @@ from ..components import LEVELS
 from ..interventions import replacement_kind
 from ..model import EncodedExample
 from .bench import SEEING, Case
-from .edges import edges_one_at_a_time
 from .properties import register
+from .readings import edges_one_at_a_time
 from .reference import EMBED, Part, Reference, metric, slope
 
 

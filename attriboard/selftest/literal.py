@@ -9,8 +9,8 @@ from torch import Tensor
 from ..components import LEVELS
 from ..model import EncodedExample, Model
 from .bench import FOILS, Case
-from .edges import edges_one_at_a_time
 from .properties import register
+from .readings import edges_one_at_a_time
 from .reference import Reference, metric
 from .tiny import hooked, in_double, linear_gpt2
 
