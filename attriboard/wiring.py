@@ -20,13 +20,14 @@ from .edges import counterfactual_of, written
 from .errors import SkipCell
 from .graph import LOGITS
 from .interventions import intervene, single_effects
+from .levels import names_where
 from .model import Batch, EncodedExample, Model
 from .models.edges import head_changes
 from .models.parts import in_out
 from .truth import ByRole, Truth
 
-NEEDED = ("heads", "attn_neurons", "neurons")
-"""The levels of a truth from which the wiring follows."""
+NEEDED = names_where(one_vector=True)
+"""The levels of a truth from which the wiring follows: the dimensions of heads, and neurons."""
 NOTHING = 1e-3
 """A product below is not read, an effect below (in the metric's units) is none; real ones are 1 and more."""
 
@@ -37,7 +38,7 @@ def edge_roles(model: Model, truth: Truth, examples: Sequence[EncodedExample]) -
     Left out are those that are wired and change nothing.
 
     Raises:
-        SkipCell: the truth does not say which heads, head dimensions and neurons are real.
+        SkipCell: the truth does not say which head dimensions and neurons are real.
         ConfigurationError: an example has no counterfactual.
     """
     if missing := [level for level in NEEDED if level not in truth.levels]:
@@ -75,25 +76,19 @@ def wiring(model: Model, truth: Truth, examples: Sequence[EncodedExample]) -> Te
 
 def _read(model: Model, truth: Truth) -> dict[str, Tensor]:
     """By destination ``[d_model, n]``: the directions that its real parts read."""
+    real: dict[str, list[int]] = {}
+    for part in (part for level in NEEDED for part in truth.levels[level]):
+        whole, _, number = part.name.rpartition(".")
+        real.setdefault(whole, []).append(int(number[1:]))
     found = {LOGITS: model.W_U.T}
-    dimensions = _places(truth, "attn_neurons", ".d")
-    for head in (part.name for part in truth.levels["heads"]):
-        layer, h = (int(number) for number in head[1:].split(".h"))
-        found |= {f"{head}<q>": model.W_Q(layer)[h], f"{head}<k>": model.W_K(layer)[h]}
-        if head in dimensions:
-            found[f"{head}<v>"] = model.W_V(layer)[h][:, dimensions[head]]
-    for ffn, neurons in _places(truth, "neurons", ".n").items():
-        modules = model.parts.mlp_reads[int(ffn[1:])]
-        found[ffn] = torch.cat([in_out(module)[:, neurons] for module in modules], dim=1)
-    return found
-
-
-def _places(truth: Truth, level: str, before: str) -> dict[str, list[int]]:
-    """By head or FFN, the dimensions or neurons of it that are real."""
-    found: dict[str, list[int]] = {}
-    for part in truth.levels[level]:
-        whole, _, number = part.name.rpartition(before)
-        found.setdefault(whole, []).append(int(number))
+    for whole, own in real.items():
+        layer, _, head = whole[1:].partition(".h")
+        if head:
+            q, k, v = (weight(int(layer))[int(head)] for weight in (model.W_Q, model.W_K, model.W_V))
+            found |= {f"{whole}<q>": q, f"{whole}<k>": k, f"{whole}<v>": v[:, own]}
+        else:
+            modules = model.parts.mlp_reads[int(layer)]
+            found[whole] = torch.cat([in_out(module)[:, own] for module in modules], dim=1)
     return found
 
 

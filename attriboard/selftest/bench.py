@@ -116,7 +116,7 @@ class Case:
         if issubclass(self.method, ReplacingMethod):
             yield from ((kind, {"replacement": kind}) for kind in own)
         else:
-            yield "zero" if "zero" in own else own[0], {}
+            yield own[0] if LEVELS[self.level].edges else "zero", {}
 
     def agree(self, scores: Tensor, expected: Tensor, tolerance: float, what: str, names: Sequence[str] = ()) -> None:
         """Refuses scores that are off by more than ``tolerance`` of the largest expected value.

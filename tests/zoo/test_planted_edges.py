@@ -139,7 +139,7 @@ def test_edges_may_be_listed_and_need_the_parts_they_follow_from_otherwise() -> 
         case = ground_truth.evaluate(context, scores, EDGES).cases[0]
         assert case.truth.index(1) == scores.names.index("m0->logits") and sum(case.truth) == 1
         context.model.truth = truth.model_copy(update={"levels": {"heads": truth.levels["heads"]}})
-        with pytest.raises(SkipCell, match="says nothing about attn_neurons, from which its edges would follow"):
+        with pytest.raises(SkipCell, match="says nothing about neurons, from which its edges would follow"):
             ground_truth.evaluate(context, scores, EDGES)
     finally:
         context.model.truth = truth
