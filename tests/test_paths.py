@@ -25,7 +25,7 @@ EDGES = get_level("edges")
 SINGLE = 3e-7
 """Logits are handed over in float32: how far a difference of two may be off, as a share of the largest."""
 SENDERS = ("a0.h1", "m0", "a1.h2", "m1", "a2.h3", "m2")
-ALONE = (["logits"], ["a1.h0<q>", "a1.h3<q>", "a1.h3<k>"])
+ALONE = {True: ["logits"], False: ["a1.h0<q>", "a1.h3<q>", "a1.h3<k>"]}
 """Receivers of which none stands before another."""
 SEVERAL = (["a1.h1<k>", "a1.h2<v>", "m1", "a2.h0<q>", "m2"], ["m0", "a2.h2<v>", "logits"])
 """Of which some do."""
@@ -83,7 +83,7 @@ def test_path_patching_is_two_runs(family: str, through_ffns: bool) -> None:
     logits = literal(family).plain.run(e.tokens)[0]
     clean, rounding = m.metric(logits, e), SINGLE * float(logits.abs().max())
     names = LEVELS["nodes"].names(model)
-    for receivers in (*ALONE, *SEVERAL):
+    for receivers in (ALONE[through_ffns], *SEVERAL):
         found = effects(model, e, receivers, through_ffns=through_ffns)
         for sender in SENDERS[:: 1 if receivers is SEVERAL[0] else 2]:
             expected = clean - m.metric(literal(family).patched(e, sender, receivers, through_ffns), e)
