@@ -48,6 +48,8 @@ def cases() -> Iterator[Any]:
         for options in [{}, *replaced, *OPTIONS.get(cls.name, [])]:
             for level in cls.levels:
                 seeing = cls.modality == "vision" or LEVELS[level].image
+                if options.get("replacement", "counterfactual") not in LEVELS[level].replacements:
+                    continue
                 if options.get("through") == "vision_tower" and not LEVELS[level].image:
                     continue
                 for family in ("llava",) if seeing else LAYERS:
