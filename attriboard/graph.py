@@ -105,11 +105,17 @@ class Graph:
         return _edge_names(self)
 
     @property
+    def block_layers(self) -> list[int]:
+        """By block the layer that reads; the logits are read behind the last one and count as its."""
+        return [*(layer for layer in range(self.n_layers) for _ in range(2)), self.n_layers - 1]
+
+    @property
     def edge_layers(self) -> list[int]:
-        """By edge the layer that reads; the logits are read behind the last one and count as its."""
-        layers = [layer for layer in range(self.n_layers) for _ in range(2)] + [self.n_layers - 1]
+        """By edge the layer of its block."""
         return [
-            layer for layer, block in zip(layers, self.blocks()) for _ in range(block.n_destinations * block.n_sources)
+            layer
+            for layer, block in zip(self.block_layers, self.blocks())
+            for _ in range(block.n_destinations * block.n_sources)
         ]
 
     @property

@@ -600,17 +600,24 @@ def intervene(
     return kind(model, batch, level, replacement, means)
 
 
-def single_effects(intervention: Intervention, chunk: int = 64) -> Tensor:
-    """``[B, n]``: the metric lost when each component alone is replaced: clean metric minus replaced metric. Exact."""
+def single_effects(intervention: Intervention, chunk: int = 64, only: Tensor | None = None) -> Tensor:
+    """``[B, n]``: the metric lost when each component alone is replaced: clean metric minus replaced metric. Exact.
+
+    Args:
+        intervention: of any level.
+        chunk: how many components are asked for at a time.
+        only: ``[k]``: the components, where not all are measured; the others have 0.
+    """
     model, batch = intervention.model, intervention.batch
     size = intervention.level.size(model)
+    measured = torch.arange(size) if only is None else only
     clean = measure(intervention.clean.logits, batch)[:, 0].cpu()
-    lost = []
-    for part in torch.arange(size).split(chunk):
+    lost = torch.zeros(len(batch), size)
+    for part in measured.split(chunk):
         masks = torch.zeros(len(part), size, dtype=torch.bool)
         masks[torch.arange(len(part)), part] = True
-        lost.append(clean - intervention(masks)[:, :, 0])
-    return torch.cat(lost).T
+        lost[:, part] = (clean - intervention(masks)[:, :, 0]).T
+    return lost
 
 
 def replace_positions(

@@ -129,6 +129,11 @@ class Shape:
         """What each source writes times what each destination reads, behind the prefix that both prompts share."""
         return 2 * self.graph.n_edges * (self.positions - self.shared) * self.d_model / self.full
 
+    def edge_sums(self, layer: int) -> float:
+        """What destinations from a layer on read beyond the residual stream, of one row in which edges are replaced."""
+        edges = self.graph.n_edges - self.graph.into_heads(layer).first
+        return 2 * edges * (self.positions - self.shared) * self.d_model / self.full
+
     def unembedded(self, rows: float) -> float:
         """Rows through the unembedding, or back through it."""
         return self.product(rows, self.d_model, self.d_vocab)

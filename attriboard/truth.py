@@ -59,7 +59,8 @@ class Truth(BaseModel):
     Attributes:
         proof: in words, why these parts matter and nothing else does.
         levels: by level of components, the parts; an empty tuple says that nothing there matters. Of a level that is
-            absent nothing is known.
+            absent nothing is known, but for edges, which follow from head dimensions and neurons
+            (:mod:`attriboard.wiring`).
         tokens: the marks whose positions the answer depends on; empty where that is not known.
     """
 

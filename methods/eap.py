@@ -28,7 +28,13 @@ class Eap(Method):
     levels = ("edges",)
     needs = frozenset({"forward", "gradients", "counterfactual"})
     reads = ("answer", "foil", "counterfactual")
-    properties = ("uses_answer",)
+    properties = (
+        "finite_differences",
+        "column_sums_to_nodes",
+        "row_sums_to_input",
+        "exact_on_linear_model",
+        "uses_answer",
+    )
 
     def passes(self, shape: Shape, level: Level) -> float:
         return shape.usual(self.needs, counterfactual=True) + shape.edge_products()

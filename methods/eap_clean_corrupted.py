@@ -27,7 +27,7 @@ class EapCleanCorrupted(Method):
     levels = ("edges",)
     needs = frozenset({"forward", "gradients", "counterfactual"})
     reads = ("answer", "foil", "counterfactual")
-    properties = ("uses_answer",)
+    properties = ("exact_on_linear_model", "uses_answer")
 
     def passes(self, shape: Shape, level: Level) -> float:
         both = 2 * (shape.gradients(shared=True) + shape.look + shape.edge_products())

@@ -41,7 +41,15 @@ class EapIg(ReplacingMethod):
     levels = ("heads", "neurons", "nodes", "edges")
     needs = frozenset({"forward", "gradients", "counterfactual"})
     reads = ("answer", "foil")
-    properties = ("path_finite_differences", "exact_on_linear_model", "zero_for_idle", "zero_for_dead", "uses_answer")
+    properties = (
+        "path_finite_differences",
+        "column_sums_to_nodes",
+        "row_sums_to_input",
+        "exact_on_linear_model",
+        "zero_for_idle",
+        "zero_for_dead",
+        "uses_answer",
+    )
 
     steps: int = 5
     rule: str = "right"

@@ -35,7 +35,7 @@ class EapIgActivations(Method):
     levels = ("edges",)
     needs = frozenset({"forward", "gradients", "counterfactual"})
     reads = ("answer", "foil", "counterfactual")
-    properties = ("uses_answer",)
+    properties = ("exact_on_linear_model", "uses_answer")
 
     steps: int = 5
     credit: str = "all"

@@ -18,10 +18,16 @@ from attriboard.shape import Shape
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "activation_patching": [{"direction": "denoising"}],
     "cna": [{"head_examples": 1, "candidates": 10}],
+    "exact_edges": [{"sample": 20, "top": 10}],
     "integrated_gradients": [{"steps": 2}],
     "log_prob_increase": [{"exact_top_k": 3}],
     "occlusion": [{"window": 2}],
     "patch_log_prob_increase": [{"heads": "all"}, {"heads": 3, "skip_layers": 0}],
+    "path_patching": [
+        {"through_ffns": False},
+        {"receivers": ["m1", "a1.h2<k>"]},
+        {"receivers": ["a1.h0<q>", "logits"], "through_ffns": False, "held": False},
+    ],
     "query_neurons": [{"top_k": 3}],
     "relevancy": [{"through": "vision_tower"}],
     "shap": [{"samples": 3}],
@@ -42,6 +48,8 @@ def cases() -> Iterator[Any]:
         for options in [{}, *replaced, *OPTIONS.get(cls.name, [])]:
             for level in cls.levels:
                 seeing = cls.modality == "vision" or LEVELS[level].image
+                if options.get("replacement", "counterfactual") not in LEVELS[level].replacements:
+                    continue
                 if options.get("through") == "vision_tower" and not LEVELS[level].image:
                     continue
                 for family in ("llava",) if seeing else LAYERS:

@@ -13,6 +13,8 @@ from ..loading import has_truth
 from ..measurements.ground_truth import GroundTruth, JudgedScores
 from ..scores import Scores
 from ..task import Task
+from ..truth import ByRole, Truth
+from ..wiring import edge_roles
 from .base import Evaluation, Job
 
 if TYPE_CHECKING:
@@ -56,11 +58,9 @@ def evaluate(context: Context, scores: Scores | Sequence[Tensor], level: Level) 
         assert not isinstance(scores, Scores)
         return GroundTruth(cases=_token_cases(context, scores, level, truth.tokens), each_example=True)
     assert isinstance(scores, Scores)
-    if level.name not in truth.levels:
-        raise SkipCell(f"the truth of {model.name} says nothing about {level.name}.")
-    needed = truth.at(level.name, [e.example for e in context.train])
+    needed = _needed(context, truth, level)
     if not needed.helps | needed.hurts:
-        why = "that these examples need" if truth.levels[level.name] else "at all"
+        why = "that these examples need" if truth.levels.get(level.name, True) else "at all"
         raise SkipCell(f"the mechanism of {model.name} has no part among the {level.name} {why}.")
     judged = [(n, float(s)) for n, s in zip(scores.names, scores.values.flatten()) if n not in needed.left_out]
     case = JudgedScores(
@@ -69,6 +69,15 @@ def evaluate(context: Context, scores: Scores | Sequence[Tensor], level: Level) 
         left_out=len(needed.left_out),
     )
     return GroundTruth(cases=[case], each_example=False)
+
+
+def _needed(context: Context, truth: Truth, level: Level) -> ByRole:
+    """The parts that the train examples need, by role."""
+    if level.name in truth.levels:
+        return truth.at(level.name, [e.example for e in context.train])
+    if level.edges:
+        return edge_roles(context.model, truth, context.train)
+    raise SkipCell(f"the truth of {context.model.name} says nothing about {level.name}.")
 
 
 def _token_cases(

@@ -108,11 +108,15 @@ class Case:
         return [f"{name} of example {i}" for i, e in enumerate(examples) for name in level.example_names(model, e)]
 
     def replacements(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What components are replaced by, and the options that say so: zero where the method has no choice."""
+        """What components are replaced by, and the options that say so: zero where the method has no choice.
+
+        Edges are replaced by the counterfactual's alone.
+        """
+        own = [kind for kind in REPLACEMENTS if kind in LEVELS[self.level].replacements]
         if issubclass(self.method, ReplacingMethod):
-            yield from ((kind, {"replacement": kind}) for kind in REPLACEMENTS)
+            yield from ((kind, {"replacement": kind}) for kind in own)
         else:
-            yield "zero", {}
+            yield own[0] if LEVELS[self.level].edges else "zero", {}
 
     def agree(self, scores: Tensor, expected: Tensor, tolerance: float, what: str, names: Sequence[str] = ()) -> None:
         """Refuses scores that are off by more than ``tolerance`` of the largest expected value.

@@ -9,25 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..components import LEVELS
 from ..interventions import replacement_kind
 from ..model import EncodedExample
 from .bench import SEEING, Case
 from .properties import register
+from .readings import edges_one_at_a_time
 from .reference import EMBED, Part, Reference, metric, slope
 
 
-@register("heads", "neurons", "attn_neurons", "nodes", "patches", "tokens")
+@register("heads", "neurons", "attn_neurons", "nodes", "edges", "patches", "tokens")
 def finite_differences(case: Case) -> None:
     """A score is minus the metric's derivative as its component alone moves from its activation to its replacement.
 
     ``-d/dt m(a + t (r - a))`` at ``t = 0``; the replacement ``r`` is the method's (all three kinds), or zero if it has
-    none. Central five-point differences in float64, to 1e-5 of the largest.
+    none. Of an edge, what its source writes moves, as its destination alone reads it. Central five-point differences in
+    float64, to 1e-5 of the largest.
     """
     for kind, options in case.replacements():
         _along(case, kind, options)
 
 
-@register("heads", "neurons", "attn_neurons", "nodes")
+@register("heads", "neurons", "attn_neurons", "nodes", "edges")
 def path_finite_differences(case: Case) -> None:
     """As ``finite_differences``, averaged over the path of the embeddings from the corrupted to the clean prompt.
 
@@ -44,13 +47,16 @@ def _along(case: Case, kind: str, options: dict[str, Any], steps: int = 0) -> No
     model, reference, examples = case.model(double=True), case.reference(double=True), case.examples(double=True)[-2:]
     expected = []
     for e in examples:
-        parts, directions = reference.list_parts(case.level, e), reference.directions(e, case.level, kind, examples)
         clean = reference.embeddings(e)
         corrupted = (
             reference.embeddings(e, counterfactual=True) if replacement_kind(kind).paired else torch.zeros_like(clean)
         )
         points = [corrupted + k / steps * (clean - corrupted) for k in range(1, steps + 1)] or [clean]
-        slopes = [_slope_of_each(reference, e, parts, directions, point) for point in points]
+        if LEVELS[case.level].edges:
+            slopes = [_slope_of_each_edge(reference, e, point) for point in points]
+        else:
+            parts, directions = reference.list_parts(case.level, e), reference.directions(e, case.level, kind, examples)
+            slopes = [_slope_of_each(reference, e, parts, directions, point) for point in points]
         expected.append(-torch.stack(slopes).mean(0))
     what = f"minus the slope towards the {kind} replacement" + (f", averaged over {steps} steps" if steps else "")
     scores = case.scores(model, examples, **options, **({"steps": steps} if steps else {}))
@@ -61,6 +67,10 @@ def _slope_of_each(
     reference: Reference, e: EncodedExample, parts: Sequence[Part], directions: dict[Any, Tensor], point: Tensor
 ) -> Tensor:
     return slope(lambda t: reference.one_at_a_time(e, parts, directions, lambda x: metric(x, e), t, point))
+
+
+def _slope_of_each_edge(reference: Reference, e: EncodedExample, point: Tensor) -> Tensor:
+    return slope(lambda t: edges_one_at_a_time(reference, e, lambda x: metric(x, e), t, point))
 
 
 @register("patches", "tokens")

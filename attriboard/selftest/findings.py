@@ -12,7 +12,7 @@ from .bench import PropertyError, forget_models
 
 # isort: off
 # in this order properties are judged, and listed in docs/selftests.md
-from . import owed, derivatives, sums, literal, zeros, dependence, controls  # noqa: F401
+from . import owed, derivatives, sums, edges, literal, zeros, dependence, controls  # noqa: F401
 
 # isort: on
 from .properties import PROPERTIES, Property, check_names

@@ -4,7 +4,9 @@ Modules are found by this file's own list and touched by the few lines of hooks 
 what is tried on it (one component replaced, moved a little, ...) are copies of that row.
 
 Activations are keyed by site and layer, ``("z", 2)``: ``z`` ``[T, H * d_head]`` before the output projection, ``post``
-``[T, d_mlp]`` before the down-projection, ``mlp_out``, ``resid_pre`` and ``resid_post`` ``[T, d_model]``, and
+``[T, d_mlp]`` before the down-projection, ``mlp_out``, ``resid_pre`` and ``resid_post`` ``[T, d_model]``, ``query``,
+``key`` and ``value`` ``[T, heads * d_head]`` as projected (of keys and values as many heads as there are), ``ffn_in``
+``[T, d_model]``, the residual as the norm before the FFN reads it (what is added there reaches the FFN alone), and
 ``("embed", 0)`` ``[T, d_model]``, the input embeddings with image features in place of the placeholders.
 """
 
@@ -26,11 +28,12 @@ from ..model import EncodedExample
 
 Site = tuple[str, int]
 EMBED: Site = ("embed", 0)
+PROJECTED = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Where a family keeps what is read or changed; the last five are paths inside a block."""
+    """Where a family keeps what is read or changed; all but the first two are paths inside a block."""
 
     layers: str
     norm: str
@@ -38,12 +41,20 @@ class Parts:
     down: str
     reads: str
     """The projections that make the coefficients: of a gated FFN the gate."""
-    values: str
+    query: str
+    key: str
+    value: str
+    """One and the same where one projection makes all three, in this order."""
+    second_norm: str
 
 
-_LLAMA = ("self_attn.o_proj", "mlp.down_proj", "mlp.gate_proj", "self_attn.v_proj")
+_LLAMA = (
+    *("self_attn.o_proj", "mlp.down_proj", "mlp.gate_proj"),
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "post_attention_layernorm"),
+)
+_GPT2 = ("attn.c_proj", "mlp.c_proj", "mlp.c_fc", *3 * ("attn.c_attn",), "ln_2")
 PARTS = {
-    "gpt2": Parts("transformer.h", "transformer.ln_f", "attn.c_proj", "mlp.c_proj", "mlp.c_fc", "attn.c_attn"),
+    "gpt2": Parts("transformer.h", "transformer.ln_f", *_GPT2),
     "llama": Parts("model.layers", "model.norm", *_LLAMA),
     "llava": Parts("model.language_model.layers", "model.language_model.norm", *_LLAMA),
 }
@@ -140,6 +151,7 @@ class Reference:
 
     def _hook(self, site: Site, added: Tensor | None, seen: dict[Site, Tensor]) -> Any:
         name, layer = site
+        columns = self._columns(name, layer)
 
         def touch(x: Tensor) -> Tensor:
             seen[site] = x if added is None else x + added
@@ -151,6 +163,15 @@ class Reference:
         def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
             return (touch(output[0]), *output[1:]) if isinstance(output, tuple) else touch(output)
 
+        def projected(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            whole = output.clone()
+            whole[..., columns] = touch(output[..., columns])
+            return whole
+
+        if name in PROJECTED:
+            return self.part(name, layer).register_forward_hook(projected)
+        if name == "ffn_in":
+            return self.part("second_norm", layer).register_forward_pre_hook(before, with_kwargs=True)
         if name == "resid_pre":
             return self.blocks[layer].register_forward_pre_hook(before, with_kwargs=True)
         if name == "resid_post":
@@ -159,6 +180,13 @@ class Reference:
         if name == "mlp_out":
             return module.register_forward_hook(after)
         return module.register_forward_pre_hook(before, with_kwargs=True)
+
+    def _columns(self, name: str, layer: int) -> slice:
+        """Where queries, keys or values stand among what their projection makes."""
+        if name not in PROJECTED or self.parts.query != self.parts.key:
+            return slice(None)
+        width, place = self.n_heads * self.d_head, PROJECTED.index(name)
+        return slice(place * width, (place + 1) * width)
 
     def replacements(
         self, encoded: EncodedExample, level: str, kind: str, examples: Sequence[EncodedExample]

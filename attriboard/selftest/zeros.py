@@ -63,7 +63,7 @@ def zero_for_dead(case: Case) -> None:
             _cut(reference.part("reads", layer), dead)
             columns["post", layer] = _marked(reference.d_mlp, dead)
     else:
-        values = reference.part("values", 0)
+        values = reference.part("value", 0)
         fused = reference.config.model_type == "gpt2"  # queries, keys and values in one projection
         start = 2 * reference.n_heads * reference.d_head if fused else 0
         _cut(values, list(range(start, start + reference.d_head)))

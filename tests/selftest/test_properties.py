@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from attriboard.components import LEVELS
 from attriboard.errors import AttriboardError, ConfigurationError, UnknownNameError
+from attriboard.interventions import Intervention
 from attriboard.method import Method, methods
 from attriboard.scores import Scores
 from attriboard.selftest import PROPERTIES, Finding, examine, parametrize_with_properties
@@ -153,6 +155,38 @@ class Float64(methods.get("weight_norm")):  # type: ignore[misc]
         return Scores(found.values.double(), found.level, found.names)
 
 
+@dataclass
+class EndOfThePath(methods.get("eap_ig")):  # type: ignore[misc]
+    """On edges, takes the gradient of the clean prompt alone, whatever steps it is told."""
+
+    name = "broken"
+    levels = ("edges",)
+
+    def score_batch(self, model: Any, batch: Any, level: Any) -> Tensor:
+        return methods.make("eap").score_batch(model, batch, level)
+
+
+class TheCounterfactualsEdges(methods.get("exact_edges")):  # type: ignore[misc]
+    """Replaces edges of the counterfactual's run by the prompt's."""
+
+    name = "broken"
+
+    def intervention(self, model: Any, batch: Any, level: Any) -> Any:
+        other = replace(batch.counterfactual, counterfactual=replace(batch, counterfactual=None))
+        return super().intervention(model, other, level)
+
+
+class NodesForEdges(methods.get("exact_edges")):  # type: ignore[misc]
+    """Replaces what heads and FFNs write, and leaves the embedding as it is."""
+
+    name = "broken"
+
+    def intervention(self, model: Any, batch: Any, level: Any) -> Any:
+        nodes = Intervention(model, batch, LEVELS["nodes"])
+        size = LEVELS["nodes"].size(model)
+        return lambda masks, logits: nodes(masks[:, :1].expand(-1, size), logits)
+
+
 BROKEN: list[tuple[str, str, type[Method]]] = [
     ("finite_scores", "a NaN", changed("weight_norm", with_nan)),
     ("finite_scores", "wrong type", Float64),
@@ -183,7 +217,17 @@ BROKEN: list[tuple[str, str, type[Method]]] = [
     ("parts_sum_to_one", "negative", changed("ifr", one_below_zero)),
     ("sums_to_one", "negative", changed("mean_attention", lambda x, *_: 2 * x - x.flip(1))),
     ("adds_over_marks", "squared", changed("in_context_heads", lambda x, *_: x**2)),
+    ("column_sums_to_nodes", "another source", changed("eap", lambda x, *_: x.roll(1, 1))),
+    ("column_sums_to_nodes", "a hundredth too much", changed("eap_ig", lambda x, *_: 1.01 * x)),
+    ("row_sums_to_input", "by size", changed("eap", lambda x, *_: x.abs())),
+    ("row_sums_to_input", "another destination", changed("eap_ig", lambda x, *_: x.roll(5, 1))),
+    ("all_edges_is_clean", "of the counterfactual", TheCounterfactualsEdges),
+    ("no_edges_is_corrupted", "the embedding stays", NodesForEdges),
+    ("finite_differences", "of edges, halved", changed("eap", lambda x, *_: x / 2)),
+    ("path_finite_differences", "of edges, the clean prompt alone", EndOfThePath),
     ("exact_effect", "an estimate", changed("attribution_patching")),
+    ("exact_effect", "an estimate of edges", changed("eap")),
+    ("exact_on_linear_model", "of edges, by size", changed("eap", lambda x, *_: x.abs())),
     ("exact_effect", "wrong sign", changed("occlusion", lambda x, *_: -x)),
     ("exact_on_linear_model", "another direction", changed("eap_ig", lambda x, *_: x.abs())),
     ("zero_for_idle", "an offset", changed("head_ablation", lambda x, *_: x + 0.01)),
