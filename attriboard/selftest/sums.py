@@ -162,14 +162,15 @@ def parts_sum_to_one(case: Case) -> None:
     """
     model, scored = _only_sources(case.family), set(case.method.levels)
     inputs = ["tokens", "patches"] if case.family in SEEING else ["tokens"]
-    if "edges" not in scored and not scored.issuperset(inputs):
+    of_edges = [level for level in case.method.levels if LEVELS[level].edges]
+    if not of_edges and not scored.issuperset(inputs):
         raise SkipCell(f"{case.method.name} scores neither edges nor {' and '.join(inputs)}.")
     into = torch.tensor(model.graph.edge_destinations)
     for i, e in enumerate(case.examples()):
         scores: list[Tensor] = []
         sums: dict[str, float] = {}
-        if "edges" in scored:
-            scores.append(replace(case, level="edges").scores(model, [e]))
+        for level in of_edges:
+            scores.append(replace(case, level=level).scores(model, [e]))
             added = torch.zeros(len(model.graph.dst_nodes)).double().index_add_(0, into, scores[-1])
             sums |= {f"edges into {name}": float(x) for name, x in zip(model.graph.dst_nodes, added)}
         if scored.issuperset(inputs):
