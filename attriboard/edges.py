@@ -25,7 +25,7 @@ def few_rows(model: Model, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
     """A batch in parts whose sources' changes fit into :data:`CHANGE_BYTES`: which rows, and the batch of them.
 
     A row takes ``n_sources T d_model`` numbers: 0.7 MB for each token of SmolLM2-135M, 17 MB of a Llama of 7 billion
-    weights in float32.
+    weights in float32. The gradients at destinations take three times as much.
     """
     sources = model.graph.sources_before(model.n_layers)
     per_row = sources * batch.tokens.shape[1] * model.d_model * max(4, model.dtype.itemsize)

@@ -145,6 +145,27 @@ def query_neurons(model: Model, length: int) -> dict[str, Any]:
     }
 
 
+def edges(model: Model, length: int) -> dict[str, Any]:
+    """EAP of all edges of one prompt: seconds, memory beyond the weights, and work."""
+    example, level = random_example(model, length), get_level("edges")
+    method = methods.make("eap")
+
+    def score() -> Any:
+        batch = model.batch([example])
+        return method.score_batch(model, batch, level)
+
+    score()
+    model.cost = Cost()
+    extra = extra_memory(score, model.device)
+    return {
+        "tokens": length,
+        "edges": level.size(model),
+        "extra_mib": extra,
+        "forward_equivalents": model.forward_equivalents([example]),
+        "seconds": min(seconds(score, model.device, 2, warm=0)),
+    }
+
+
 def occlusion(model: Model, length: int) -> dict[str, Any]:
     """Every position of a prompt occluded in turn, behind what it leaves as it is and without."""
     example, level = random_example(model, length), get_level("tokens")
@@ -211,11 +232,13 @@ def items(options: argparse.Namespace, done: dict[str, Any]) -> Iterator[Item]:
     yield "log-probability increase, 7B", 15, lambda: increase(*of(large))
     yield "query neurons, 7B, short", 3, lambda: query_neurons(of(large)[0], 16)
     yield "query neurons, 7B, long", 5, lambda: query_neurons(of(large)[0], long)
+    yield "edges, 7B", 10, lambda: edges(of(large)[0], 16 if options.small else 64)
     yield "occlusion, 7B", 25, lambda: occlusion(of(large)[0], long)
     yield "head ablation, 7B", 12, lambda: head_ablation(of(large)[0], long, rate())
     yield "capturing, 135M", 5, lambda: capturing(*of(little))
     yield "log-probability increase, 135M", 5, lambda: increase(*of(little))
     yield "query neurons, 135M, short", 3, lambda: query_neurons(of(little)[0], 16)
+    yield "edges, 135M", 5, lambda: edges(of(little)[0], 16 if options.small else 64)
 
 
 def main() -> None:
