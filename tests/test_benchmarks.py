@@ -63,7 +63,7 @@ def test_what_a_gpu_is_measured_by_runs_on_a_cpu_and_both_sides_agree(tmp_path: 
     program, out = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--small"], tmp_path / "gpu.json"
     subprocess.run([*program, "--out", str(out)], check=True, capture_output=True)
     found = json.loads(out.read_text())["items"]
-    assert len(found) == 10
+    assert len(found) == 12
     assert not [item for item in found.values() if "failed" in item or "skipped" in item]
     assert found["rates"]["float32_flops_per_second"] > 0
     for shape in ("7B", "135M"):
@@ -84,7 +84,7 @@ def test_what_does_not_fit_into_the_time_is_said(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
     runpy.run_path(str(BENCHMARKS / "gpu.py"), run_name="__main__")
     found = json.loads(out.read_text())["items"]
-    assert len(found) == 10
+    assert len(found) == 12
     assert all("0 of 0 s are left" in item["skipped"] for item in found.values())
 
 
