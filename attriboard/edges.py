@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import ConfigurationError
 from .graph import LOGITS
 from .model import Batch, Edit, Model, hook_name
-from .models.edges import OwnGradients, Written, head_changes
+from .models.edges import OwnGradients, Written, attention_sum, head_changes
 
 Gradients = dict[str, Tensor]
 """As :meth:`attriboard.models.edges.OwnGradients.gradients` returns them."""
@@ -111,9 +111,7 @@ class Changes:
     def _through_norm(self, layer: int, z: Tensor) -> Tensor:
         """``[B, H, T, d_model]``."""
         norm, heads = self._model.parts.attn_post_norm[layer], self._heads[layer]
-        total = torch.einsum("bthe,hed->btd", z, self._model.W_O(layer))
-        bias = self._model.b_O(layer)
-        at = (total if bias is None else total + bias)[:, None].expand_as(heads).contiguous()
+        at = attention_sum(self._model, layer, z)[:, None].expand_as(heads).contiguous()
         changed: Tensor = torch.func.jvp(norm.forward, (at,), (heads,))[1]
         return changed
 

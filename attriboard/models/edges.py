@@ -245,6 +245,13 @@ def head_changes(weights: Weights, layer: int, difference: Tensor) -> Tensor:
     return torch.einsum("rthe,hed->rhtd", difference, weights.W_O(layer).to(difference.dtype))
 
 
+def attention_sum(weights: Weights, layer: int, z: Tensor) -> Tensor:
+    """``[R, T, d_model]``: what the output projection makes of heads' outputs ``[R, T, H, d_head]``."""
+    total = torch.einsum("rthe,hed->rtd", z, weights.W_O(layer))
+    bias = weights.b_O(layer)
+    return total if bias is None else total + bias
+
+
 class ReplacedEdges(Reading):
     """A pass in which a set of edges of each row carries what other sources write.
 
@@ -308,9 +315,7 @@ class ReplacedEdges(Reading):
         changes = head_changes(self.weights, layer, self.other.z[layer] - z)
         if self.weights.parts.attn_post_norm[layer] is not None:
             # what the norm after attention divides by depends on the sum of all heads
-            total = torch.einsum("rthe,hed->rtd", z, self.weights.W_O(layer))
-            bias = self.weights.b_O(layer)
-            self._sums[layer] = total if bias is None else total + bias
+            self._sums[layer] = attention_sum(self.weights, layer, z)
         elif self.weights.residual_scale != 1:
             changes = changes * self.weights.residual_scale
         self._changes[:, first : first + self.weights.n_heads] = changes
